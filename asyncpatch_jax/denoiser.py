@@ -1,0 +1,37 @@
+"""From a network and its parameters to the function that samplers call."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from asyncpatch_jax.process import Kind, Process, predict
+from asyncpatch_jax.types import Condition, Denoiser, Image, Prediction, Times
+
+
+def bind(model: nn.Module, params: Any, process: Process, kind: Kind, cond: Condition | None = None) -> Denoiser:
+    """The denoiser `(x, times) -> Prediction` of a network `(x, t, cond) -> (out, aux)` that predicts `kind`.
+
+    A guidance that asks for k fields at once calls it with k copies of each image next to each other [b * k, ...]
+    (interleaved, so that a sharded batch axis needs no all-to-all); the condition is repeated to match.
+
+    Raises:
+        ValueError: the batch is no multiple of the condition's.
+    """
+
+    def denoise(x: Image, times: Times) -> Prediction:
+        out, aux = model.apply({"params": params}, x, times.told, _repeat(cond, x.shape[0]))
+        pred = predict(process, kind, out.astype(jnp.float32), x, times.level)
+        return pred._replace(aux=aux)
+
+    return denoise
+
+
+def _repeat(cond: Condition | None, batch: int) -> Condition | None:
+    def leaf(array: jax.Array) -> jax.Array:
+        if batch % array.shape[0]:
+            raise ValueError(f"expected a condition whose batch divides {batch} images, got shape {array.shape}")
+        return jnp.repeat(array, batch // array.shape[0], axis=0)
+
+    return jax.tree.map(leaf, cond)

@@ -1,0 +1,180 @@
+"""Noise processes `x_t = alpha(t) x0 + sigma(t) eps`, elementwise in the field, and conversions between predictions."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from asyncpatch_jax import timefield
+from asyncpatch_jax.types import Image, Prediction, TimeField
+
+Kind = Literal["x0", "eps", "v", "velocity", "score"]
+KINDS: tuple[str, ...] = get_args(Kind)
+Times_ = Float[Array, "..."]
+
+
+@runtime_checkable
+class Process(Protocol):
+    """A noise process; all methods act elementwise on float32 times in [0, 1] (0 = data, 1 = noise)."""
+
+    def alpha(self, t: Times_) -> Times_:
+        """Weight of the data."""
+
+    def sigma(self, t: Times_) -> Times_:
+        """Weight of the noise."""
+
+    def rates(self, t: Times_) -> tuple[Times_, Times_]:
+        """(d alpha / dt, d sigma / dt)."""
+
+    def logsnr(self, t: Times_) -> Times_:
+        """log(alpha^2 / sigma^2): +inf at t = 0, -inf where alpha is 0."""
+
+
+class _LogSNR:
+    def logsnr(self, t: Times_) -> Times_:
+        return 2.0 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(_LogSNR):
+    """alpha = 1 - t, sigma = t (Liu et al. 2022); the default of AsyncPatch Diffusion, arXiv 2606.07079."""
+
+    def alpha(self, t: Times_) -> Times_:
+        return 1.0 - t
+
+    def sigma(self, t: Times_) -> Times_:
+        return t
+
+    def rates(self, t: Times_) -> tuple[Times_, Times_]:
+        return -jnp.ones_like(t), jnp.ones_like(t)
+
+
+@dataclass(frozen=True)
+class Cosine(_LogSNR):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): variance preserving."""
+
+    def alpha(self, t: Times_) -> Times_:
+        # as a sine, so that alpha(1) is exactly 0 in float32
+        return jnp.sin(0.5 * jnp.pi * (1.0 - t))
+
+    def sigma(self, t: Times_) -> Times_:
+        return jnp.sin(0.5 * jnp.pi * t)
+
+    def rates(self, t: Times_) -> tuple[Times_, Times_]:
+        return -0.5 * jnp.pi * self.sigma(t), 0.5 * jnp.pi * self.alpha(t)
+
+
+@dataclass(frozen=True)
+class Discrete(_LogSNR):
+    """The variance-preserving process of Stable Diffusion: `num_steps` noise levels, "scaled_linear" betas.
+
+    Level n (0-based, as the pretrained network counts) stands at t = (n + 1) / num_steps, and t = 0 is clean data;
+    between two levels alpha^2 is linear in t.
+    """
+
+    num_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+    def __post_init__(self):
+        if self.num_steps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                "expected num_steps >= 1 and 0 < beta_start <= beta_end < 1, got "
+                f"{self.num_steps}, {self.beta_start}, {self.beta_end}"
+            )
+
+    def _noise_power(self) -> np.ndarray:
+        """sigma^2 at t = 0, 1/N, ..., 1. Held as 1 - alpha^2, which float32 keeps near t = 0 too."""
+        betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps, dtype=np.float64) ** 2
+        return -np.expm1(np.concatenate([[0.0], np.cumsum(np.log1p(-betas))]))
+
+    def index(self, t: Times_) -> Times_:
+        """The time in the units of the pretrained network, -1 (clean) ... num_steps - 1."""
+        return t * self.num_steps - 1.0
+
+    def _power(self, t: Times_) -> Times_:
+        table = jnp.asarray(self._noise_power(), jnp.float32)
+        return jnp.interp(t, jnp.linspace(0.0, 1.0, self.num_steps + 1, dtype=jnp.float32), table)
+
+    def alpha(self, t: Times_) -> Times_:
+        return jnp.sqrt(1.0 - self._power(t))
+
+    def sigma(self, t: Times_) -> Times_:
+        return jnp.sqrt(self._power(t))
+
+    def rates(self, t: Times_) -> tuple[Times_, Times_]:
+        slopes = jnp.asarray(np.diff(self._noise_power()) * self.num_steps, jnp.float32)
+        slope = slopes[jnp.clip((t * self.num_steps).astype(jnp.int32), 0, self.num_steps - 1)]
+        return -0.5 * slope / self.alpha(t), 0.5 * slope / self.sigma(t)
+
+
+def _divide(a: Times_, b: Times_) -> Times_:
+    """a / b, and 0 where b is 0: there the quotient has no limit, and finite beats NaN."""
+    zero = b == 0
+    return jnp.where(zero, 0.0, a / jnp.where(zero, 1.0, b))
+
+
+def coefficients(process: Process, kind: Kind, t: Times_) -> tuple[Times_, Times_]:
+    """(a, b) such that a prediction of this kind is `a * x0 + b * eps`, for every kind but "score".
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind == "x0":
+        return jnp.ones_like(t), jnp.zeros_like(t)
+    if kind == "eps":
+        return jnp.zeros_like(t), jnp.ones_like(t)
+    if kind == "v":
+        return -process.sigma(t), process.alpha(t)
+    if kind == "velocity":
+        return process.rates(t)
+    raise ValueError(f"expected a prediction kind out of {', '.join(KINDS)}, got {kind!r}")
+
+
+def diffuse(process: Process, x0: Image, eps: Image, t: TimeField) -> Image:
+    """Noise an image to a field: `alpha(t) x0 + sigma(t) eps`. Cells at 0 are `x0` bit for bit."""
+    t = timefield.like(t, x0)
+    return process.alpha(t) * x0 + process.sigma(t) * eps
+
+
+def target(process: Process, kind: Kind, x0: Image, eps: Image, t: TimeField) -> Image:
+    """What a network of this kind should answer for `diffuse(process, x0, eps, t)`.
+
+    x0, eps, v = alpha eps - sigma x0, velocity = alpha' x0 + sigma' eps, score = -eps / sigma (infinite at t = 0).
+    """
+    t = timefield.like(t, x0)
+    if kind == "score":
+        return -eps / process.sigma(t)
+    a, b = coefficients(process, kind, t)
+    return a * x0 + b * eps
+
+
+def predict(process: Process, kind: Kind, out: Image, x: Image, t: TimeField) -> Prediction:
+    """Data and noise that a network output of this kind stands for: one 2x2 solve per element.
+
+    With `out = a x0 + b eps` and `x = alpha x0 + sigma eps` the determinant is 1 for v in a variance-preserving process
+    and for velocity in rectified flow, so nothing divides by sigma there. A clean cell (sigma = 0) is its own x0, whatever
+    the network says. Where the other half of the pair has no limit (eps from x0 at t = 0, x0 from eps where alpha = 0)
+    it is 0.
+    """
+    t = timefield.like(t, x)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    if kind == "score":
+        kind, out = "eps", -sigma * out
+    if kind == "x0":
+        x0, eps = out, _divide(x - alpha * out, sigma)
+    elif kind == "eps":
+        x0, eps = _divide(x - sigma * out, alpha), out
+    else:
+        a, b = coefficients(process, kind, t)
+        det = alpha * b - sigma * a
+        x0, eps = (b * x - sigma * out) / det, (alpha * out - a * x) / det
+    return Prediction(jnp.where(sigma == 0, x, x0), eps, {})
+
+
+def output(process: Process, kind: Kind, pred: Prediction, t: TimeField) -> Image:
+    """The prediction expressed in another kind: the inverse of `predict`."""
+    return target(process, kind, pred.x0, pred.eps, t)
+

@@ -1,0 +1,89 @@
+"""The one sampling loop: predict, ask the schedule, step, hold what did not move."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax import timefield
+from asyncpatch_jax.process import Process, diffuse
+from asyncpatch_jax.sampling.schedules.base import Schedule
+from asyncpatch_jax.sampling.solvers import Solver
+from asyncpatch_jax.types import Denoiser, Image, Prediction, Times
+
+# fold-in constants that keep the three uses of an image's key apart
+_START, _INIT, _STEP = 0, 1, 2
+
+
+class SamplerState(NamedTuple):
+    """All that moves during sampling: the image, its times, and what solver and schedule remember."""
+
+    x: Image
+    times: Times
+    solver: Any
+    schedule: Any
+
+
+def start(process: Process, schedule: Schedule, key: Key[Array, "..."], known: Image) -> Image:
+    """The image that a run begins with: `known`, noised to the schedule's first field.
+
+    Cells that start at 1 are pure noise and cells that start at 0 are `known` bit for bit, so that zeros serve as `known`
+    when everything is to be generated.
+
+    Args:
+        key: one key, or one per image; the same that `sample` gets.
+        known: [b, h, w, c].
+    """
+    keys = keys_lib.per_image(key, known.shape[0])
+    times, _ = schedule.init(keys_lib.fold_in(keys, _INIT), known)
+    noise = keys_lib.normal(keys_lib.fold_in(keys, _START), known.shape[1:])
+    return diffuse(process, known, noise, times.level)
+
+
+def sample(
+    denoise: Denoiser,
+    solver: Solver,
+    schedule: Schedule,
+    key: Key[Array, "..."],
+    x: Image,
+    *,
+    num_steps: int,
+    trace: Callable[[SamplerState, Prediction], Any] | None = None,
+) -> tuple[SamplerState, Any]:
+    """Move an image along a schedule, as one `lax.scan`.
+
+    Pure; jit it with `num_steps` static. Only shapes and settings are compiled in: weights, masks, conditions, guidance
+    and times are traced.
+
+    Args:
+        denoise: from `bind`, possibly wrapped by a guidance.
+        key: one key, or one per image [b]: image i depends on its own key alone.
+        x: the image at the schedule's first field, usually from `start`; [b, h, w, c] float32.
+        num_steps: how often the schedule is asked for the next field.
+        trace: `(state before the step, prediction) -> anything`, stacked over the steps.
+
+    Returns:
+        The last state, and what `trace` gave at each step (None without one).
+
+    Raises:
+        ValueError: the schedule's fields do not fit the image, or hold another number of steps.
+    """
+    keys = keys_lib.per_image(key, x.shape[0])
+    times, schedule_carry = schedule.init(keys_lib.fold_in(keys, _INIT), x)
+    timefield.like(times.level, x)
+    state = SamplerState(x, times, solver.init(x), schedule_carry)
+
+    def body(state: SamplerState, i: jax.Array) -> tuple[SamplerState, Any]:
+        key_schedule, key_solver = keys_lib.split(keys_lib.fold_in(keys, _STEP + i), 2)
+        pred = denoise(state.x, state.times)
+        times_next, schedule_carry = schedule.next(i, state, pred, key_schedule)
+        x, solver_carry = solver.step(denoise, pred, state.x, state.times, times_next, key_solver, state.solver)
+        # told apart bit for bit, so that a known or waiting cell never drifts, whatever the solver's arithmetic
+        moved = timefield.like((times_next.level != state.times.level).astype(jnp.float32), x) > 0
+        after = SamplerState(jnp.where(moved, x, state.x), times_next, solver_carry, schedule_carry)
+        return after, None if trace is None else trace(state, pred)
+
+    return jax.lax.scan(body, state, jnp.arange(num_steps))

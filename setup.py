@@ -1,0 +1,60 @@
+"""Packaging. Lower bounds are the versions the tests ran with; torch is pinned for its CPU build."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "numpy>=2.0",
+    "jaxtyping>=0.3.11",
+    "einops>=0.8",
+    "etils[epath]>=1.13",
+    "pillow>=11",
+]
+TRAIN = [
+    "grain>=0.2.18",
+    "tensorflow-datasets>=4.9.10",
+    "tensorflow-cpu>=2.21",
+    "tensorboard>=2.20",
+    "clu>=0.0.12",
+    "ml_collections>=1.1",
+    "absl-py>=2.3",
+    "tqdm>=4.67",
+    "matplotlib>=3.10",
+    "scikit-learn>=1.7",
+    "scikit-image>=0.25",
+]
+TEXT = ["transformers>=5.0", "tokenizers>=0.22", "sentencepiece>=0.2", "safetensors>=0.6"]
+TEST = [
+    *TRAIN,
+    *TEXT,
+    "pytest>=8.4",
+    "pytest-xdist>=3.8",
+    "beartype>=0.22",
+    "hypothesis>=6.140",
+    "ruff>=0.14",
+    "torch==2.13.0",
+    "diffusers>=0.40",
+    "libtpu",
+]
+
+setup(
+    name="asyncpatch_jax",
+    version="0.1.0",
+    description="Diffusion in JAX with a noise level per cell: training, sampling and inpainting on time fields",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["asyncpatch_jax*", "launch*", "configs*"]),
+    install_requires=CORE,
+    extras_require={
+        "train": TRAIN,
+        "text": TEXT,
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "test": TEST,
+    },
+)
