@@ -177,4 +177,3 @@ def predict(process: Process, kind: Kind, out: Image, x: Image, t: TimeField) ->
 def output(process: Process, kind: Kind, pred: Prediction, t: TimeField) -> Image:
     """The prediction expressed in another kind: the inverse of `predict`."""
     return target(process, kind, pred.x0, pred.eps, t)
-

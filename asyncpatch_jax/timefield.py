@@ -68,8 +68,10 @@ def _resize_axis(t: Float[Array, "..."], axis: int, size: int, how: str) -> Floa
     return low + jnp.moveaxis(jnp.tensordot(_overlap(old, size), t - low, (1, axis)), 0, axis)
 
 
-def resize(t: TimeField, grid: Grid, how: Literal["area", "max"] = "area") -> TimeField:
-    """Bring a field to `grid`; an axis of size 1 stays 1, since it broadcasts.
+def resize(
+    t: Float[Array, "b _gh _gw d"], grid: Grid, how: Literal["area", "max"] = "area"
+) -> Float[Array, "b _gh2 _gw2 d"]:
+    """Bring a field (or its embedding, d channels) to `grid`; an axis of size 1 stays 1, since it broadcasts.
 
     A finer grid repeats cells, a coarser one takes their area mean, or with "max" the noisiest of them (for hard masks:
     a cell with any unknown part is unknown).
@@ -83,8 +85,8 @@ def resize(t: TimeField, grid: Grid, how: Literal["area", "max"] = "area") -> Ti
 
 
 def coarsen(t: TimeField, grid: Grid) -> TimeField:
-    """`resize`, but a field already as coarse as `grid` stays as it is: embed few cells, repeat the result later."""
-    return resize(t, (min(t.shape[1], grid[0]), min(t.shape[2], grid[1])))
+    """`resize`, but an axis whose cells are whole multiples of `grid`'s stays as it is: embed few cells, spread later."""
+    return resize(t, tuple(n if g % n == 0 else g for n, g in zip(t.shape[1:3], grid, strict=True)))
 
 
 def like(t: TimeField, x: Image) -> TimeField:

@@ -1,0 +1,6 @@
+"""Networks `(x, t, cond) -> (out, aux)` that take a time field."""
+
+from asyncpatch_jax.models.dit import DiT
+from asyncpatch_jax.models.unet import UNet
+
+__all__ = ["DiT", "UNet"]

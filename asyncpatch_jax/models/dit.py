@@ -1,0 +1,162 @@
+"""DiT (Peebles & Xie 2023, arXiv 2212.09748), told its noise level per token.
+
+adaLN-zero acts per token, the final layer included; a 1x1 field modulates all tokens at once, as the original does.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from asyncpatch_jax import timefield
+from asyncpatch_jax.models.layers import Attention, ConditionEmbedding, Embedding, Modulation, TimeEmbedding
+from asyncpatch_jax.types import Condition, Image, TimeField
+
+Tokens = Float[Array, "b th tw d"]
+
+_SIZES = {
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 128, "depth": 4, "heads": 4, "patch": 2},
+    **{f"{size}/{patch}": {**shape, "patch": patch} for size, shape in _SIZES.items() for patch in (2, 4, 8)},
+}
+
+
+def positions(height: int, width: int, dim: int) -> Float[Array, "1 {height} {width} {dim}"]:
+    """Fixed sine-cosine features of row and column, half of `dim` each: any size, any aspect ratio."""
+
+    def axis(n: int) -> jax.Array:
+        freqs = 10_000.0 ** (-jnp.arange(dim // 4, dtype=jnp.float32) / (dim // 4))
+        angles = jnp.arange(n, dtype=jnp.float32)[:, None] * freqs[None, :]
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+    rows = jnp.broadcast_to(axis(height)[:, None], (height, width, dim // 2))
+    cols = jnp.broadcast_to(axis(width)[None, :], (height, width, dim // 2))
+    return jnp.concatenate([rows, cols], axis=-1)[None]
+
+
+class DiTBlock(nn.Module):
+    """Self-attention, [cross-attention], MLP, each gated per token; returns (x, None) for `nn.scan`."""
+
+    heads: int
+    mlp_ratio: int
+    dropout: float
+    dtype: Any
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Tokens, emb: Embedding, context: Any) -> tuple[Tokens, None]:
+        def flat(h: Tokens) -> Float[Array, "b n d"]:
+            return h.reshape(h.shape[0], -1, h.shape[-1])
+
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(6, self.dtype, name="modulation")(x, emb)
+        drop = nn.Dropout(self.dropout, deterministic=not self.train)
+        # adaLN-zero closes the gates at initialisation, so the attention and MLP outputs themselves start random
+        h = _layer_norm(self.dtype)(x) * (1 + scale_a) + shift_a
+        attend = Attention(self.heads, self.dtype, zero_init=False, name="self")
+        x = x + gate_a * drop(attend(flat(h)).reshape(x.shape))
+        if context is not None:
+            cross = Attention(self.heads, self.dtype, name="cross")
+            x = x + cross(flat(_layer_norm(self.dtype)(x)), *context).reshape(x.shape)
+        h = _layer_norm(self.dtype)(x) * (1 + scale_m) + shift_m
+        h = nn.gelu(nn.Dense(self.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp_in")(h), approximate=True)
+        return x + gate_m * drop(nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(h)), None
+
+
+def _layer_norm(dtype: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype)
+
+
+class DiT(nn.Module):
+    """A diffusion transformer `(x, t, cond) -> (out, aux)` whose field may have any grid from 1x1 to per pixel.
+
+    A field finer than the tokens is averaged over each token's pixels.
+
+    Attributes:
+        patch: side of a token's patch in pixels; height and width must be multiples of it.
+        width, depth, heads, mlp_ratio: of the transformer.
+        num_classes: 0 for none; labels then count 0 ... num_classes - 1, and num_classes means "no class".
+        context_dim: width of the conditioning tokens; 0 for none.
+        log_variance: predict `aux["log_variance"]` [b, h, w, 1] too.
+        dtype: compute type; parameters, times and reductions stay float32.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+        scan: loop over the blocks instead of unrolling them (compiles faster). Parameters are the same either way.
+    """
+
+    patch: int = 2
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: int = 4
+    dropout: float = 0.0
+    num_classes: int = 0
+    context_dim: int = 0
+    log_variance: bool = False
+    dtype: Any = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    @property
+    def multiple(self) -> int:
+        """Height and width must be multiples of this."""
+        return self.patch
+
+    @nn.compact
+    def __call__(
+        self, x: Image, t: TimeField, cond: Condition | None = None, *, train: bool = False
+    ) -> tuple[Image, dict[str, jax.Array]]:
+        """Predict from x [b, h, w, c] at field t [b, gh, gw, 1]: out [b, h, w, c] in float32, and aux.
+
+        Raises:
+            ValueError: height or width is no multiple of the patch, the width none of 4, or the field or condition
+                does not fit.
+        """
+        b, height, width, channels = x.shape
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"expected height and width to be multiples of {self.patch}, got {height}x{width}")
+        if self.width % 4:
+            raise ValueError(
+                f"expected a width that is a multiple of 4 (sine and cosine of row and column), got {self.width}"
+            )
+        timefield.check(t, b)
+        grid = (height // self.patch, width // self.patch)
+        label, context = ConditionEmbedding(
+            self.num_classes, self.context_dim, self.width, self.dtype, name="condition"
+        )(cond, b)
+        emb = TimeEmbedding(self.width, self.dtype, name="time")(t, grid)
+        emb = emb if label is None else emb + label
+
+        patches = rearrange(x.astype(self.dtype), "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
+        x = nn.Dense(self.width, dtype=self.dtype, name="patches")(patches)
+        x = x + positions(*grid, self.width).astype(self.dtype)
+
+        block_class = nn.remat(DiTBlock, prevent_cse=not self.scan) if self.remat else DiTBlock
+        stack = nn.scan(
+            block_class,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=self.depth,
+            unroll=1 if self.scan else self.depth,
+        )
+        x, _ = stack(self.heads, self.mlp_ratio, self.dropout, self.dtype, train, name="blocks")(x, emb, context)
+
+        shift, scale = Modulation(2, self.dtype, name="modulation_out")(x, emb)
+        x = _layer_norm(self.dtype)(x) * (1 + scale) + shift
+
+        def unpatch(features: int, x: Tokens, name: str) -> Image:
+            dense = nn.Dense(self.patch**2 * features, kernel_init=nn.initializers.zeros, dtype=self.dtype, name=name)
+            pixels = rearrange(dense(x), "b h w (p q c) -> b (h p) (w q) c", p=self.patch, q=self.patch)
+            return pixels.astype(jnp.float32)
+
+        out = unpatch(channels, x, "out")
+        # the head learns from what the body computes and never changes it: its gradient stops here
+        aux = {"log_variance": unpatch(1, jax.lax.stop_gradient(x), "log_variance")} if self.log_variance else {}
+        return out, aux

@@ -1,0 +1,167 @@
+"""Layers that UNet and DiT share: embeddings of a time field, FiLM, norms, attention, and what conditions them.
+
+Norms and softmax reduce in float32 whatever the compute type.
+"""
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from asyncpatch_jax import timefield
+from asyncpatch_jax.timefield import Grid
+from asyncpatch_jax.types import Condition, TimeField
+
+NormKind = Literal["group", "rms"]
+Features = Float[Array, "b h w d"]
+Embedding = Float[Array, "b _eh _ew e"]
+
+
+def sinusoid(t: Float[Array, "..."], width: int, max_period: float = 10_000.0) -> Float[Array, "... {width}"]:
+    """Sinusoidal features of times in [0, 1], float32 (Vaswani et al. 2017; in thousandths, as in DDPM)."""
+    freqs = jnp.exp(-math.log(max_period) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
+    angles = 1000.0 * t[..., None] * freqs.reshape((1,) * t.ndim + (-1,))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """A field resized to a level of the network, then embedded: [b, eh, ew, width].
+
+    The embedding has the field's own grid where that is coarser than the level's: 1x1 for a synchronous field.
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: TimeField, grid: Grid) -> Embedding:
+        cells = timefield.coarsen(t, grid)
+        features = sinusoid(cells[..., 0], 256).astype(self.dtype)
+        hidden = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="in")(features))
+        return nn.Dense(self.width, dtype=self.dtype, name="out")(hidden)
+
+
+class ConditionEmbedding(nn.Module):
+    """Label embedding [b, 1, 1, width] and cross-attention context ([b, 1 + l, width], which of it counts).
+
+    The label table's last row, `num_classes`, is "no class"; the context begins with one learned token that always
+    counts, so that an empty prompt is well defined.
+
+    Raises:
+        ValueError: the condition has what the model does not take, or tokens of another width.
+    """
+
+    num_classes: int
+    context_dim: int
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, cond: Condition | None, batch: int
+    ) -> tuple[Embedding | None, tuple[Float[Array, "b l d"], Bool[Array, "b l"]] | None]:
+        cond = cond or Condition()
+        if cond.label is not None and not self.num_classes:
+            raise ValueError("expected no labels (the model has num_classes = 0), got labels")
+        if cond.tokens is not None and not self.context_dim:
+            raise ValueError("expected no tokens (the model has context_dim = 0), got tokens")
+        label = context = None
+        if self.num_classes:
+            index = jnp.full((batch,), self.num_classes) if cond.label is None else cond.label
+            table = nn.Embed(
+                self.num_classes + 1,
+                self.width,
+                embedding_init=nn.initializers.normal(1.0),
+                dtype=self.dtype,
+                name="label",
+            )
+            label = table(index)[:, None, None, :]
+        if self.context_dim:
+            null = self.param("null_token", nn.initializers.normal(0.02), (1, 1, self.width))
+            tokens = jnp.broadcast_to(null, (batch, 1, self.width)).astype(self.dtype)
+            mask = jnp.ones((batch, 1), bool)
+            project = nn.Dense(self.width, dtype=self.dtype, name="tokens")
+            if cond.tokens is None:
+                project(jnp.zeros((batch, 1, self.context_dim)))  # its parameters exist whether or not there is text
+            else:
+                if cond.tokens.shape[-1] != self.context_dim:
+                    raise ValueError(f"expected tokens of width {self.context_dim}, got {cond.tokens.shape[-1]}")
+                given = jnp.ones(cond.tokens.shape[:2], bool) if cond.mask is None else cond.mask
+                tokens = jnp.concatenate([tokens, project(cond.tokens)], axis=1)
+                mask = jnp.concatenate([mask, given], axis=1)
+            context = (tokens, mask)
+        return label, context
+
+
+def norm(kind: NormKind, channels: int, dtype: Any, name: str) -> nn.Module:
+    """A norm by name. Not the fast variance: it loses all digits where a mean is large against its spread."""
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(32, channels), epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+    if kind == "rms":
+        return nn.RMSNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+    raise ValueError(f"expected norm = 'group' or 'rms', got {kind!r}")
+
+
+class Modulation(nn.Module):
+    """`num` maps [b, h|1, w|1, d] from an embedding, zero at initialisation; spread to the level's grid if coarser."""
+
+    num: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features, emb: Embedding) -> list[Float[Array, "b _h _w d"]]:
+        dense = nn.Dense(self.num * x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype, name="dense")
+        maps = timefield.resize(dense(nn.silu(emb)), x.shape[1:3])
+        return jnp.split(maps, self.num, axis=-1)
+
+
+class FiLM(nn.Module):
+    """`x * (1 + scale) + shift` per cell (Perez et al. 2018), the identity at initialisation."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features, emb: Embedding) -> Features:
+        scale, shift = Modulation(2, self.dtype, name="modulation")(x, emb)
+        return x * (1 + scale) + shift
+
+
+class Attention(nn.Module):
+    """Multi-head attention with RMS-normed queries and keys, from x to itself or to a context.
+
+    With `zero_init` the output is zero at initialisation, for residual branches without a gate.
+
+    Raises:
+        ValueError: the width is no multiple of the number of heads.
+    """
+
+    heads: int
+    dtype: Any = jnp.float32
+    zero_init: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        context: Float[Array, "b l e"] | None = None,
+        mask: Bool[Array, "b l"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        width = x.shape[-1]
+        if width % self.heads:
+            raise ValueError(f"expected a width that {self.heads} heads divide, got {width}")
+        shape = (self.heads, width // self.heads)
+        if context is None:
+            qkv = nn.DenseGeneral((3, *shape), use_bias=False, dtype=self.dtype, name="qkv")(x)
+            q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        else:
+            q = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name="q")(x)
+            kv = nn.DenseGeneral((2, *shape), use_bias=False, dtype=self.dtype, name="kv")(context)
+            k, v = kv[:, :, 0], kv[:, :, 1]
+        q = nn.RMSNorm(use_fast_variance=False, dtype=self.dtype, name="q_norm")(q)
+        k = nn.RMSNorm(use_fast_variance=False, dtype=self.dtype, name="k_norm")(k)
+        out = jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None, None, :])
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=init, dtype=self.dtype, name="out")(out)

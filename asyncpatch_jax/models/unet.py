@@ -1,0 +1,240 @@
+"""UNet after Dhariwal & Nichol 2021 (arXiv 2105.05233), told its noise level per cell.
+
+Every residual block gets scale and shift (FiLM) from the time field, resized to the block's level and embedded there.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from asyncpatch_jax import timefield
+from asyncpatch_jax.models.layers import (
+    Attention,
+    ConditionEmbedding,
+    Embedding,
+    Features,
+    FiLM,
+    NormKind,
+    TimeEmbedding,
+    norm,
+)
+from asyncpatch_jax.types import Condition, Image, TimeField
+
+# 600M: base, multipliers, blocks, attention and dropout as in the nearest public configuration of ImageNet-64 (the
+# paper's widths are lost from its text); 60M is the same shape at a third of the width.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"base": 32, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_dim": 32, "dropout": 0.0},
+    "60M": {"base": 64, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention": (2, 3), "head_dim": 64, "dropout": 0.1},
+    "600M": {
+        "base": 192,
+        "multipliers": (1, 2, 3, 4),
+        "blocks": 3,
+        "attention": (2, 3),
+        "head_dim": 64,
+        "dropout": 0.1,
+    },
+}
+
+
+def _downsample(x: Features) -> Features:
+    return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+def _upsample(x: Features) -> Features:
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+class ResBlock(nn.Module):
+    """norm, silu, [resample], conv, norm + FiLM, silu, dropout, conv, added to the (resampled, projected) input."""
+
+    features: int
+    resample: str  # "", "down" or "up"
+    norm: NormKind
+    dropout: float
+    dtype: Any
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Features, emb: Embedding) -> Features:
+        change = {"": lambda h: h, "down": _downsample, "up": _upsample}[self.resample]
+        h = nn.silu(norm(self.norm, x.shape[-1], self.dtype, "norm_in")(x))
+        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv_in")(change(h))
+        h = FiLM(self.dtype, name="film")(norm(self.norm, self.features, self.dtype, "norm_out")(h), emb)
+        h = nn.Dropout(self.dropout, deterministic=not self.train)(nn.silu(h))
+        h = nn.Conv(self.features, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(h)
+        x = change(x)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over a level's pixels, then cross-attention to the context if there is one."""
+
+    head_dim: int
+    norm: NormKind
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Features, context: Any) -> Features:
+        b, h, w, d = x.shape
+        if d % self.head_dim:
+            raise ValueError(f"expected a width that head_dim = {self.head_dim} divides, got {d}")
+        heads = d // self.head_dim
+        # flat before the norm only for attention: group norm must see the whole level
+        flat = norm(self.norm, d, self.dtype, "norm")(x).reshape(b, h * w, d)
+        x = x + Attention(heads, self.dtype, name="self")(flat).reshape(x.shape)
+        if context is not None:
+            flat = norm(self.norm, d, self.dtype, "norm_context")(x).reshape(b, h * w, d)
+            x = x + Attention(heads, self.dtype, name="cross")(flat, *context).reshape(x.shape)
+        return x
+
+
+class Block(nn.Module):
+    """What repeats in a level: [concatenate the skip], residual block, [attention]; returns (x, x) for `nn.scan`."""
+
+    features: int
+    attend: bool
+    head_dim: int
+    norm: NormKind
+    dropout: float
+    dtype: Any
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Features, skip: Features | None, emb: Embedding, context: Any) -> tuple[Features, Features]:
+        if skip is not None:
+            x = jnp.concatenate([x, skip], axis=-1)
+        x = ResBlock(self.features, "", self.norm, self.dropout, self.dtype, self.train, name="res")(x, emb)
+        if self.attend:
+            x = AttentionBlock(self.head_dim, self.norm, self.dtype, name="attention")(x, context)
+        return x, x
+
+
+class UNet(nn.Module):
+    """A UNet `(x, t, cond) -> (out, aux)` whose field may have any grid from 1x1 to per pixel.
+
+    Attributes:
+        base, multipliers: widths of the levels are base * multipliers; each level halves the resolution.
+        blocks: residual blocks a level (one more on the way up).
+        attention: levels (0 = full resolution) with self-attention, and cross-attention when `context_dim` is set.
+        norm: "group" or "rms".
+        num_classes: 0 for none; labels then count 0 ... num_classes - 1, and num_classes means "no class".
+        context_dim: width of the conditioning tokens; 0 for none.
+        log_variance: predict `aux["log_variance"]` [b, h, w, 1] too.
+        dtype: compute type; parameters, times and reductions stay float32.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+        scan: loop over a level's equal blocks instead of unrolling them (compiles faster; XLA:CPU runs convolutions in
+            loops on one thread). Parameters are the same either way.
+    """
+
+    base: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 3, 4)
+    blocks: int = 3
+    attention: tuple[int, ...] = (2, 3)
+    head_dim: int = 64
+    norm: NormKind = "group"
+    dropout: float = 0.0
+    num_classes: int = 0
+    context_dim: int = 0
+    log_variance: bool = False
+    dtype: Any = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    @property
+    def multiple(self) -> int:
+        """Height and width must be multiples of this."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @nn.compact
+    def __call__(
+        self, x: Image, t: TimeField, cond: Condition | None = None, *, train: bool = False
+    ) -> tuple[Image, dict[str, jax.Array]]:
+        """Predict from x [b, h, w, c] at field t [b, gh, gw, 1]: out [b, h, w, c] in float32, and aux.
+
+        Raises:
+            ValueError: height or width is no multiple of 2^(levels - 1), or the field or condition does not fit.
+        """
+        b, height, width, channels = x.shape
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(f"expected height and width to be multiples of {self.multiple}, got {height}x{width}")
+        timefield.check(t, b)
+        levels = len(self.multipliers)
+        widths = [self.base * m for m in self.multipliers]
+        emb_width = 4 * self.base
+
+        embed = TimeEmbedding(emb_width, self.dtype, name="time")
+        label, context = ConditionEmbedding(
+            self.num_classes, self.context_dim, emb_width, self.dtype, name="condition"
+        )(cond, b)
+        embs = [embed(t, (height >> level, width >> level)) for level in range(levels)]
+        if label is not None:
+            embs = [emb + label for emb in embs]
+
+        res_class = nn.remat(ResBlock) if self.remat else ResBlock
+        block_class = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+
+        def resample(level: int, how: str, name: str) -> ResBlock:
+            return res_class(widths[level], how, self.norm, self.dropout, self.dtype, train, name=name)
+
+        def block_args(level: int) -> tuple[Any, ...]:
+            attend = level in self.attention
+            return widths[level], attend, self.head_dim, self.norm, self.dropout, self.dtype, train
+
+        def repeat(level: int, skips: Features | None, x: Features, name: str) -> tuple[Features, Any]:
+            """The level's equal blocks, with stacked parameters; `skips` and the outputs are stacked on axis 0."""
+            length = self.blocks - 1
+            stack = nn.scan(
+                block_class,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast if skips is None else 0, nn.broadcast, nn.broadcast),
+                length=length,
+                unroll=1 if self.scan else length,
+            )
+            return stack(*block_args(level), name=name)(x, skips, embs[level], context)
+
+        x = nn.Conv(self.base, (3, 3), dtype=self.dtype, name="stem")(x.astype(self.dtype))
+        entries, firsts, rest = [], [], []  # per level: its input, its first block's output, the other blocks' outputs
+        for level in range(levels):
+            if level:
+                x = resample(level - 1, "down", f"down_{level}")(x, embs[level])
+            entries.append(x)
+            x, _ = block_class(*block_args(level), name=f"encode_{level}_first")(x, None, embs[level], context)
+            firsts.append(x)
+            if self.blocks > 1:
+                x, outs = repeat(level, None, x, f"encode_{level}")
+                rest.append(outs)
+
+        x = resample(levels - 1, "", "middle_in")(x, embs[-1])
+        if self.attention:
+            x = AttentionBlock(self.head_dim, self.norm, self.dtype, name="middle_attention")(x, context)
+        x = resample(levels - 1, "", "middle_out")(x, embs[-1])
+
+        for level in reversed(range(levels)):
+            # last in, first out: the skips of blocks n .. 2 come stacked, then the first block's and the level's input
+            last = rest[level][-1] if self.blocks > 1 else firsts[level]
+            x, _ = block_class(*block_args(level), name=f"decode_{level}_first")(x, last, embs[level], context)
+            if self.blocks > 1:
+                skips = (
+                    jnp.concatenate([rest[level][-2::-1], firsts[level][None]])
+                    if self.blocks > 2
+                    else firsts[level][None]
+                )
+                x, _ = repeat(level, skips, x, f"decode_{level}")
+            x, _ = block_class(*block_args(level), name=f"decode_{level}_last")(x, entries[level], embs[level], context)
+            if level:
+                x = resample(level, "up", f"up_{level}")(x, embs[level - 1])
+
+        x = nn.silu(norm(self.norm, x.shape[-1], self.dtype, "norm_out")(x))
+        zeros = nn.initializers.zeros
+        out = nn.Conv(channels, (3, 3), kernel_init=zeros, dtype=self.dtype, name="out")(x).astype(jnp.float32)
+        aux = {}
+        if self.log_variance:
+            # the head learns from what the body computes and never changes it: its gradient stops here
+            head = nn.Conv(1, (3, 3), kernel_init=zeros, dtype=self.dtype, name="log_variance")
+            aux["log_variance"] = head(jax.lax.stop_gradient(x)).astype(jnp.float32)
+        return out, aux
