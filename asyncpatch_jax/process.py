@@ -177,3 +177,15 @@ def predict(process: Process, kind: Kind, out: Image, x: Image, t: TimeField) ->
 def output(process: Process, kind: Kind, pred: Prediction, t: TimeField) -> Image:
     """The prediction expressed in another kind: the inverse of `predict`."""
     return target(process, kind, pred.x0, pred.eps, t)
+
+
+def renoise(process: Process, x: Image, eps: Image, t: TimeField, t_next: TimeField) -> Image:
+    """`x` at `t` with fresh noise added up to a noisier `t_next`; cells with `t_next <= t` are `x` bit for bit.
+
+    `x' = (alpha' / alpha) x + sqrt(sigma'^2 - (alpha' sigma / alpha)^2) eps`, the process's own forward transition; in
+    rectified flow `(1 - t') / (1 - t) x + sqrt(t'^2 - ((1 - t') t / (1 - t))^2) eps`.
+    """
+    t, t_next = timefield.like(t, x), timefield.like(t_next, x)
+    ratio = _divide(process.alpha(t_next), process.alpha(t))
+    fresh = jnp.sqrt(jnp.maximum(process.sigma(t_next) ** 2 - (ratio * process.sigma(t)) ** 2, 0.0))
+    return jnp.where(t_next > t, ratio * x + fresh * eps, x)

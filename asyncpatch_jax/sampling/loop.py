@@ -30,8 +30,8 @@ class SamplerState(NamedTuple):
 def start(process: Process, schedule: Schedule, key: Key[Array, "..."], known: Image) -> Image:
     """The image that a run begins with: `known`, noised to the schedule's first field.
 
-    Cells that start at 1 are pure noise and cells that start at 0 are `known` bit for bit, so that zeros serve as `known`
-    when everything is to be generated.
+    Cells that start at 1 are pure noise and cells that start at 0 are `known` bit for bit, so that zeros serve as
+    `known` when everything is to be generated.
 
     Args:
         key: one key, or one per image; the same that `sample` gets.
@@ -40,7 +40,9 @@ def start(process: Process, schedule: Schedule, key: Key[Array, "..."], known: I
     keys = keys_lib.per_image(key, known.shape[0])
     times, _ = schedule.init(keys_lib.fold_in(keys, _INIT), known)
     noise = keys_lib.normal(keys_lib.fold_in(keys, _START), known.shape[1:])
-    return diffuse(process, known, noise, times.level)
+    # a process may keep a little of the data at t = 1 (Stable Diffusion's keeps 7 %), and what lies under an inpainting
+    # mask is no data at all (it may even be NaN)
+    return jnp.where(timefield.like(times.level, known) == 1, noise, diffuse(process, known, noise, times.level))
 
 
 def sample(
@@ -72,6 +74,11 @@ def sample(
         ValueError: the schedule's fields do not fit the image, or hold another number of steps.
     """
     keys = keys_lib.per_image(key, x.shape[0])
+    length = getattr(schedule, "num_steps", num_steps)
+    if length != num_steps:
+        raise ValueError(
+            f"expected num_steps = {length}, the length of this {type(schedule).__name__}, got {num_steps}"
+        )
     times, schedule_carry = schedule.init(keys_lib.fold_in(keys, _INIT), x)
     timefield.like(times.level, x)
     state = SamplerState(x, times, solver.init(x), schedule_carry)
@@ -80,6 +87,10 @@ def sample(
         key_schedule, key_solver = keys_lib.split(keys_lib.fold_in(keys, _STEP + i), 2)
         pred = denoise(state.x, state.times)
         times_next, schedule_carry = schedule.next(i, state, pred, key_schedule)
+        if jax.tree.map(jnp.shape, times_next) != jax.tree.map(jnp.shape, state.times):
+            raise ValueError(
+                f"expected a schedule whose fields stay {state.times.level.shape}, got {times_next.level.shape}"
+            )
         x, solver_carry = solver.step(denoise, pred, state.x, state.times, times_next, key_solver, state.solver)
         # told apart bit for bit, so that a known or waiting cell never drifts, whatever the solver's arithmetic
         moved = timefield.like((times_next.level != state.times.level).astype(jnp.float32), x) > 0

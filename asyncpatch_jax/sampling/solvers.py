@@ -1,14 +1,15 @@
 """Solvers: how a cell moves from its time to the next. All per cell, all safe where nothing moves or sigma is 0."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
 from asyncpatch_jax.process import Process
-from asyncpatch_jax.types import Denoiser, Image, ImageKeys, Prediction, Times
+from asyncpatch_jax.types import Denoiser, Image, ImageKeys, Prediction, TimeField, Times
 
 
 @runtime_checkable
@@ -38,23 +39,142 @@ class Solver(Protocol):
 class DDIM:
     """DDIM with stochasticity eta (Song et al. 2021, eq. 12): 0 is deterministic, 1 is ancestral sampling.
 
-    `x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z`, `s = eta sqrt((sigma'^2 / sigma^2)(1 - alpha^2 / alpha'^2))`.
+    `x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z` with `s = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2)`,
+    the spread of the process's own posterior q(x' | x, x0) at eta = 1. In a variance-preserving process this is the
+    paper's `sqrt((sigma'^2 / sigma^2)(1 - alpha^2 / alpha'^2))`; that form exceeds sigma' near t = 0 in rectified flow,
+    and the samples then lose variance with the square root of the step size only.
+
+    Order 1 for eta = 0. An upward move of eta = 0 is DDIM inversion.
+
+    Raises:
+        ValueError: negative eta.
     """
 
     process: Process
     eta: float = 0.0
+
+    def __post_init__(self):
+        if self.eta < 0:
+            raise ValueError(f"expected eta >= 0, got {self.eta}")
 
     def init(self, x: Image) -> None:
         return None
 
     def step(self, denoise, pred, x, times, times_next, keys, carry):
         t, t_next = timefield.like(times.level, x), timefield.like(times_next.level, x)
+        alpha_next, sigma_next = self.process.alpha(t_next), self.process.sigma(t_next)
+        if self.eta == 0:
+            return alpha_next * pred.x0 + sigma_next * pred.eps, carry
+        s = jnp.minimum(self.eta * _posterior_spread(self.process, t, t_next), sigma_next)
+        noise = keys_lib.normal(keys, x.shape[1:])
+        kept = jnp.sqrt(jnp.maximum(sigma_next**2 - s**2, 0.0))
+        return alpha_next * pred.x0 + kept * pred.eps + s * noise, carry
+
+
+def DDPM(process: Process) -> DDIM:  # noqa: N802, the name of the method it builds
+    """Ancestral sampling (Ho et al. 2020): DDIM with eta = 1."""
+    return DDIM(process, eta=1.0)
+
+
+@dataclass(frozen=True)
+class Euler:
+    """Euler's rule for the probability-flow ODE `dx/dt = alpha' x0 + sigma' eps`; order 1.
+
+    In rectified flow the right side is the velocity `eps - x0`, and Euler is DDIM. A move to sigma = 0 lands on x0: the
+    same there, and finite in processes whose sigma' is infinite at 0.
+    """
+
+    process: Process
+
+    def init(self, x: Image) -> None:
+        return None
+
+    def step(self, denoise, pred, x, times, times_next, keys, carry):
+        return _euler(self.process, pred, x, times, times_next), carry
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Heun's rule for the same ODE (Karras et al. 2022, algorithm 1): two model calls a step, order 2.
+
+    The second call sees the whole field after the move, so that cells support each other at their new times. Like
+    Karras et al. it is Euler's rule for a move to sigma = 0, where the second slope does not exist.
+    """
+
+    process: Process
+
+    def init(self, x: Image) -> None:
+        return None
+
+    def step(self, denoise, pred, x, times, times_next, keys, carry):
+        first = _euler(self.process, pred, x, times, times_next)
+        second = denoise(first, times_next)
+        t, t_next = timefield.like(times.level, x), timefield.like(times_next.level, x)
+        last = self.process.sigma(t_next) == 0
+        # the slopes are taken at safe times where they are not used: 0 * inf would be NaN
+        slope = _slope(self.process, pred, jnp.where(last, 1.0, t))
+        slope_next = _slope(self.process, second, jnp.where(last, 1.0, t_next))
+        return jnp.where(last, first, x + 0.5 * (t_next - t) * (slope + slope_next)), carry
+
+
+class History(NamedTuple):
+    """What DPMSolver2M remembers: the last x0, and each cell's last step h [b, h, w, 1], 0 where it did not move."""
+
+    x0: Image
+    h: Float[Array, "b h w 1"]
+
+
+@dataclass(frozen=True)
+class DPMSolver2M:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), each cell with a history of its own; one call a step, order 2.
+
+    With lambda = log(alpha / sigma), h = lambda' - lambda and D the x0 prediction,
+    `x' = (sigma' / sigma) x - alpha' expm1(-h) [D + (D - D_prev) h / (2 h_prev)]`. First order where a cell has no
+    usable history: on its first move, on the move after a pause, and to sigma' = 0; from alpha = 0 (lambda = -inf) the
+    limits are taken.
+    """
+
+    process: Process
+
+    def init(self, x: Image) -> History:
+        return History(jnp.zeros_like(x), jnp.zeros((*x.shape[:3], 1), x.dtype))
+
+    def step(self, denoise, pred, x, times, times_next, keys, carry):
+        t, t_next = timefield.like(times.level, x), timefield.like(times_next.level, x)
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         alpha_next, sigma_next = self.process.alpha(t_next), self.process.sigma(t_next)
-        if self.eta == 0.0:
-            return alpha_next * pred.x0 + sigma_next * pred.eps, carry
-        ratio = alpha / jnp.where(alpha_next == 0, 1.0, alpha_next)
-        fresh = sigma_next / jnp.where(sigma == 0, 1.0, sigma) * jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0))
-        s = jnp.minimum(self.eta * fresh, sigma_next)
-        noise = keys_lib.normal(keys, x.shape[1:])
-        return alpha_next * pred.x0 + jnp.sqrt(sigma_next**2 - s**2) * pred.eps + s * noise, carry
+        moved = t_next != t
+        # log of sigmas and alphas kept off 0, where `first` says that h has no use
+        first = (alpha == 0) | (sigma == 0) | (sigma_next == 0) | (alpha_next == 0)
+        safe = [jnp.where(first, 1.0, value) for value in (alpha_next, sigma, sigma_next, alpha)]
+        h = jnp.log(safe[0] * safe[1] / (safe[2] * safe[3]))
+        h_prev = carry.h
+        usable = moved & ~first & (h_prev != 0)
+        d = pred.x0 + jnp.where(usable, 0.5 * h / jnp.where(usable, h_prev, 1.0), 0.0) * (pred.x0 - carry.x0)
+        # -alpha' expm1(-h), without the logarithms that are infinite at both ends
+        ratio = sigma_next / jnp.where(sigma == 0, 1.0, sigma)
+        after = ratio * x + (alpha_next - alpha * ratio) * d
+        h = jnp.broadcast_to(jnp.where(moved & ~first, h, 0.0), carry.h.shape)
+        return after, History(pred.x0, h)
+
+
+def _posterior_spread(process: Process, t: TimeField, t_next: TimeField) -> TimeField:
+    """Standard deviation of q(x at t_next | x at t, x0) for t_next <= t; 0 where it would go up."""
+    alpha_next, sigma = process.alpha(t_next), process.sigma(t)
+    sigma_next = process.sigma(t_next)
+    bottom = alpha_next * sigma
+    ratio = jnp.where(bottom == 0, 1.0, process.alpha(t) * sigma_next / jnp.where(bottom == 0, 1.0, bottom))
+    return sigma_next * jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0))
+
+
+def _slope(process: Process, pred: Prediction, t: TimeField) -> Image:
+    """dx/dt of the probability-flow ODE."""
+    rate_x0, rate_eps = process.rates(t)
+    return rate_x0 * pred.x0 + rate_eps * pred.eps
+
+
+def _euler(process: Process, pred: Prediction, x: Image, times: Times, times_next: Times) -> Image:
+    t, t_next = timefield.like(times.level, x), timefield.like(times_next.level, x)
+    last = process.sigma(t_next) == 0
+    moved = x + (t_next - t) * _slope(process, pred, jnp.where(last, 1.0, t))
+    return jnp.where(t_next == t, x, jnp.where(last, process.alpha(t_next) * pred.x0, moved))

@@ -1,31 +1,108 @@
-"""Grids of times, and the schedules that are nothing but a grid."""
+"""Grids of times [num_steps + 1] from 1 to 0, and the schedules that follow one as it is: synchronous, or any table."""
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from asyncpatch_jax import timefield
-from asyncpatch_jax.types import Image, ImageKeys, Prediction, Times
+from asyncpatch_jax.process import Process
+from asyncpatch_jax.sampling.schedules.base import Planned, length
+
+Grid = Float[Array, "s"]
 
 
-def linear(num_steps: int) -> Float[Array, "s"]:
-    """1, 1 - 1/n, ..., 0: [num_steps + 1] times."""
+def linear(num_steps: int) -> Grid:
+    """1, 1 - 1/n, ..., 0.
+
+    Raises:
+        ValueError: fewer than one step.
+    """
+    if num_steps < 1:
+        raise ValueError(f"expected num_steps >= 1, got {num_steps}")
     return jnp.linspace(1.0, 0.0, num_steps + 1, dtype=jnp.float32)
 
 
+def shifted(num_steps: int, shift: float | Float[Array, ""]) -> Grid:
+    """`a t / (1 + (a - 1) t)` of the linear grid: more steps at high noise for a > 1, as larger images need.
+
+    Source: Esser et al. 2024 (Stable Diffusion 3, section 5.3.2), a = 3; FLUX has a = e^mu with mu linear in the number
+    of tokens.
+
+    Raises:
+        ValueError: fewer than one step, or a known shift that is not positive.
+    """
+    if isinstance(shift, int | float) and shift <= 0:
+        raise ValueError(f"expected shift > 0, got {shift}")
+    t = linear(num_steps)
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
+def cosine(num_steps: int) -> Grid:
+    """Rectified-flow times with the signal-to-noise ratios that the cosine process has on the linear grid.
+
+    `t = s / (s + c)` with s, c the sine and cosine of `pi t' / 2`: somewhat denser at both ends.
+
+    Raises:
+        ValueError: fewer than one step.
+    """
+    t = linear(num_steps)
+    s, c = jnp.sin(0.5 * jnp.pi * t), jnp.sin(0.5 * jnp.pi * (1.0 - t))
+    return s / (s + c)
+
+
+def logsnr(num_steps: int, process: Process, limit: float = 8.0) -> Grid:
+    """Times whose log-SNR is uniform between -limit and limit (or the process's own end); the ends are 1 and 0.
+
+    The spacing of DPM-Solver (Lu et al. 2022, section 3.4). The log-SNR itself is infinite at t = 0, so a limit is
+    needed: 8 is t = .982 and .018 in rectified flow.
+
+    Raises:
+        ValueError: fewer than one step, or no log-SNR between the ends.
+    """
+    if num_steps < 1:
+        raise ValueError(f"expected num_steps >= 1, got {num_steps}")
+    low = jnp.maximum(process.logsnr(jnp.ones((1,), jnp.float32)), -limit)
+    u = jnp.arange(1, num_steps, dtype=jnp.float32) / num_steps
+    wanted = low + (limit - low) * u
+    below, above = jnp.zeros_like(u), jnp.ones_like(u)
+    for _ in range(30):  # bisection: log-SNR falls with t; 2^-30 is finer than float32 times
+        middle = 0.5 * (below + above)
+        noisy = process.logsnr(middle) < wanted
+        below, above = jnp.where(noisy, below, middle), jnp.where(noisy, middle, above)
+    return jnp.concatenate([jnp.ones((1,)), 0.5 * (below + above), jnp.zeros((1,))]).astype(jnp.float32)
+
+
 @struct.dataclass
-class Synchronous:
+class Synchronous(Planned):
     """All cells on one grid of times [num_steps + 1]: ordinary diffusion, at the price of a scalar time."""
 
     grid: Any  # Float[Array, "s"]
 
-    def init(self, keys: ImageKeys, x: Image) -> tuple[Times, None]:
-        level = timefield.constant(self.grid[0], x.shape[0])
-        return Times(level, level), None
+    @property
+    def num_steps(self) -> int:
+        return length(self.grid)
 
-    def next(self, i: jax.Array, state: Any, pred: Prediction, keys: ImageKeys) -> tuple[Times, None]:
-        level = timefield.constant(self.grid[i + 1], state.x.shape[0])
-        return Times(level, level), None
+    def field(self, i: int | Int[Array, ""]) -> Float[Array, "1 1 1 1"]:
+        return jnp.asarray(self.grid, jnp.float32)[i].reshape(1, 1, 1, 1)
+
+
+@struct.dataclass
+class Table(Planned):
+    """Any run, written out: the field after each step [num_steps + 1, b|1, gh, gw] (a last axis of 1 may follow).
+
+    The first row is the start. Times may go up as well as down; a cell whose time stays is held.
+    """
+
+    levels: Any  # Float[Array, "s b gh gw"] or Float[Array, "s b gh gw 1"]
+
+    @property
+    def num_steps(self) -> int:
+        shape = jnp.shape(self.levels)
+        if len(shape) not in (4, 5) or shape[4:] not in ((), (1,)) or shape[0] < 2:
+            raise ValueError(f"expected a table of fields [num_steps + 1, b, gh, gw], got shape {shape}")
+        return shape[0] - 1
+
+    def field(self, i: int | Int[Array, ""]) -> Float[Array, "_b gh gw 1"]:
+        levels = jnp.asarray(self.levels, jnp.float32)
+        return levels[i].reshape(*levels.shape[1:4], 1)

@@ -1,0 +1,108 @@
+"""Guidance: denoisers in, denoiser out. It owns *which* prediction a solver sees."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax import timefield
+from asyncpatch_jax.process import Kind, Process, output, predict, renoise
+from asyncpatch_jax.types import Denoiser, Image, Prediction, TimeField, Times
+
+Scale = float | Float[Array, ""] | Float[Array, "_b"]
+
+
+def classifier_free(
+    cond: Denoiser, uncond: Denoiser, scale: Scale, interval: tuple[float, float] | None = None
+) -> Denoiser:
+    """Classifier-free guidance `u + w (c - u)` (Ho & Salimans 2022), where 1 is `cond` alone.
+
+    Args:
+        scale: w, one number or one per image [b].
+        interval: guide only cells whose time lies in (low, high), as Kynkäänniemi et al. 2024; the others get `cond`.
+    """
+
+    def denoise(x: Image, times: Times) -> Prediction:
+        c, u = cond(x, times), uncond(x, times)
+        extra = _per_image(scale, x.shape[0]) - 1.0
+        if interval is not None:
+            t = timefield.like(times.level, x)
+            extra = jnp.where((t >= interval[0]) & (t <= interval[1]), extra, 0.0)
+        # x = alpha x0 + sigma eps holds for both halves, hence for their mixture; c + (w - 1)(c - u) is exact at w = 1
+        return Prediction(c.x0 + extra * (c.x0 - u.x0), c.eps + extra * (c.eps - u.eps), c.aux)
+
+    return denoise
+
+
+def input_guidance(
+    denoise: Denoiser,
+    process: Process,
+    kind: Kind,
+    hint: TimeField,
+    key: Key[Array, "..."],
+    scale: Scale,
+    noisier: float | Float[Array, ""] = 1.0,
+) -> Denoiser:
+    """Guidance by what is known: away from the answer that a noisier hint would give (AsyncPatch, arXiv 2606.07079).
+
+    `s(t) + w (s(t) - s(t+))`, s in the declared prediction `kind`: t+ is the field with its hint cells at `noisier`
+    (or where they are, if that is noisier still), and the hint is re-noised to it. Both fields go through the network
+    in one call with interleaved images [b * 2]; over or under `classifier_free` that makes four evaluations.
+
+    The paper's text leaves the noise of the hint open; here each image draws it once for the whole run, so that the
+    guided prediction is a function of (x, t) and a solver keeps its order.
+
+    Args:
+        hint: 0 where the image is known, 1 where it is to be generated (an inpainting mask) [b|1, gh, gw, 1].
+        key: one key, or one per image [b].
+        scale: w, one number or one per image [b]; 0 is the plain denoiser.
+        noisier: the time t+ of the hint, in [0, 1]; 1 hides the hint altogether.
+
+    Raises:
+        ValueError: a hint that does not fit the image.
+    """
+
+    def guided(x: Image, times: Times) -> Prediction:
+        batch = x.shape[0]
+        timefield.check(hint, batch)
+        t = timefield.like(times.level, x)
+        known = timefield.like(jnp.broadcast_to(hint, (batch, *hint.shape[1:])), x) < 0.5
+        noise = keys_lib.normal(keys_lib.per_image(key, batch), x.shape[1:])
+
+        def raised(t: TimeField) -> TimeField:
+            return jnp.where(known, jnp.maximum(t, noisier), t)
+
+        told = timefield.like(times.told, x)
+        level_plus = raised(t)
+        x_plus = jnp.where(known, renoise(process, x, noise, t, level_plus), x)
+        # both fields must share a shape to be interleaved: that of the one with the hint
+        whole = level_plus.shape
+        both = denoise(
+            _interleave(x, x_plus),
+            Times(
+                _interleave(jnp.broadcast_to(t, whole), level_plus),
+                _interleave(jnp.broadcast_to(told, whole), raised(told)),
+            ),
+        )
+        here, there = (jax.tree.map(lambda leaf, k=k: leaf[k::2], both) for k in (0, 1))
+        s, s_plus = output(process, kind, here, t), output(process, kind, there, level_plus)
+        moved = predict(process, kind, s + _per_image(scale, batch) * (s - s_plus), x, t)
+        # the hint itself is no prediction to be guided
+        x0, eps = jnp.where(known, here.x0, moved.x0), jnp.where(known, here.eps, moved.eps)
+        return Prediction(x0, eps, here.aux)
+
+    return guided
+
+
+def _per_image(scale: Scale, batch: int) -> Float[Array, "_b 1 1 1"]:
+    """A scale as [b|1, 1, 1, 1]; repeated where another guidance interleaves copies of each image."""
+    scale = jnp.atleast_1d(jnp.asarray(scale, jnp.float32))
+    if scale.ndim > 1 or batch % scale.shape[0]:
+        raise ValueError(f"expected one guidance scale, or one for each of {batch} images, got shape {scale.shape}")
+    if scale.shape[0] > 1:
+        scale = jnp.repeat(scale, batch // scale.shape[0])
+    return scale.reshape(-1, 1, 1, 1)
+
+
+def _interleave(a: Float[Array, "b ..."], b: Float[Array, "b ..."]) -> Float[Array, "_b2 ..."]:
+    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])

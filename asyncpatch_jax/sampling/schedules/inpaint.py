@@ -1,0 +1,49 @@
+"""Schedules for images of which something is known: inpainting, outpainting, textures, differential editing."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from asyncpatch_jax import timefield
+from asyncpatch_jax.sampling.schedules.base import Planned, length
+
+
+@struct.dataclass
+class Inpaint(Planned):
+    """Known cells stay at 0, the others follow the grid.
+
+    The mask is 1 where something is to be generated and 0 where the image is kept, per pixel or on any grid that tiles
+    the image (`timefield.from_mask` makes a coarser one), the same for all images [1, ...] or one each [b, ...].
+    Outpainting and texture synthesis are masks.
+    """
+
+    mask: Any  # Float[Array, "b gh gw 1"]
+    grid: Any  # Float[Array, "s"]
+
+    @property
+    def num_steps(self) -> int:
+        return length(self.grid)
+
+    def field(self, i: int | Int[Array, ""]) -> Float[Array, "_b gh gw 1"]:
+        return timefield.from_mask(self.mask, jnp.asarray(self.grid, jnp.float32)[i])
+
+
+@struct.dataclass
+class Graded(Planned):
+    """Each cell starts at a time of its own and waits until the grid has come down to it: `min(strength, grid)`.
+
+    With `start(process, schedule, key, image)` this is differential editing (Levin & Fried 2023): 0 keeps a cell, 1
+    replaces it, and what lies between is changed by so much. Strengths of 0 and 1 alone are `Inpaint`.
+    """
+
+    strength: Any  # Float[Array, "b gh gw 1"], in [0, 1]
+    grid: Any  # Float[Array, "s"]
+
+    @property
+    def num_steps(self) -> int:
+        return length(self.grid)
+
+    def field(self, i: int | Int[Array, ""]) -> Float[Array, "_b gh gw 1"]:
+        return jnp.minimum(jnp.asarray(self.strength, jnp.float32), jnp.asarray(self.grid, jnp.float32)[i])
