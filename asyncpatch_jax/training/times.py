@@ -1,0 +1,253 @@
+"""Training times: how noisy each cell of a training image is. AsyncPatch, and the samplers that it is compared with.
+
+A sampler is a frozen dataclass called as `sampler(key, batch, grid)`. It gives a time field [batch, gh, gw, 1] in
+[0, 1] (0 = data, 1 = noise), and image i depends on its own key alone. Everything random, the size of patches included,
+is drawn on the device, so that nothing recompiles. docs/training_times.md compares them.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax.timefield import Grid
+from asyncpatch_jax.training.perlin import by_rank, perlin_noise
+from asyncpatch_jax.types import TimeField
+
+Distribution = Literal["uniform", "logit_normal"]
+Base = Literal["uniform", "two_level", "mixed"]
+Cells = Float[Array, "gh gw"]
+Scalar = Float[Array, ""]
+
+
+@runtime_checkable
+class TimeSampler(Protocol):
+    """Draws the time fields of a training batch."""
+
+    def __call__(self, key: Key[Array, "..."], batch: int, grid: Grid) -> TimeField:
+        """Fields [batch, gh, gw, 1] (or the 1x1 field) out of one key, or one key per image [batch]."""
+
+
+class _PerImage:
+    """A sampler that draws every image alike: the subclass says how to draw one, [gh, gw]."""
+
+    def __call__(self, key: Key[Array, "..."], batch: int, grid: Grid) -> TimeField:
+        if len(grid) != 2 or min(grid) < 1:
+            raise ValueError(f"expected a grid of (rows, columns) of cells, got {grid}")
+        return jax.vmap(lambda k: self.image(k, grid))(keys_lib.per_image(key, batch))[..., None]
+
+
+def _check_distribution(distribution: str, scale: float) -> None:
+    if distribution not in get_args(Distribution):
+        raise ValueError(f"expected a distribution out of {', '.join(get_args(Distribution))}, got {distribution!r}")
+    if scale <= 0:
+        raise ValueError(f"expected scale > 0, got {scale}")
+
+
+def _scalar_time(key: Key[Array, ""], distribution: Distribution, loc: float, scale: float) -> Scalar:
+    if distribution == "uniform":
+        return jax.random.uniform(key)
+    return jax.nn.sigmoid(loc + scale * jax.random.normal(key))
+
+
+@dataclass(frozen=True)
+class Synchronous(_PerImage):
+    """One time for the whole image, as the 1x1 field: uniform, or sigmoid(loc + scale * normal).
+
+    loc and scale belong to "logit_normal" (Esser et al. 2024, arXiv 2403.03206, section 3.1).
+    """
+
+    distribution: Distribution = "uniform"
+    loc: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self):
+        _check_distribution(self.distribution, self.scale)
+
+    def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
+        return _scalar_time(key, self.distribution, self.loc, self.scale).reshape(1, 1)
+
+
+@dataclass(frozen=True)
+class Independent(_PerImage):
+    """Every cell its own uniform time; the image mean then hardly moves from 1/2."""
+
+    def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
+        return jax.random.uniform(key, grid)
+
+
+def patches(values: Cells, size: Int[Array, ""], offset: Int[Array, "2"]) -> Cells:
+    """The grid tiled by squares of `size` cells; every square takes one of `values` (the first ones are used).
+
+    Args:
+        values: [gh, gw], one for each square; the grid's own shape holds enough of them for every size.
+        size: side of a square in cells, >= 1.
+        offset: by how many cells the tiling is shifted up and left, 0 <= offset < size.
+    """
+    rows, columns = ((jnp.arange(n) + o) // size for n, o in zip(values.shape, offset, strict=True))
+    return values[rows][:, columns]
+
+
+def _tiling(key: Key[Array, ""], grid: Grid) -> tuple[Int[Array, ""], Int[Array, "2"]]:
+    """A patch size out of 1, 2, 4, ... up to the longer side of the grid, and a random offset."""
+    key_size, key_offset = jax.random.split(key)
+    size = 2 ** jax.random.randint(key_size, (), 0, max(grid).bit_length())
+    return size, jax.random.randint(key_offset, (2,), 0, size)
+
+
+@dataclass(frozen=True)
+class Patchwise(_PerImage):
+    """Square patches at independent uniform times; per image a size out of 1, 2, 4, ..., and a random offset."""
+
+    def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
+        key_tiling, key_values = jax.random.split(key)
+        return patches(jax.random.uniform(key_values, grid), *_tiling(key_tiling, grid))
+
+
+def _perlin_mask(key: Key[Array, ""], grid: Grid) -> Cells:
+    """1 on a smooth random region that covers a uniformly random share of the image, 0 elsewhere."""
+    key_noise, key_cell, key_area = jax.random.split(key, 3)
+    cell = jax.random.uniform(key_cell, minval=1.0, maxval=float(max(grid)))
+    return by_rank(perlin_noise(key_noise, grid, cell), jax.random.uniform(key_area))
+
+
+@dataclass(frozen=True)
+class Perlin(_PerImage):
+    """Two independent uniform times, one inside and one outside of a region cut from Perlin noise.
+
+    The fields of RAD (region-aware diffusion), which AsyncPatch is compared with: the noise's lattice cells have a side
+    ~ U(1, longer side of the grid), and the region covers a share ~ U(0, 1) of the image.
+    """
+
+    def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
+        key_mask, key_times = jax.random.split(key)
+        inside, outside = jax.random.uniform(key_times, (2,))
+        return jnp.where(_perlin_mask(key_mask, grid) > 0, inside, outside)
+
+
+@dataclass(frozen=True)
+class UniformMean(_PerImage):
+    """The image mean is uniform; the total is shared out by splitting the cells in halves, again and again.
+
+    "Uniform t-bar sampling" of spatial reasoning models (Wewer et al. 2025, arXiv 2502.21075, appendix C.1): of d cells
+    with total s, the first half (d // 2) gets between max(0, s - size of the second) and min(s, its own size); where in
+    between says a Beta(a, a), a = sharpness * (d - 1 - d % 2)^1.05. Then the cells are permuted. A larger sharpness
+    keeps cells closer to the mean. A level's splits are all done at once: log2(cells) steps, for any number of cells.
+    """
+
+    sharpness: float = 1.0
+
+    def __post_init__(self):
+        if self.sharpness <= 0:
+            raise ValueError(f"expected sharpness > 0, got {self.sharpness}")
+
+    def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
+        key_mean, key_order, key_split = jax.random.split(key, 3)
+        cells = math.prod(grid)
+        # how many cells each node of the tree stands for; a node of one cell hands it on to its second child
+        count = np.array([cells])
+        total = (jax.random.uniform(key_mean) * cells)[None]
+        while count.max() > 1:
+            first, second = count // 2, count - count // 2
+            a = self.sharpness * np.maximum(count - 1.0 - count % 2, 1.0) ** 1.05
+            where = jax.random.beta(jax.random.fold_in(key_split, len(count)), a, a)
+            low, high = jnp.maximum(total - second, 0.0), jnp.minimum(total, first)
+            given = low + where * (high - low)
+            total = jnp.stack([given, total - given], 1).reshape(-1)
+            count = np.stack([first, second], 1).reshape(-1)
+        t = jax.random.permutation(key_order, total[np.flatnonzero(count)])
+        return jnp.clip(t, 0.0, 1.0).reshape(grid)
+
+
+@dataclass(frozen=True)
+class LogitNormalTruncated(_PerImage):
+    """No cell is cleaner than a bound drawn for the image; cells lie half-normally on its noisy side.
+
+    The sampler of Patch Forcing (Schusterbauer et al. 2026, arXiv 2604.19141), whose times count the data: with
+    u = 1 - t, the bound is m = sigmoid(loc + scale * normal), and u = m - min(m / 2, 0.6) * |normal|. The rare negative
+    u is drawn anew, uniform on [0, m], as in its released code. loc and scale are those of that code.
+    """
+
+    loc: float = 0.7
+    scale: float = 1.0
+
+    def __post_init__(self):
+        if self.scale <= 0:
+            raise ValueError(f"expected scale > 0, got {self.scale}")
+
+    def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
+        key_bound, key_below, key_again = jax.random.split(key, 3)
+        bound = jax.nn.sigmoid(self.loc + self.scale * jax.random.normal(key_bound))
+        # min(m / 2, 0.6) is m / 2, as m <= 1
+        clean = bound - 0.5 * bound * jnp.abs(jax.random.normal(key_below, grid))
+        clean = jnp.where(clean < 0, bound * jax.random.uniform(key_again, grid), clean)
+        return 1.0 - clean
+
+
+def spread(z: Cells, mean: Scalar, amount: Scalar) -> Cells:
+    """Times whose mean over the image is exactly `mean`, in the pattern of a base field z in [0, 1].
+
+    `t = m + r min(m / zbar, (1 - m) / (1 - zbar)) (z - zbar)`, and t = m where z is all 0 or all 1: the largest factor that
+    keeps t in [0, 1] for any z of that mean, times r. r = 0 is synchronous; a two-level z with r = 1 and m <= zbar gives
+    {0, m / zbar}, the states of an inpainting run.
+
+    Args:
+        z: the pattern [gh, gw].
+        mean: m in [0, 1].
+        amount: r in [0, 1].
+    """
+    zbar = z.mean()
+    flat = (zbar == 0) | (zbar == 1)
+    # the two cases of the minimum, written so that a cell at the edge of [0, 1] is there exactly: clean must mean 0
+    low = mean * (1.0 - amount + amount * z / jnp.where(flat, 1.0, zbar))
+    high = 1.0 - (1.0 - mean) * (1.0 - amount + amount * (1.0 - z) / jnp.where(flat, 1.0, 1.0 - zbar))
+    return jnp.where(flat, mean, jnp.clip(jnp.where(mean <= zbar, low, high), 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class AsyncPatch(_PerImage):
+    """Controlled mean, spread and spatial scale: the sampler of AsyncPatch Diffusion (arXiv 2606.07079).
+
+    A reconstruction: the paper states the three controls, the text that we have lacks its code. Per image: a mean m; a
+    spread r; squares of a side out of 1, 2, 4, ..., with a random offset; a base pattern z; then `spread(z, m, r)`.
+
+    Args (of the dataclass):
+        distribution, loc, scale: of the mean, as in `Synchronous`.
+        spread: r is uniform between these two; (0, 0) is synchronous, (1, 1) as uneven as the mean allows.
+        base: "uniform": squares at uniform heights. "two_level": squares that are 0 or 1 with a random share of ones, or,
+            as often, a region of Perlin noise of random area. "mixed": either, with equal chance.
+    """
+
+    distribution: Distribution = "uniform"
+    loc: float = 0.0
+    scale: float = 1.0
+    spread: tuple[float, float] = (0.0, 1.0)
+    base: Base = "mixed"
+
+    def __post_init__(self):
+        _check_distribution(self.distribution, self.scale)
+        if len(self.spread) != 2 or not 0 <= self.spread[0] <= self.spread[1] <= 1:
+            raise ValueError(f"expected spread = (low, high) with 0 <= low <= high <= 1, got {self.spread}")
+        if self.base not in get_args(Base):
+            raise ValueError(f"expected a base out of {', '.join(get_args(Base))}, got {self.base!r}")
+
+    def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
+        key_mean, key_spread, key_base = jax.random.split(key, 3)
+        mean = _scalar_time(key_mean, self.distribution, self.loc, self.scale)
+        amount = jax.random.uniform(key_spread, minval=self.spread[0], maxval=self.spread[1])
+        return spread(self._pattern(key_base, grid), mean, amount)
+
+    def _pattern(self, key: Key[Array, ""], grid: Grid) -> Cells:
+        key_tiling, key_values, key_area, key_perlin, key_which = jax.random.split(key, 5)
+        uniform = patches(jax.random.uniform(key_values, grid), *_tiling(key_tiling, grid))
+        if self.base == "uniform":
+            return uniform
+        two_level, perlin = jax.random.bernoulli(key_which, 0.5, (2,))
+        squares = (uniform < jax.random.uniform(key_area)).astype(jnp.float32)
+        levels = jnp.where(perlin, _perlin_mask(key_perlin, grid), squares)
+        return levels if self.base == "two_level" else jnp.where(two_level, levels, uniform)
