@@ -1,0 +1,120 @@
+"""The training loop: steps, logs, checkpoints and pictures, and a clean end whatever happens."""
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from asyncpatch_jax.training.checkpoints import Checkpoints
+from asyncpatch_jax.training.step import Metrics, TrainState
+
+
+class StopSignal:
+    """Within the block SIGTERM and SIGINT only set `requested`; a second one acts as usual."""
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._request) for number in self.signals}
+        return self
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def check_finite(last_step: int, metrics: list[dict[str, Any]], advice: str) -> None:
+    """Stop a run that went wrong.
+
+    Args:
+        last_step: the number of steps done after the last of `metrics`, which are those of consecutive steps.
+        advice: what is safe, and how to go on.
+
+    Raises:
+        FloatingPointError: a step was refused by `train_step`; says which, and what was not finite.
+    """
+    for step, values in enumerate(metrics, last_step - len(metrics) + 1):
+        if not values["finite"]:
+            wrong = [f"{name} = {values[name]}" for name in ("loss", "grad_norm", "param_norm")]
+            wrong = [text for text in wrong if not np.isfinite(float(text.split(" = ")[1]))]
+            raise FloatingPointError(
+                f"step {step} is not finite ({', '.join(wrong)}); its update was not applied, and nothing was saved "
+                "since. Look for bad values in the data, or lower the learning rate, warm up longer, compute in "
+                f"float32; {advice}"
+            )
+
+
+def fit(
+    state: TrainState,
+    batches: Any,
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+    *,
+    steps: int,
+    checkpoints: Checkpoints,
+    checkpoint_every: int,
+    log_every: int,
+    sample_every: int,
+    on_step: Callable[[int], None],
+    on_log: Callable[[int, dict[str, float]], None],
+    on_sample: Callable[[int, TrainState], None],
+) -> tuple[TrainState, bool]:
+    """Train from `state.step` to `steps`; returns the state, and whether all steps were done.
+
+    The host looks at the metrics only when it logs or saves, so that the device never waits. A checkpoint is written
+    every `checkpoint_every` steps, at the end, and at once on SIGTERM or Ctrl-C; pictures are made every `sample_every`
+    steps (0: none) and at the end, after the checkpoint of that step.
+
+    Args:
+        batches: a Grain iterator of batches.
+        step: `(state, batch) -> (state, metrics)`, `train_step` with its settings.
+        on_step: called with the number of steps done after each.
+        on_log: called with the steps done and each metric's mean since the last call.
+        on_sample: called with the steps done and the state.
+
+    Raises:
+        ValueError: an interval below 1 (`sample_every`: below 0).
+        FloatingPointError: the loss, its gradient or the parameters became infinite or NaN.
+        OSError: a checkpoint could not be written.
+    """
+    if min(checkpoint_every, log_every) < 1 or sample_every < 0:
+        raise ValueError(
+            f"expected checkpoint_every, log_every >= 1 and sample_every >= 0, got {checkpoint_every}, {log_every}, "
+            f"{sample_every}"
+        )
+    done, recent = int(state.step), []
+    with StopSignal() as stop:
+        while done < steps:
+            state, metrics = step(state, next(batches))
+            recent.append(metrics)
+            done += 1
+            on_step(done)
+            # read once: a signal that comes later in this round must find the next one, not an end without a checkpoint
+            stopping, last = stop.requested, done == steps
+            log, save = last or done % log_every == 0, last or stopping or done % checkpoint_every == 0
+            if log or save:
+                values = jax.device_get(recent)
+                check_finite(done, values, checkpoints.advice())
+            if log:
+                on_log(done, {name: float(np.mean([v[name] for v in values])) for name in values[0]})
+                recent = []
+            if save:
+                checkpoints.save(done, state, batches)
+            if stopping:
+                break
+            if sample_every and (last or done % sample_every == 0):
+                on_sample(done, state)
+    checkpoints.wait()
+    return state, done >= steps

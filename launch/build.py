@@ -1,0 +1,293 @@
+"""From a configuration to the library's objects, and from a run's folder back to a network that samples."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+from flax import linen as nn
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from asyncpatch_jax.data import sources
+from asyncpatch_jax.data.dataset import Dataset
+from asyncpatch_jax.files import write_json
+from asyncpatch_jax.models import DiT, UNet, dit, unet
+from asyncpatch_jax.process import KINDS, Cosine, Discrete, Kind, Process, RectifiedFlow
+from asyncpatch_jax.sampling import solvers
+from asyncpatch_jax.sampling.schedules import grids
+from asyncpatch_jax.timefield import Grid
+from asyncpatch_jax.training import losses
+from asyncpatch_jax.training import times as times_lib
+from asyncpatch_jax.training.checkpoints import Checkpoints
+from asyncpatch_jax.training.step import LossFn, adam, learning_rate
+from asyncpatch_jax.types import Condition
+
+PROCESSES = {"rectified_flow": RectifiedFlow, "cosine": Cosine, "discrete": Discrete}
+MODELS = {"unet": (UNet, unet.PRESETS), "dit": (DiT, dit.PRESETS)}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+TIMES = {
+    "asyncpatch": times_lib.AsyncPatch,
+    "synchronous": times_lib.Synchronous,
+    "independent": times_lib.Independent,
+    "patchwise": times_lib.Patchwise,
+    "perlin": times_lib.Perlin,
+    "uniform_mean": times_lib.UniformMean,
+    "logit_normal_truncated": times_lib.LogitNormalTruncated,
+}
+SOLVERS: dict[str, Callable[[Process], solvers.Solver]] = {
+    "ddim": solvers.DDIM,
+    "ddpm": solvers.DDPM,
+    "euler": solvers.Euler,
+    "heun": solvers.Heun,
+    "dpm2m": solvers.DPMSolver2M,
+}
+
+
+def _choose(what: str, name: str, options: Mapping[str, Any]) -> Any:
+    if name not in options:
+        raise ValueError(f"expected {what} out of {', '.join(map(str, options))}, got {name!r}")
+    return options[name]
+
+
+def _given(what: str, target: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not None, if `target` has them all."""
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if v is not None}
+    fields = {field.name for field in dataclasses.fields(target)}
+    unknown = sorted(given.keys() - fields)
+    if unknown:
+        theirs = ", ".join(sorted(fields & settings.keys())) or "none"
+        raise ValueError(f"{target.__name__} takes of config.{what} only {theirs}, got {', '.join(unknown)}")
+    return given
+
+
+def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
+    """The data set of `config.data`; `split` instead of the configured one.
+
+    Raises:
+        ValueError: unknown name, or what the source raises.
+    """
+    data = config.data
+    split = split or data.split
+    if data.name == "digits":
+        if data.channels != 1:
+            raise ValueError(f"expected config.data.channels = 1 for digits, got {data.channels}")
+        return sources.digits(split, data.size)
+    if data.name == "photos":
+        return sources.photos(data.size, data.channels, split)
+    if data.name in ("folder", "tfds") and not data.path:
+        raise ValueError(f"expected --config.data.path=DIRECTORY for the data set {data.name!r}, got none")
+    if data.name == "folder":
+        return sources.folder(data.path, data.size, data.channels, data.on_error)
+    if data.name == "tfds":
+        return sources.tfds(data.dataset, data.path, split, data.size, data.channels)
+    raise ValueError(f"expected config.data.name out of digits, photos, folder, tfds, got {data.name!r}")
+
+
+def model(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The network of `config.model`: its preset, with what is set beside it. One class is no class.
+
+    Raises:
+        ValueError: unknown name, preset or dtype, or a setting that this network does not have.
+    """
+    settings = config.model.to_dict()
+    network, presets = _choose("config.model.name", settings.pop("name"), MODELS)
+    preset = settings.pop("preset")
+    shape = _choose("config.model.preset", preset, presets) if preset else {}
+    settings["dtype"] = _choose("config.model.dtype", settings["dtype"], DTYPES)
+    settings["num_classes"] = num_classes if num_classes > 1 else 0
+    return network(**{**shape, **_given("model", network, settings)})
+
+
+def process(config: ConfigDict) -> Process:
+    """The noise process. Raises ValueError on an unknown name."""
+    return _choose("config.process", config.process, PROCESSES)()
+
+
+def kind(config: ConfigDict) -> Kind:
+    """What the network predicts. Raises ValueError on an unknown name."""
+    return _choose("config.kind", config.kind, {name: name for name in KINDS})
+
+
+def times(config: ConfigDict) -> times_lib.TimeSampler:
+    """The sampler of training times. Raises ValueError on an unknown name or a setting that it does not have."""
+    settings = config.times.to_dict()
+    sampler = _choose("config.times.name", settings.pop("name"), TIMES)
+    settings.pop("grid")
+    return sampler(**_given("times", sampler, settings))
+
+
+def field_grid(config: ConfigDict) -> Grid:
+    """Cells of a training field; one per pixel unless configured.
+
+    Raises:
+        ValueError: the grid does not tile the images.
+    """
+    size = config.data.size
+    grid = tuple(config.times.grid) or (size, size)
+    if len(grid) != 2 or any(cells < 1 or size % cells for cells in grid):
+        raise ValueError(f"expected config.times.grid = (rows, columns) that tile {size}x{size} pixels, got {grid}")
+    return grid
+
+
+def weight(config: ConfigDict) -> losses.Weight:
+    """Weight of a cell's error by its time. Raises ValueError on an unknown name."""
+    name = _choose("config.loss.weight", config.loss.weight, {name: name for name in ("uniform", "sid2")})
+    return losses.Uniform() if name == "uniform" else losses.SiD2(config.loss.bias)
+
+
+def loss(config: ConfigDict, model: nn.Module) -> LossFn:
+    """The loss of a batch `(params, keys, {"image", "label"}) -> (scalar, metrics)`, labels dropped at their rate.
+
+    Raises:
+        ValueError: a setting out of range, or the weight of a head that the model does not have.
+    """
+    settings = config.loss
+    if not 0 <= settings.label_dropout <= 1 or settings.uncertainty < 0:
+        raise ValueError(
+            "expected config.loss.label_dropout in [0, 1] and config.loss.uncertainty >= 0, got "
+            f"{settings.label_dropout} and {settings.uncertainty}"
+        )
+    # a run that trains the head alone needs its likelihood, and a model without the head has none to train
+    uncertainty = settings.uncertainty if model.log_variance else 0.0
+    if config.optim.only and not uncertainty:
+        raise ValueError(
+            f"expected config.model.log_variance and config.loss.uncertainty > 0 to train {config.optim.only!r} alone"
+        )
+    static = {
+        "model": model,
+        "process": process(config),
+        "kind": kind(config),
+        "times": times(config),
+        "grid": field_grid(config),
+        "weight": weight(config),
+        "uncertainty": uncertainty,
+    }
+    rate, null = settings.label_dropout, model.num_classes
+
+    def loss_fn(params: Any, keys: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        cond = losses.drop_labels(keys, Condition(label=batch["label"]), rate, null) if null else None
+        return losses.loss(params, keys, batch["image"], cond, **static)
+
+    return loss_fn
+
+
+def rate(config: ConfigDict) -> optax.Schedule:
+    """The learning rate by step. Raises ValueError on settings out of range."""
+    optim = config.optim
+    return learning_rate(optim.learning_rate, warmup=optim.warmup, decay=optim.schedule, steps=config.train.steps)
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam with clipping and schedule. Raises ValueError on settings out of range."""
+    optim = config.optim
+    return adam(rate(config), b1=optim.b1, b2=optim.b2, clip=optim.clip, only=optim.only)
+
+
+def solver(config: ConfigDict, process: Process) -> solvers.Solver:
+    """How a sample moves. Raises ValueError on an unknown name."""
+    make = _choose("config.sample.solver", config.sample.solver, SOLVERS)
+    return make(process, config.sample.eta) if config.sample.solver == "ddim" else make(process)
+
+
+def grid(config: ConfigDict, num_steps: int, process: Process) -> Float[Array, "s"]:
+    """The times of a synchronous run [num_steps + 1], from 1 to 0. Raises ValueError on an unknown name."""
+    name = config.sample.grid
+    if name == "shifted":
+        return grids.shifted(num_steps, config.sample.shift)
+    if name == "logsnr":
+        return grids.logsnr(num_steps, process)
+    plain = {"linear": grids.linear, "cosine": grids.cosine}
+    return _choose("config.sample.grid", name, {**plain, "shifted": None, "logsnr": None})(num_steps)
+
+
+class Run(NamedTuple):
+    """A trained network, and what one needs to sample from it."""
+
+    config: ConfigDict  # what it was trained with
+    model: nn.Module
+    process: Process
+    kind: Kind
+    params: Any  # averaged over the training
+    step: int
+    num_classes: int  # 0: trained without classes
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]  # h, w, c of the images
+
+
+def init_params(model: nn.Module, key: jax.Array, shape: tuple[int, int, int]) -> Any:
+    """Random parameters for images of `shape`."""
+    dummy = jnp.zeros((1, *shape)), jnp.zeros((1, 1, 1, 1))
+    return jax.jit(model.init)(key, *dummy)["params"]
+
+
+def untrained(config: ConfigDict, data: Dataset) -> Run:
+    """A run before its first step; its parameters are shapes only.
+
+    Raises:
+        ValueError: a setting that does not make sense, or a network that does not fit the images.
+    """
+    network = model(config, data.num_classes)
+    params = _shapes(network, data.shape)
+    names, classes = data.class_names, network.num_classes
+    return Run(config, network, process(config), kind(config), params, 0, classes, names, data.shape)
+
+
+def _shapes(network: nn.Module, shape: tuple[int, int, int]) -> Any:
+    return jax.eval_shape(lambda key: init_params(network, key, shape), jax.random.key(0))
+
+
+def record_run(config: ConfigDict, data: Dataset) -> None:
+    """Write what the run in `config.workdir` is, for `load_run` and for the next start."""
+    about = {"num_classes": data.num_classes, "class_names": data.class_names, "shape": data.shape}
+    write_json(_record(config.workdir), {"config": plain(config), "data": about}, overwrite=True)
+
+
+def recorded(workdir: epath.PathLike) -> dict[str, Any] | None:
+    """{"config", "data"} as `record_run` wrote it; None if nothing was started there.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    path = _record(workdir)
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        return {"config": record["config"], "data": record["data"]}
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"expected the record of a run in {path}, got something else ({error})") from error
+
+
+def _record(workdir: epath.PathLike) -> epath.Path:
+    return epath.Path(workdir) / "run.json"
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The configuration as it comes back from JSON."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def load_run(workdir: epath.PathLike, step: int | None = None) -> Run:
+    """The run in a folder, with its averaged parameters at a step (default: the newest checkpoint).
+
+    Raises:
+        FileNotFoundError: nothing was trained there, or no such checkpoint.
+        ValueError: the checkpoint does not fit the network that the run's record describes.
+    """
+    record = recorded(workdir)
+    if record is None:
+        raise FileNotFoundError(
+            f"expected a trained run in {workdir}, found none; train one first: python -m launch.train --config=..."
+        )
+    config = ConfigDict(record["config"])
+    shape, names = tuple(record["data"]["shape"]), tuple(record["data"]["class_names"])
+    network = model(config, record["data"]["num_classes"])
+    with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
+        step = checkpoints.latest if step is None else step
+        params = checkpoints.restore_ema(_shapes(network, shape), step)
+    return Run(config, network, process(config), kind(config), params, step, network.num_classes, names, shape)

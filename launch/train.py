@@ -1,0 +1,188 @@
+"""Train a network with spatially varying noise levels; continue the run if its folder holds one.
+
+  python -m launch.train --config=configs/digits.py
+  python -m launch.train --config=configs/digits.py:smoke                     # the same in seconds, to see it work
+  python -m launch.train --config=configs/folder.py --config.data.path=photos/  # your own images
+  python -m launch.train --config=configs/digits.py --config.workdir=runs/wide --config.model.base=64
+
+Writes into config.workdir: checkpoints/ (the last few, with the data's position), samples/ (pictures), TensorBoard
+files and run.json. Stop it with Ctrl-C or SIGTERM: it saves first, and the same command continues where it was.
+"""
+
+# isort: off
+from launch import cli  # first: it quiets TensorFlow before clu imports it
+
+# isort: on
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from clu import metric_writers, parameter_overview
+from etils import epath
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from asyncpatch_jax.data.dataset import Dataset, batches
+from asyncpatch_jax.training import loop
+from asyncpatch_jax.training.checkpoints import Checkpoints, differences, shortened, summary
+from asyncpatch_jax.training.step import TrainState, create, train_step
+from launch import build, pictures
+
+# what may change between two starts of a run, since it does not change what is learned
+_FREE = ("workdir", "sample", "train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep")
+
+
+def run(config: ConfigDict) -> None:
+    """Train as configured, or go on training.
+
+    Raises:
+        ValueError: the configuration does not make sense, or the folder holds a run of another one.
+        FloatingPointError: the loss became infinite or NaN.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    data = build.dataset(config)
+    network = build.untrained(config, data)
+    shown = build.dataset(config, "test") if config.data.name in ("digits", "photos") else data
+    optimizer = build.optimizer(config)
+    step = functools.partial(
+        train_step,
+        key=jax.random.key(config.seed),
+        loss_fn=build.loss(config, network.model),
+        optimizer=optimizer,
+        ema=config.optim.ema,
+        accumulate=config.optim.accumulate,
+    )
+    like = jax.eval_shape(functools.partial(create, optimizer=optimizer), network.params)
+    stream = _batches(config, data)
+    check(config, like, step, data)
+    workdir = epath.Path(config.workdir)
+    build.record_run(config, data)
+
+    with Checkpoints(workdir / "checkpoints", keep=config.train.keep, config=build.plain(config)) as checkpoints:
+        checkpoints.check_room(like)
+        if checkpoints.latest is None:
+            state = create(first_params(config, network), optimizer)
+            print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+        else:
+            state = checkpoints.restore(like, stream)
+            print(f"continuing {workdir} at step {int(state.step)}")
+        if int(state.step) >= config.train.steps:
+            print(f"nothing to do: {config.train.steps} steps are done; --config.train.steps=N trains on")
+            return
+        finished = _fit(config, network, shown, state, stream, step, checkpoints)
+        print(f"wrote {workdir}/checkpoints (steps {', '.join(map(str, checkpoints.steps))}) and {workdir}/run.json")
+    if not finished:
+        print("stopped as asked to; the same command continues from here")
+
+
+def _fit(
+    config: ConfigDict,
+    network: build.Run,
+    shown: Dataset,
+    state: TrainState,
+    stream: Any,
+    step: Any,
+    checkpoints: Checkpoints,
+) -> bool:
+    workdir, steps = epath.Path(config.workdir), config.train.steps
+    rate = build.rate(config)
+    key = jax.random.key(config.seed)
+    writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+    bar = tqdm(total=steps, initial=int(state.step), unit="step", dynamic_ncols=True, smoothing=0.1)
+
+    def on_log(done: int, metrics: dict[str, float]) -> None:
+        metrics["learning_rate"] = float(rate(done - 1))
+        metrics["steps_per_second"] = bar.format_dict["rate"] or 0.0
+        writer.write_scalars(done, metrics)
+        bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+
+    def on_sample(done: int, state: TrainState) -> None:
+        now = network._replace(params=state.ema, step=done)
+        folder = workdir / "samples" / f"{done:07d}"
+        if done == steps:
+            bar.close()
+            for path in pictures.write_all(folder, now, shown, key):
+                print(f"wrote {path}")
+        else:
+            pictures.write_samples(folder, now, key)
+
+    with bar:
+        _, finished = loop.fit(
+            state,
+            stream,
+            step,
+            steps=steps,
+            checkpoints=checkpoints,
+            checkpoint_every=config.train.checkpoint_every,
+            log_every=config.train.log_every,
+            sample_every=config.train.sample_every,
+            on_step=lambda done: bar.update(1),
+            on_log=on_log,
+            on_sample=on_sample,
+        )
+    writer.close()
+    return finished
+
+
+def _batches(config: ConfigDict, data: Dataset) -> Any:
+    hosts, size = jax.process_count(), config.train.batch
+    if size < 1 or size % hosts:
+        raise ValueError(f"expected config.train.batch to be a multiple of {hosts} hosts, got {size}")
+    shard = (jax.process_index(), hosts)
+    return batches(data, batch=size // hosts, seed=config.seed, shard=shard, augment=config.data.augment)
+
+
+def check(config: ConfigDict, like: TrainState, step: Any, data: Dataset) -> None:
+    """Find mistakes before anything is compiled or written.
+
+    Raises:
+        ValueError: settings that do not fit each other or the data, or a folder with a run of other settings.
+        OSError: the folder cannot be made or written.
+    """
+    train = config.train
+    if min(train.steps, train.checkpoint_every, train.log_every, train.keep) < 1 or train.sample_every < 0:
+        raise ValueError("expected config.train.steps, checkpoint_every, log_every and keep >= 1, sample_every >= 0")
+    if not 0 <= config.optim.ema < 1:
+        raise ValueError(f"expected 0 <= config.optim.ema < 1, got {config.optim.ema}")
+    process = build.process(config)
+    build.solver(config, process)
+    build.grid(config, config.sample.steps, process)
+    image = jax.ShapeDtypeStruct((train.batch, *data.shape), jnp.float32)
+    label = jax.ShapeDtypeStruct((train.batch,), jnp.int32)
+    jax.eval_shape(step, like, {"image": image, "label": label})
+
+    workdir = epath.Path(config.workdir)
+    record = build.recorded(workdir)
+    if record is not None:
+        # a decay that ends with the run makes its length part of what is learned
+        free = _FREE if config.optim.schedule == "cosine" else (*_FREE, "train.steps")
+        lines = differences(record["config"], build.plain(config), free)
+        if lines:
+            raise ValueError(
+                f"{workdir} holds a run of other settings (there -> here): {shortened(lines)}\n"
+                "choose another --config.workdir, or these settings to continue it"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+
+
+def first_params(config: ConfigDict, network: build.Run) -> Any:
+    """Random parameters, or those of the run `config.train.init`; a head that is to be trained alone may be new to it.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: its network is another one.
+    """
+    fresh = build.init_params(network.model, jax.random.key(config.seed), network.shape)
+    if not config.train.init:
+        return fresh
+    given = build.load_run(config.train.init).params
+    start = {**{name: fresh[name] for name in fresh if name == config.optim.only}, **given}
+    lines = differences(summary(start), summary(fresh))
+    if lines:
+        raise ValueError(f"expected this model in {config.train.init}, got another (there -> here): {shortened(lines)}")
+    return start
+
+
+if __name__ == "__main__":
+    cli.main(run, __doc__)
