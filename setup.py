@@ -16,6 +16,7 @@ CORE = [
 TRAIN = [
     "grain>=0.2.18",
     "tensorflow-datasets>=4.9.10",
+    "importlib_resources>=6.5",  # tensorflow-datasets imports it without requiring it
     "tensorflow-cpu>=2.21",
     "tensorboard>=2.20",
     "clu>=0.0.12",

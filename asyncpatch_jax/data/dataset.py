@@ -1,0 +1,83 @@
+"""What a data set is, and the endless, reproducible batches drawn from it."""
+
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+Augment = Literal["none", "flip"]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Grain's random-access protocol; a record is {"image": uint8 [h, w, c], "label": int}."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class Dataset(NamedTuple):
+    """A source and what a model needs to know of it. Data without labels is one class."""
+
+    source: Source
+    num_classes: int
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]  # h, w, c of every image
+
+
+def _flip(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {**record, "image": record["image"][:, ::-1]} if rng.random() < 0.5 else record
+
+
+def _to_floats(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        "image": batch["image"].astype(np.float32) / np.float32(127.5) - np.float32(1),
+        "label": batch["label"].astype(np.int32),
+    }
+
+
+def batches(
+    dataset: Dataset,
+    *,
+    batch: int,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+    augment: Augment = "none",
+    start: int = 0,
+    threads: int = 4,
+) -> Any:
+    """An endless Grain iterator of {"image": float32 [batch, h, w, c] in [-1, 1], "label": int32 [batch]}.
+
+    Every epoch is a new permutation of the data, and epochs follow each other without a gap. All hosts together go
+    through one stream: with shard=(index, count) a host gets its block of every `count * batch` consecutive records,
+    so hosts never share a record of an epoch, and the blocks of the hosts in order are the batch that one host with
+    batch `count * batch` would get. Batch k depends on (seed, k, shard) only: `start=k` and `set_state` go there at
+    once, and `threads` (how many batches are prepared at a time; 0: in the caller, when asked) changes no value.
+
+    The iterator has `get_state()` and `set_state(state)`, and Grain's checkpoint handlers take it.
+
+    Raises:
+        ValueError: more images per step (all hosts) than the data set has, unknown augment, shard outside
+            0 <= index < count, batch < 1, seed, start or threads < 0.
+    """
+    index, count = shard
+    images = len(dataset.source)
+    if not 0 <= index < count:
+        raise ValueError(f"expected shard = (index, count) with 0 <= index < count, got {shard}")
+    if not 1 <= batch <= images // count:
+        raise ValueError(f"expected a batch of 1 ... {images // count} ({images} images, {count} hosts), got {batch}")
+    if augment not in ("none", "flip"):
+        raise ValueError(f"expected augment = 'none' or 'flip', got {augment!r}")
+    if min(seed, start, threads) < 0:
+        raise ValueError(f"expected seed, start and threads >= 0, got {seed}, {start} and {threads}")
+    import grain
+
+    records = grain.MapDataset.source(dataset.source).seed(seed).shuffle()
+    if augment == "flip":
+        # before the split into hosts: here a record's generator is that of its place in the common stream
+        records = records.random_map(_flip)
+    steps = records.repeat().batch(batch, drop_remainder=True)[index::count].map(_to_floats)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    iterator = iter(steps.to_iter_dataset(options))
+    iterator.set_state({"next_index": start})
+    return iterator

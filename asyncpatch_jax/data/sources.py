@@ -1,0 +1,237 @@
+"""Data sets as random-access sources of {"image": uint8 [h, w, c], "label": int}."""
+
+import importlib.resources
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from asyncpatch_jax.data.dataset import Dataset
+from asyncpatch_jax.data.images import OnError, check_settings, read_image, resize, scan_folder
+
+Split = Literal["train", "test"]
+
+
+def _check_split(split: str) -> None:
+    if split not in ("train", "test"):
+        raise ValueError(f"expected split = 'train' or 'test', got {split!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrays:
+    images: np.ndarray  # uint8 [n, h, w, c]
+    labels: np.ndarray  # int [n]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+def digits(split: Split = "train", size: int = 8) -> Dataset:
+    """The 1,797 handwritten digits that scikit-learn ships: 8x8, 17 grey levels 0..16 mapped to 0..255, ten classes.
+
+    Every fifth image of each class is held out as "test". A `size` above 8 scales up smoothly (bicubic).
+
+    Raises:
+        ValueError: unknown split, size below 8.
+    """
+    _check_split(split)
+    if size < 8:
+        raise ValueError(f"expected a size of at least the digits' own 8 pixels, got {size}")
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)
+    rank = np.zeros(len(images), int)
+    for label in range(10):
+        rank[data.target == label] = np.arange((data.target == label).sum())
+    chosen = (rank % 5 == 4) == (split == "test")
+    images = np.stack([np.asarray(resize(Image.fromarray(image), size)) for image in images[chosen]])[..., None]
+    return Dataset(_Arrays(images, data.target[chosen]), 10, tuple("0123456789"), (size, size, 1))
+
+
+# photographs inside the wheels of scikit-image and scikit-learn: nothing is downloaded
+_PHOTOS = {
+    "astronaut": ("skimage", "data/astronaut.png"),
+    "brick": ("skimage", "data/brick.png"),
+    "camera": ("skimage", "data/camera.png"),
+    "chelsea": ("skimage", "data/chelsea.png"),
+    "china": ("sklearn", "datasets/images/china.jpg"),
+    "coffee": ("skimage", "data/coffee.png"),
+    "flower": ("sklearn", "datasets/images/flower.jpg"),
+    "grass": ("skimage", "data/grass.png"),
+    "gravel": ("skimage", "data/gravel.png"),
+    "motorcycle": ("skimage", "data/motorcycle_left.png"),
+    "rocket": ("skimage", "data/rocket.jpg"),
+}
+PHOTOS: tuple[str, ...] = tuple(_PHOTOS)
+
+
+def photo(name: str, channels: int = 3) -> np.ndarray:
+    """One of `PHOTOS` as a whole, uint8 [h, w, channels].
+
+    Raises:
+        ValueError: unknown name or number of channels.
+    """
+    if name not in _PHOTOS:
+        raise ValueError(f"expected a photograph out of {', '.join(PHOTOS)}, got {name!r}")
+    package, file = _PHOTOS[name]
+    with importlib.resources.as_file(importlib.resources.files(package).joinpath(file)) as path:
+        return read_image(path, channels=channels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Crops:
+    regions: tuple[np.ndarray, ...]  # uint8 [h, w, c], sizes differ
+    size: int
+
+    def _positions(self, region: np.ndarray) -> tuple[int, int]:
+        return region.shape[0] - self.size + 1, region.shape[1] - self.size + 1
+
+    def _per_photo(self) -> int:
+        return max(rows * columns for rows, columns in map(self._positions, self.regions))
+
+    def __len__(self) -> int:
+        return len(self.regions) * self._per_photo()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        place, label = divmod(index, len(self.regions))
+        rows, columns = self._positions(self.regions[label])
+        # a smaller photograph has fewer positions: spread them evenly over as many records as the largest one has
+        y, x = divmod(place * rows * columns // self._per_photo(), columns)
+        return {"image": self.regions[label][y : y + self.size, x : x + self.size], "label": label}
+
+
+def photos(size: int = 64, channels: int = 3, split: Split = "train", names: Sequence[str] = PHOTOS) -> Dataset:
+    """Crops at native resolution of photographs that ship with scikit-image and scikit-learn; each one is a class.
+
+    The source holds a crop at every position, every photograph equally often: shuffling it draws crops at random.
+    "train" crops come from the first three quarters along a photograph's longer side, "test" crops from the last.
+
+    Raises:
+        ValueError: unknown name, split or number of channels, no names, or a size that does not fit into the split's
+            part of a photograph.
+    """
+    _check_split(split)
+    check_settings(size, channels)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"expected different names out of {', '.join(PHOTOS)}, got {tuple(names)}")
+    regions = tuple(_part(photo(name, channels), split) for name in names)
+    most = min(min(region.shape[:2]) for region in regions)
+    if size > most:
+        raise ValueError(f"expected a size of at most {most} pixels for {split} crops of these photographs, got {size}")
+    return Dataset(_Crops(regions, size), len(names), tuple(names), (size, size, channels))
+
+
+def _part(image: np.ndarray, split: str) -> np.ndarray:
+    axis = int(image.shape[1] > image.shape[0])
+    first, last = np.split(image, [image.shape[axis] * 3 // 4], axis)
+    return first if split == "train" else last
+
+
+@dataclass(frozen=True, eq=False)
+class _Files:
+    files: tuple[os.PathLike[str], ...]
+    labels: tuple[int, ...]
+    size: int
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": read_image(self.files[index], self.size, self.channels), "label": self.labels[index]}
+
+
+def folder(path: str | os.PathLike[str], size: int, channels: int = 3, on_error: OnError = "raise") -> Dataset:
+    """Any directory of images, class = first-level subdirectory; see `images.scan_folder` and `images.read_image`.
+
+    Images of any size and mode become size x size centre squares. Files are read when they are needed.
+
+    Raises:
+        ValueError: what `scan_folder` raises; unknown number of channels, size < 1.
+    """
+    check_settings(size, channels)
+    found = scan_folder(path, channels=channels, on_error=on_error)
+    return Dataset(
+        _Files(found.files, found.labels, size, channels),
+        len(found.class_names),
+        found.class_names,
+        (size, size, channels),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Records:
+    records: Sequence[dict[str, Any]]
+    size: int
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        image = read_image(io.BytesIO(record["image"]), self.size, self.channels)
+        return {"image": image, "label": int(record.get("label", 0))}
+
+
+def tfds(
+    name: str, data_dir: str | os.PathLike[str], split: str = "train", size: int = 64, channels: int = 3
+) -> Dataset:
+    """A prepared TensorFlow Datasets set, e.g. "imagenet_resized/64x64" or "lsun/bedroom"; TensorFlow reads none of it.
+
+    Looks in the standard layout data_dir/name[/config]/version: the newest version there, or the one of "name:1.2.3".
+    The set needs an "image" feature; "label" is optional. `split` follows TFDS ("train", "validation", "train[:90%]",
+    ...). Images become size x size centre squares, as in `folder`.
+
+    Raises:
+        ValueError: not prepared there, written in a format without random access (with the command that helps),
+            no "image", unknown split or number of channels.
+    """
+    check_settings(size, channels)
+    import tensorflow_datasets
+
+    builder = tensorflow_datasets.builder_from_directory(_version_folder(name, data_dir))
+    features = builder.info.features
+    if not isinstance(features.get("image"), tensorflow_datasets.features.Image):
+        raise ValueError(f"expected a data set with an 'image' feature, got {name} with {', '.join(features)}")
+    # our own decoder reads the bytes, so that every source treats modes and sizes alike
+    decoders = {"image": tensorflow_datasets.decode.SkipDecoding()}
+    try:
+        records = builder.as_data_source(split=split, decoders=decoders)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"expected {name} in a format with random access, got {builder.info.file_format.value} in "
+            f"{builder.data_dir}; prepare it again, in another data_dir: {_command(name, '...')}"
+        ) from error
+    label = features.get("label")
+    names = tuple(label.names) if isinstance(label, tensorflow_datasets.features.ClassLabel) else (name,)
+    return Dataset(_Records(records, size, channels), len(names), names, (size, size, channels))
+
+
+def _version_folder(name: str, data_dir: str | os.PathLike[str]) -> epath.Path:
+    name, _, version = name.partition(":")
+    root = epath.Path(data_dir).expanduser() / name
+    found = [p.name for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+    versions = [v for v in found if re.fullmatch(r"\d+\.\d+\.\d+", v) and version in ("", v)]
+    if not versions:
+        there = f"it holds {', '.join(sorted(found))}" if found else "no such folder"
+        raise ValueError(
+            f"expected {name} prepared in {root}/<version>, got none ({there}); prepare it with: "
+            f"{_command(name, data_dir)}"
+        )
+    return root / max(versions, key=lambda v: tuple(map(int, v.split("."))))
+
+
+def _command(name: str, data_dir: object) -> str:
+    builder = f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record')"
+    return f'python -c "import tensorflow_datasets as tfds; {builder}.download_and_prepare()"'
