@@ -1,19 +1,24 @@
 """Sampling: schedules say when a cell moves, solvers how, guidance which prediction they see."""
 
-from asyncpatch_jax.sampling.guidance import classifier_free, input_guidance
+from asyncpatch_jax.sampling.guidance import classifier_free, input_guidance, look_ahead
 from asyncpatch_jax.sampling.loop import SamplerState, sample, start
 from asyncpatch_jax.sampling.paste import paste_back
 from asyncpatch_jax.sampling.schedules import (
     Autoregressive,
+    DualLoop,
     Graded,
     Inpaint,
     Schedule,
     Synchronous,
     Table,
+    UncertaintyGuided,
     cosine,
     linear,
     logsnr,
     raster,
+    repaint,
+    repaint_cost,
+    repaint_path,
     shifted,
     shuffled,
 )
@@ -24,6 +29,7 @@ __all__ = [
     "DDPM",
     "Autoregressive",
     "DPMSolver2M",
+    "DualLoop",
     "Euler",
     "Graded",
     "Heun",
@@ -33,13 +39,18 @@ __all__ = [
     "Solver",
     "Synchronous",
     "Table",
+    "UncertaintyGuided",
     "classifier_free",
     "cosine",
     "input_guidance",
     "linear",
     "logsnr",
+    "look_ahead",
     "paste_back",
     "raster",
+    "repaint",
+    "repaint_cost",
+    "repaint_path",
     "sample",
     "shifted",
     "shuffled",

@@ -4,19 +4,27 @@ from asyncpatch_jax.sampling.schedules.autoregressive import Autoregressive, ras
 from asyncpatch_jax.sampling.schedules.base import Planned, Schedule
 from asyncpatch_jax.sampling.schedules.grids import Synchronous, Table, cosine, linear, logsnr, shifted
 from asyncpatch_jax.sampling.schedules.inpaint import Graded, Inpaint
+from asyncpatch_jax.sampling.schedules.repaint import RePaint, repaint, repaint_cost, repaint_path
+from asyncpatch_jax.sampling.schedules.uncertainty import DualLoop, UncertaintyGuided
 
 __all__ = [
     "Autoregressive",
+    "DualLoop",
     "Graded",
     "Inpaint",
     "Planned",
+    "RePaint",
     "Schedule",
     "Synchronous",
     "Table",
+    "UncertaintyGuided",
     "cosine",
     "linear",
     "logsnr",
     "raster",
+    "repaint",
+    "repaint_cost",
+    "repaint_path",
     "shifted",
     "shuffled",
 ]
