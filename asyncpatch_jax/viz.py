@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
@@ -74,7 +74,7 @@ def heat(fields: Float[np.ndarray | Array, "*n gh gw 1"]) -> UInt8[np.ndarray, "
     return np.rint(np.stack(channels, -1)).astype(np.uint8)
 
 
-def enlarge(images: UInt8[np.ndarray, "*n h w c"], size: tuple[int, int]) -> UInt8[np.ndarray, "*n _h _w c"]:
+def enlarge(images: Shaped[np.ndarray, "*n h w c"], size: tuple[int, int]) -> Shaped[np.ndarray, "*n _h _w c"]:
     """Repeat pixels until the image has `size` = (height, width): also brings a field's cells to its image's size.
 
     Raises:
@@ -86,10 +86,24 @@ def enlarge(images: UInt8[np.ndarray, "*n h w c"], size: tuple[int, int]) -> UIn
     return np.repeat(np.repeat(images, size[0] // h, axis=-3), size[1] // w, axis=-2)
 
 
+def hatch(tiles: UInt8[np.ndarray, "*n h w 3"], unknown: Bool[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
+    """Cover what is unknown with diagonal stripes, which no image is taken for."""
+    h, w = unknown.shape[-2:]
+    stripes = (np.arange(h)[:, None] + np.arange(w)[None, :]) // 4 % 2
+    cover = np.array([[214, 224, 240], [150, 170, 205]], np.uint8)[stripes]
+    return np.where(unknown[..., None], cover, tiles)
+
+
 def visible(size: tuple[int, int]) -> tuple[int, int]:
     """The size at which an image is shown: the smallest whole multiple with sides of 64 pixels or more."""
     factor = max(1, -(-_SEEN // min(size)))
     return size[0] * factor, size[1] * factor
+
+
+def tiles(images: Images) -> UInt8[np.ndarray, "*n _h _w 3"]:
+    """Images in colour at their `visible` size."""
+    images = colour(images)
+    return enlarge(images, visible(images.shape[-3:-1]))
 
 
 def page(
@@ -155,14 +169,14 @@ def grid(images: Images, columns: int) -> Picture:
     Raises:
         ValueError: no images, or `columns` < 1.
     """
-    images = colour(images)
     if images.ndim != 4 or not len(images) or columns < 1:
         raise ValueError(f"expected images [n, h, w, c] and columns >= 1, got shape {images.shape} and {columns}")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    tiles = np.full((rows * columns, *visible(images.shape[1:3]), 3), 255, np.uint8)
-    tiles[: len(images)] = enlarge(images, tiles.shape[1:3])
-    return page(tiles.reshape(rows, columns, *tiles.shape[1:]))
+    shown = tiles(images)
+    places = np.full((rows * columns, *shown.shape[1:]), 255, np.uint8)
+    places[: len(images)] = shown
+    return page(places.reshape(rows, columns, *shown.shape[1:]))
 
 
 def film(
@@ -193,9 +207,8 @@ def frames(
 
 
 def _shown(images: Images, fields: Float[np.ndarray | Array, "s n gh gw 1"]) -> tuple[np.ndarray, np.ndarray]:
-    images = colour(images)
-    size = visible(images.shape[-3:-1])
-    return enlarge(images, size), enlarge(heat(fields), size)
+    shown = tiles(images)
+    return shown, enlarge(heat(fields), shown.shape[-3:-1])
 
 
 def save_png(path: epath.PathLike, image: np.ndarray, *, overwrite: bool = False) -> None:

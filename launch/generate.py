@@ -1,0 +1,129 @@
+"""One jitted sampling run, shared by all mains: from noise or from an image of which something is known, in batches."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax.denoiser import bind
+from asyncpatch_jax.process import Kind, Process
+from asyncpatch_jax.sampling.guidance import classifier_free, input_guidance, look_ahead
+from asyncpatch_jax.sampling.loop import sample, start
+from asyncpatch_jax.sampling.schedules import Schedule
+from asyncpatch_jax.sampling.solvers import Solver
+from asyncpatch_jax.timefield import Grid
+from asyncpatch_jax.types import Condition, Denoiser, Image, ImageKeys, TimeField
+
+
+class Net(NamedTuple):
+    """What jit compiles in: the network, what it was trained for, and how an image moves."""
+
+    model: nn.Module
+    process: Process
+    kind: Kind
+    solver: Solver
+
+
+class Inputs(NamedTuple):
+    """What one batch is made from; all of it is traced, so new values do not recompile. None switches a part off."""
+
+    keys: ImageKeys
+    known: Image  # zeros where nothing is known
+    label: Any = None  # Int[Array, "b"]
+    guidance: Any = None  # classifier-free scale
+    input_guidance: Any = None  # scale of the hint
+    hint: Any = None  # Float[Array, "b h w 1"]: 0 where the image is known
+
+
+class Result(NamedTuple):
+    """Images [b, h, w, c], and the run of the first few of them: [s + 1, n, ...] images with their fields."""
+
+    images: Image
+    run: Float[Array, "s n h w c"]
+    fields: Float[Array, "s n gh gw 1"]
+
+
+def denoiser(net: Net, params: Any, inputs: Inputs) -> Denoiser:
+    """The network under the guidance that `inputs` asks for.
+
+    Raises:
+        ValueError: guidance of a network without classes, or input guidance without a hint.
+    """
+    batch = inputs.known.shape[0]
+
+    def conditioned(label: Any) -> Denoiser:
+        return bind(net.model, params, net.process, net.kind, None if label is None else Condition(label=label))
+
+    denoise = conditioned(inputs.label)
+    if inputs.guidance is not None:
+        if inputs.label is None:
+            raise ValueError("expected a model with classes for classifier-free guidance, got one without")
+        null = jnp.full((batch,), net.model.num_classes, jnp.int32)
+        denoise = classifier_free(denoise, conditioned(null), inputs.guidance)
+    if inputs.input_guidance is not None:
+        if inputs.hint is None:
+            raise ValueError("expected a mask for input guidance, got none")
+        denoise = input_guidance(denoise, net.process, net.kind, inputs.hint, inputs.keys, inputs.input_guidance)
+    return denoise
+
+
+@partial(jax.jit, static_argnames=("net", "num_steps", "ahead", "watch"))
+def generate(
+    net: Net,
+    params: Any,
+    schedule: Schedule,
+    inputs: Inputs,
+    *,
+    num_steps: int,
+    ahead: Grid | None = None,
+    watch: int = 0,
+) -> Result:
+    """Sample one batch; `watch` images are recorded at every step, and the cells of `ahead`, if any, look ahead."""
+    denoise = denoiser(net, params, inputs)
+    if ahead is not None:
+        denoise = look_ahead(denoise, net.process, ahead)
+
+    def record(x: Image, level: TimeField) -> tuple[Image, TimeField]:
+        return x[:watch], level[:watch]
+
+    x = start(net.process, schedule, inputs.keys, inputs.known)
+    state, (run, fields) = sample(
+        denoise,
+        net.solver,
+        schedule,
+        inputs.keys,
+        x,
+        num_steps=num_steps,
+        trace=lambda state, pred: record(state.x, state.times.level),
+    )
+    last = record(state.x, state.times.level)
+    run, fields = (jnp.concatenate([steps, end[None]]) for steps, end in zip((run, fields), last, strict=True))
+    return Result(state.x, run, fields)
+
+
+def batched(
+    call: Callable[[Any], Any], inputs: Any, *, batch: int, on_batch: Callable[[int], None] = lambda done: None
+) -> list[Any]:
+    """`call` on slices of `batch` of every array in `inputs` [n, ...]; the last is filled up: only one size compiles.
+
+    Returns:
+        What `call` gave for each, on the host; the filler is still in the last.
+    """
+    count = len(jax.tree.leaves(inputs)[0])
+    results = []
+    for first in range(0, count, batch):
+        index = np.minimum(np.arange(first, first + batch), count - 1)
+        results.append(jax.device_get(call(jax.tree.map(lambda leaf, index=index: leaf[index], inputs))))
+        on_batch(min(first + batch, count))
+    return results
+
+
+def image_keys(seed: int, count: int, first: int = 0) -> ImageKeys:
+    """Keys of images `first` ... of a seed: image i is the same whatever it is drawn together with."""
+    return keys_lib.per_image(jax.random.key(seed), first + count)[first:]

@@ -1,0 +1,57 @@
+"""The flags that name a trained run and say how to sample from it: the same for every main that needs one."""
+
+from absl import flags
+
+from launch import build
+
+flags.disclaim_key_flags()  # they belong to the main that asks for them, and show in its --help
+
+# of config.sample, each with its own flag
+_SETTINGS = {
+    "solver": (flags.DEFINE_string, "Solver: ddim, ddpm, euler, heun, dpm2m"),
+    "eta": (flags.DEFINE_float, "Share of fresh noise of ddim"),
+    "steps": (flags.DEFINE_integer, "Steps that each cell takes"),
+    "grid": (flags.DEFINE_string, "Times of the steps: linear, shifted, cosine, logsnr"),
+    "guidance": (flags.DEFINE_float, "Scale of classifier-free guidance, 1 for none"),
+    "input_guidance": (flags.DEFINE_float, "Scale of guidance by what is known, 0 for none"),
+}
+
+
+def define_flags(*settings: str) -> None:
+    """Define --workdir, --checkpoint, --seed, and those of `config.sample` that are named."""
+    flags.DEFINE_string("workdir", None, "Folder of a trained run.")
+    flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint to use; the newest unless given.")
+    flags.DEFINE_integer("seed", 0, "Seed of all noise.", lower_bound=0)
+    for name in settings:
+        define, about = _SETTINGS[name]
+        define(name, None, f"{about}; the run's own unless given.")
+
+
+def load() -> build.Run:
+    """The run of the flags, its sampling settings replaced by those that were given.
+
+    Raises:
+        ValueError: no --workdir, or a setting that does not exist.
+        FileNotFoundError: no run or no such checkpoint in it.
+    """
+    values = flags.FLAGS.flag_values_dict()
+    if not values["workdir"]:
+        raise ValueError("expected --workdir=FOLDER of a trained run, got none")
+    run = build.load_run(values["workdir"], values["checkpoint"])
+    given = {name: values[name] for name in _SETTINGS if values.get(name) is not None}
+    run.config.sample.update(given)
+    check(run)
+    return run
+
+
+def check(run: build.Run) -> None:
+    """Refuse sampling settings before anything is computed.
+
+    Raises:
+        ValueError: unknown solver or grid, no steps, or guidance of a model without classes.
+    """
+    settings = run.config.sample
+    build.solver(run.config, run.process)
+    build.grid(run.config, settings.steps, run.process)
+    if settings.guidance != 1.0 and not run.num_classes:
+        raise ValueError(f"expected --guidance=1 for a model without classes, got {settings.guidance}")
