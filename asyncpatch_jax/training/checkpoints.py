@@ -12,8 +12,8 @@ import errno
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Self
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import jax
 from etils import epath
@@ -102,7 +102,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -140,7 +140,10 @@ class Checkpoints:
 
     def advice(self) -> str:
         """What is safe now, and how to go on: the second half of an error message."""
-        steps = self._manager.all_steps(read=True)
+        with suppress(Exception):  # another error is on its way to the user
+            self._manager.wait_until_finished()
+        # from the folder: the manager also counts a step whose writing failed
+        steps = [int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()]
         good = f"the last good checkpoint is step {max(steps)}" if steps else "no checkpoint was written yet"
         return f"{good} in {self.folder}; the same command continues from there once the cause is removed"
 
@@ -182,7 +185,7 @@ class Checkpoints:
             data=CheckpointSave(batches),
         )
         with self._reporting():
-            self._manager.save(step, args=items)
+            self._manager.save(step, args=items, force=True)
 
     def about(self, step: int | None = None) -> dict[str, Any]:
         """What a step says of itself: {"format", "config", "parameters"}.

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.requested = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignal":
         self._before = {number: signal.signal(number, self._request) for number in self.signals}
         return self
 
@@ -36,12 +36,12 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def check_finite(last_step: int, metrics: list[dict[str, Any]], advice: str) -> None:
+def check_finite(last_step: int, metrics: list[dict[str, Any]], advice: Callable[[], str]) -> None:
     """Stop a run that went wrong.
 
     Args:
         last_step: the number of steps done after the last of `metrics`, which are those of consecutive steps.
-        advice: what is safe, and how to go on.
+        advice: says what is safe, and how to go on.
 
     Raises:
         FloatingPointError: a step was refused by `train_step`; says which, and what was not finite.
@@ -53,7 +53,7 @@ def check_finite(last_step: int, metrics: list[dict[str, Any]], advice: str) -> 
             raise FloatingPointError(
                 f"step {step} is not finite ({', '.join(wrong)}); its update was not applied, and nothing was saved "
                 "since. Look for bad values in the data, or lower the learning rate, warm up longer, compute in "
-                f"float32; {advice}"
+                f"float32; {advice()}"
             )
 
 
@@ -106,7 +106,7 @@ def fit(
             log, save = last or done % log_every == 0, last or stopping or done % checkpoint_every == 0
             if log or save:
                 values = jax.device_get(recent)
-                check_finite(done, values, checkpoints.advice())
+                check_finite(done, values, checkpoints.advice)
             if log:
                 on_log(done, {name: float(np.mean([v[name] for v in values])) for name in values[0]})
                 recent = []

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from asyncpatch_jax import keys as keys_lib
 
-Decay = Literal["constant", "cosine", "rsqrt"]
+DECAYS = ("constant", "cosine", "rsqrt")
 Batch = Any
 Metrics = dict[str, Float[Array, ""]]
 LossFn = Callable[[Any, Key[Array, "b"], Batch], tuple[Float[Array, ""], Metrics]]
@@ -33,7 +33,7 @@ def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
-def learning_rate(peak: float, *, warmup: int = 0, decay: Decay = "constant", steps: int = 0) -> optax.Schedule:
+def learning_rate(peak: float, *, warmup: int = 0, decay: str = "constant", steps: int = 0) -> optax.Schedule:
     """Warm-up to `peak` over `warmup` steps; then constant, cosine to 0 at `steps`, or peak * sqrt(warmup / step).
 
     The first step already moves: its rate is peak / warmup, not 0.
@@ -41,14 +41,14 @@ def learning_rate(peak: float, *, warmup: int = 0, decay: Decay = "constant", st
     Raises:
         ValueError: unknown decay, a negative number, or a cosine that has no steps left after the warm-up.
     """
-    if decay not in get_args(Decay):
-        raise ValueError(f"expected a decay out of {', '.join(get_args(Decay))}, got {decay!r}")
+    if decay not in DECAYS:
+        raise ValueError(f"expected a decay out of {', '.join(DECAYS)}, got {decay!r}")
     if peak <= 0 or warmup < 0:
         raise ValueError(f"expected a learning rate > 0 and warm-up >= 0 steps, got {peak} and {warmup}")
     if decay == "cosine" and steps <= warmup:
         raise ValueError(f"expected more steps than the warm-up's {warmup} for a cosine decay, got {steps}")
 
-    def rate(count: Int[Array, ""]) -> Float[Array, ""]:
+    def rate(count: int | Int[Array, ""]) -> Float[Array, ""]:
         step = jnp.asarray(count, jnp.float32) + 1.0
         ramp = jnp.minimum(step / max(warmup, 1), 1.0)
         if decay == "constant":
