@@ -1,10 +1,11 @@
 """Data sets as random-access sources of {"image": uint8 [h, w, c], "label": int}."""
 
+import functools
 import importlib.resources
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.data.images import OnError, check_settings, read_image, resize, scan_folder
+from asyncpatch_jax.data.tfrecord import TFRecords
 
 Split = Literal["train", "test"]
 
@@ -171,15 +173,16 @@ def folder(path: str | os.PathLike[str], size: int, channels: int = 3, on_error:
 
 @dataclass(frozen=True, eq=False)
 class _Records:
-    records: Sequence[dict[str, Any]]
+    examples: Any  # serialised examples by index
+    parse: Callable[[bytes], dict[str, Any]]
     size: int
     channels: int
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.records[index]
+        record = self.parse(self.examples[index])
         image = read_image(io.BytesIO(record["image"]), self.size, self.channels)
         return {"image": image, "label": int(record.get("label", 0))}
 
@@ -191,31 +194,43 @@ def tfds(
 
     Looks in the standard layout data_dir/name[/config]/version: the newest version there, or the one of "name:1.2.3".
     The set needs an "image" feature; "label" is optional. `split` follows TFDS ("train", "validation", "train[:90%]",
-    ...). Images become size x size centre squares, as in `folder`.
+    ...). Images become size x size centre squares, as in `folder`. array_record is the format made for this; tfrecord,
+    which TFDS writes unless told otherwise, is read from local disks after a pass over the lengths of its records.
 
     Raises:
-        ValueError: not prepared there, written in a format without random access (with the command that helps),
-            no "image", unknown split or number of channels.
+        ValueError: not prepared there, or in a format that this cannot read (with the command that helps); a damaged
+            tfrecord file; no "image"; unknown split or number of channels.
     """
     check_settings(size, channels)
     import tensorflow_datasets
 
     builder = tensorflow_datasets.builder_from_directory(_version_folder(name, data_dir))
-    features = builder.info.features
+    features = dict(builder.info.features.items())
     if not isinstance(features.get("image"), tensorflow_datasets.features.Image):
         raise ValueError(f"expected a data set with an 'image' feature, got {name} with {', '.join(features)}")
     # our own decoder reads the bytes, so that every source treats modes and sizes alike
     decoders = {"image": tensorflow_datasets.decode.SkipDecoding()}
-    try:
-        records = builder.as_data_source(split=split, decoders=decoders)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"expected {name} in a format with random access, got {builder.info.file_format.value} in "
-            f"{builder.data_dir}; prepare it again, in another data_dir: {_command(name, '...')}"
-        ) from error
+    parse = functools.partial(builder.info.features.deserialize_example_np, decoders=decoders)
     label = features.get("label")
     names = tuple(label.names) if isinstance(label, tensorflow_datasets.features.ClassLabel) else (name,)
-    return Dataset(_Records(records, size, channels), len(names), names, (size, size, channels))
+    records = _Records(_examples(builder, name, split), parse, size, channels)
+    return Dataset(records, len(names), names, (size, size, channels))
+
+
+def _examples(builder: Any, name: str, split: str) -> Any:
+    from tensorflow_datasets.core.decode import DeserializeMethod
+
+    try:
+        return builder.as_data_source(split=split, deserialize_method=DeserializeMethod.RAW_BYTES)
+    except NotImplementedError as error:
+        files = builder.info.splits[split].file_instructions
+        file_format = builder.info.file_format.value
+        if file_format != "tfrecord" or not all(os.path.isfile(file.filename) for file in files):
+            raise ValueError(
+                f"expected {name} as array_record, or as tfrecord on a local disk, got {file_format} in "
+                f"{builder.data_dir}; prepare it again, in another data_dir: {_command(name, '...')}"
+            ) from error
+        return TFRecords([(file.filename, file.examples_in_shard, file.skip, file.take) for file in files])
 
 
 def _version_folder(name: str, data_dir: str | os.PathLike[str]) -> epath.Path:
