@@ -85,7 +85,7 @@ def settings(arg: str = "") -> ConfigDict:
     train.init = ""  # begin with the averaged parameters of the run in this folder
     train.checkpoint_every = 500
     train.log_every = 50
-    train.sample_every = 1000  # 0: only at the end
+    train.sample_every = 1000  # pictures, then and at the end; 0: none at all
     train.keep = 3  # checkpoints
 
     config.sample = sample = ConfigDict()

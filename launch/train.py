@@ -9,25 +9,21 @@ Writes into config.workdir: checkpoints/ (the last few, with the data's position
 files and run.json. Stop it with Ctrl-C or SIGTERM: it saves first, and the same command continues where it was.
 """
 
-# isort: off
-from launch import cli  # first: it quiets TensorFlow before clu imports it
-
-# isort: on
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from clu import metric_writers, parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from asyncpatch_jax.data.dataset import Dataset, batches
+from asyncpatch_jax.data import dataset
+from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.training import loop
 from asyncpatch_jax.training.checkpoints import Checkpoints, differences, shortened, summary
 from asyncpatch_jax.training.step import TrainState, create, train_step
-from launch import build, pictures
+from launch import build, cli, pictures
 
 # what may change between two starts of a run, since it does not change what is learned
 _FREE = ("workdir", "sample", "train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep")
@@ -54,10 +50,13 @@ def run(config: ConfigDict) -> None:
         accumulate=config.optim.accumulate,
     )
     like = jax.eval_shape(functools.partial(create, optimizer=optimizer), network.params)
-    stream = _batches(config, data)
+    batches = stream(config, data)
     check(config, like, step, data)
-    workdir = epath.Path(config.workdir)
     build.record_run(config, data)
+    # late, as it takes seconds: TensorFlow comes with it
+    from clu import parameter_overview
+
+    workdir = epath.Path(config.workdir)
 
     with Checkpoints(workdir / "checkpoints", keep=config.train.keep, config=build.plain(config)) as checkpoints:
         checkpoints.check_room(like)
@@ -65,12 +64,12 @@ def run(config: ConfigDict) -> None:
             state = create(first_params(config, network), optimizer)
             print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
         else:
-            state = checkpoints.restore(like, stream)
+            state = checkpoints.restore(like, batches)
             print(f"continuing {workdir} at step {int(state.step)}")
         if int(state.step) >= config.train.steps:
             print(f"nothing to do: {config.train.steps} steps are done; --config.train.steps=N trains on")
             return
-        finished = _fit(config, network, shown, state, stream, step, checkpoints)
+        finished = _fit(config, network, shown, state, batches, step, checkpoints)
         print(f"wrote {workdir}/checkpoints (steps {', '.join(map(str, checkpoints.steps))}) and {workdir}/run.json")
     if not finished:
         print("stopped as asked to; the same command continues from here")
@@ -81,15 +80,24 @@ def _fit(
     network: build.Run,
     shown: Dataset,
     state: TrainState,
-    stream: Any,
+    batches: Any,
     step: Any,
     checkpoints: Checkpoints,
 ) -> bool:
+    from clu import metric_writers
+
     workdir, steps = epath.Path(config.workdir), config.train.steps
     rate = build.rate(config)
     key = jax.random.key(config.seed)
     writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
     bar = tqdm(total=steps, initial=int(state.step), unit="step", dynamic_ncols=True, smoothing=0.1)
+
+    first = int(state.step) + 1
+
+    def on_step(done: int) -> None:
+        if done == first:
+            bar.unpause()  # compiling is no measure of the steps to come
+        bar.update(1)
 
     def on_log(done: int, metrics: dict[str, float]) -> None:
         metrics["learning_rate"] = float(rate(done - 1))
@@ -106,18 +114,19 @@ def _fit(
                 print(f"wrote {path}")
         else:
             pictures.write_samples(folder, now, key)
+            bar.unpause()
 
     with bar:
         _, finished = loop.fit(
             state,
-            stream,
+            batches,
             step,
             steps=steps,
             checkpoints=checkpoints,
             checkpoint_every=config.train.checkpoint_every,
             log_every=config.train.log_every,
             sample_every=config.train.sample_every,
-            on_step=lambda done: bar.update(1),
+            on_step=on_step,
             on_log=on_log,
             on_sample=on_sample,
         )
@@ -125,12 +134,13 @@ def _fit(
     return finished
 
 
-def _batches(config: ConfigDict, data: Dataset) -> Any:
+def stream(config: ConfigDict, data: Dataset) -> Any:
+    """This host's endless batches. Raises ValueError if hosts cannot share a batch or the data cannot fill it."""
     hosts, size = jax.process_count(), config.train.batch
     if size < 1 or size % hosts:
         raise ValueError(f"expected config.train.batch to be a multiple of {hosts} hosts, got {size}")
     shard = (jax.process_index(), hosts)
-    return batches(data, batch=size // hosts, seed=config.seed, shard=shard, augment=config.data.augment)
+    return dataset.batches(data, batch=size // hosts, seed=config.seed, shard=shard, augment=config.data.augment)
 
 
 def check(config: ConfigDict, like: TrainState, step: Any, data: Dataset) -> None:

@@ -75,7 +75,7 @@ def fit(
 
     The host looks at the metrics only when it logs or saves, so that the device never waits. A checkpoint is written
     every `checkpoint_every` steps, at the end, and at once on SIGTERM or Ctrl-C; pictures are made every `sample_every`
-    steps (0: none) and at the end, after the checkpoint of that step.
+    steps and at the end (0: never), after the checkpoint of that step.
 
     Args:
         batches: a Grain iterator of batches.

@@ -1,0 +1,247 @@
+"""The loop's promises: an image depends on itself alone, held cells stay, nothing recompiles, mistakes are named."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax import timefield
+from asyncpatch_jax.denoiser import bind
+from asyncpatch_jax.process import Cosine, Discrete, RectifiedFlow
+from asyncpatch_jax.sampling import (
+    DDIM,
+    DDPM,
+    Autoregressive,
+    DPMSolver2M,
+    Graded,
+    Heun,
+    Inpaint,
+    Synchronous,
+    Table,
+    UncertaintyGuided,
+    classifier_free,
+    input_guidance,
+    linear,
+    paste_back,
+    raster,
+    sample,
+    start,
+)
+from asyncpatch_jax.types import Condition, Prediction, Times
+
+PROCESS = RectifiedFlow()
+IMAGE = (4, 4, 2)
+
+
+def elementwise(x, times):
+    t = timefield.like(times.told, x)
+    return Prediction(jnp.sin(3 * x) + t, jnp.cos(5 * x) - t, {"log_variance": jnp.sin(7 * x[..., :1])})
+
+
+class Network(nn.Module):
+    """A small real network: pixels see each other, the field and the class."""
+
+    @nn.compact
+    def __call__(self, x, t, cond=None, *, train=False):
+        told = jnp.broadcast_to(timefield.like(t, x), (*x.shape[:3], 1))
+        label = jnp.broadcast_to(nn.Embed(5, 3)(cond.label)[:, None, None], (*x.shape[:3], 3))
+        hidden = nn.gelu(nn.Conv(8, (3, 3))(jnp.concatenate([x, told, label], -1)))
+        return nn.Conv(x.shape[-1], (3, 3))(hidden), {}
+
+
+def generate(denoise, solver, schedule, key, known):
+    x = start(PROCESS, schedule, key, known)
+    return sample(denoise, solver, schedule, key, x, num_steps=schedule.num_steps)[0].x
+
+
+def schedules(masks):
+    """One schedule of each sort; `masks` are [b, 4, 4, 1], another for each image."""
+    order = jnp.where(masks > 0, jnp.asarray(raster((4, 4), (2, 2))), -1)
+    return {
+        "synchronous": Synchronous(linear(4)),
+        "inpaint": Inpaint(masks, linear(4)),
+        "graded": Graded(0.7 * masks, linear(4)),
+        "autoregressive": Autoregressive(order, linear(2), 4),
+        "uncertainty": UncertaintyGuided(linear(4), (2, 2), masks),
+    }
+
+
+MASKS = (jax.random.uniform(jax.random.key(9), (3, 4, 4, 1)) > 0.4).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("name", list(schedules(MASKS)))
+@pytest.mark.parametrize("make", [DDPM, Heun, DPMSolver2M], ids=lambda s: s.__name__)
+def test_an_image_does_not_depend_on_its_batch(make, name):
+    known = jax.random.normal(jax.random.key(1), (3, *IMAGE))
+    keys = keys_lib.per_image(jax.random.key(2), 3)
+    together = generate(elementwise, make(PROCESS), schedules(MASKS)[name], keys, known)
+    one = slice(1, 2)
+    alone = generate(elementwise, make(PROCESS), schedules(MASKS[one])[name], keys[one], known[one])
+    assert (together[one] == alone).all()
+    assert np.isfinite(together).all()
+
+
+def test_a_network_s_image_does_not_depend_on_its_batch_beyond_rounding():
+    known = jax.random.normal(jax.random.key(1), (3, *IMAGE))
+    keys, labels = keys_lib.per_image(jax.random.key(2), 3), jnp.asarray([0, 3, 1])
+    model = Network()
+    cond = Condition(label=labels)
+    params = model.init(jax.random.key(0), known, timefield.constant(0.5, 3), cond)["params"]
+
+    @jax.jit
+    def run(keys, known, masks, labels, scale):
+        b = known.shape[0]
+        free = bind(model, params, PROCESS, "velocity", Condition(label=jnp.full((b,), 4)))
+        with_class = bind(model, params, PROCESS, "velocity", Condition(label=labels))
+        denoise = input_guidance(
+            classifier_free(with_class, free, scale), PROCESS, "velocity", masks, jax.random.key(3), 0.5
+        )
+        return generate(denoise, DDPM(PROCESS), Inpaint(masks, linear(4)), keys, known)
+
+    scale = jnp.asarray([1.0, 2.0, 3.0])
+    together = run(keys, known, MASKS, labels, scale)
+    # the first image, since the guidance's own key is folded with the image's index
+    alone = run(keys[:1], known[:1], MASKS[:1], labels[:1], scale[:1])
+    np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-5)
+    # and each of key, mask, class and guidance is per image: changing image 1's leaves the others
+    for other in (
+        run(keys.at[1].set(keys[0]), known, MASKS, labels, scale),
+        run(keys, known, MASKS.at[1].set(1 - MASKS[1]), labels, scale),
+        run(keys, known, MASKS, labels.at[1].set(2), scale),
+        run(keys, known, MASKS, labels, scale.at[1].set(5.0)),
+    ):
+        changed = np.asarray((other != together).any((1, 2, 3)))
+        assert changed.tolist() == [False, True, False]
+
+
+def test_nothing_but_shapes_is_compiled_in():
+    model, traces = Network(), []
+    known = jax.random.normal(jax.random.key(1), (2, *IMAGE))
+    label = jnp.asarray([0, 1])
+    params = model.init(jax.random.key(0), known, timefield.constant(0.5, 2), Condition(label=label))["params"]
+
+    @functools.partial(jax.jit, static_argnames="num_steps")
+    def run(params, schedule, mask, label, scale, hint_scale, interval, key, known, num_steps):
+        traces.append(num_steps)
+        cond = bind(model, params, PROCESS, "velocity", Condition(label=label))
+        free = bind(model, params, PROCESS, "velocity", Condition(label=jnp.full_like(label, 4)))
+        denoise = classifier_free(cond, free, scale, interval)
+        denoise = input_guidance(denoise, PROCESS, "velocity", mask, key, hint_scale)
+        x = start(PROCESS, schedule, key, known)
+        return sample(denoise, DDIM(PROCESS, 0.5), schedule, key, x, num_steps=num_steps)[0].x
+
+    def call(scale=2.0, mask=MASKS[:2], grid=None, label=label, params=params, key=0, interval=(0.1, 0.9)):
+        grid = linear(3) if grid is None else grid
+        return run(
+            params, Inpaint(mask, grid), mask, label, scale, 0.5, interval, jax.random.key(key), known, num_steps=3
+        )
+
+    first = call()
+    changed = [
+        call(scale=3.0),
+        call(mask=1 - MASKS[:2]),
+        call(grid=linear(3) ** 2),
+        call(label=label + 1),
+        call(params=jax.tree.map(lambda w: 1.1 * w, params)),
+        call(key=1),
+        call(interval=(0.5, 0.6)),
+    ]
+    assert len(traces) == 1
+    assert all(not np.array_equal(first, other) for other in changed)
+
+
+@pytest.mark.parametrize("make", [DDPM, Heun, DPMSolver2M], ids=lambda s: s.__name__)
+def test_a_constant_field_is_the_scalar(make):
+    known = jnp.zeros((2, *IMAGE))
+    scalar = generate(elementwise, make(PROCESS), Synchronous(linear(5)), jax.random.key(0), known)
+    constant = jnp.broadcast_to(linear(5).reshape(-1, 1, 1, 1), (6, 1, 4, 4))
+    field = generate(elementwise, make(PROCESS), Table(constant), jax.random.key(0), known)
+    assert (scalar == field).all()
+
+
+def test_known_pixels_never_change_and_what_lies_under_the_mask_never_matters():
+    known = jax.random.normal(jax.random.key(1), (3, *IMAGE))
+    hidden = jnp.where(MASKS > 0, jnp.nan, known)
+    for process in (RectifiedFlow(), Cosine(), Discrete()):
+        schedule = Inpaint(MASKS, linear(3))
+        x = start(process, schedule, jax.random.key(0), hidden)
+        assert np.isfinite(x).all()
+        end, _ = sample(elementwise, DDPM(process), schedule, jax.random.key(0), x, num_steps=3)
+        kept = np.broadcast_to(MASKS == 0, x.shape)
+        assert (np.asarray(end.x)[kept] == np.asarray(known)[kept]).all()
+        assert (paste_back(end.x, hidden, MASKS) == end.x).all()
+
+
+def test_the_start_is_the_schedules_own():
+    known = jax.random.normal(jax.random.key(1), (64, *IMAGE))
+    strength = jnp.asarray([[0.0, 0.5], [0.9, 1.0]], jnp.float32).reshape(1, 2, 2, 1)
+    x = start(PROCESS, Graded(strength, linear(3)), jax.random.key(0), known)
+    noise = np.asarray(x - known * (1 - timefield.resize(strength, (4, 4))))
+    assert (x[:, :2, :2] == known[:, :2, :2]).all()
+    for cell, level in (((slice(0, 2), slice(2, 4)), 0.5), ((slice(2, 4), slice(0, 2)), 0.9)):
+        assert noise[:, cell[0], cell[1]].std() == pytest.approx(level, rel=0.1)
+    assert x[:, 2:, 2:].std() == pytest.approx(1.0, rel=0.1)
+
+
+def test_the_trace_sees_every_state_before_its_step():
+    key = jax.random.key(0)
+    end, (levels, x0) = sample(
+        elementwise,
+        DDIM(PROCESS),
+        Synchronous(linear(3)),
+        key,
+        jnp.ones((1, *IMAGE)),
+        num_steps=3,
+        trace=lambda state, pred: (state.times.level, pred.x0),
+    )
+    np.testing.assert_array_equal(levels.reshape(-1), linear(3)[:-1])
+    np.testing.assert_allclose(end.x, x0[-1], rtol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------- mistakes
+def run_with(schedule, num_steps=2, x=None):
+    x = jnp.ones((2, *IMAGE)) if x is None else x
+    return sample(elementwise, DDIM(PROCESS), schedule, jax.random.key(0), x, num_steps=num_steps)
+
+
+def test_another_number_of_steps_is_refused():
+    for schedule in (
+        Synchronous(linear(3)),
+        Inpaint(MASKS[:2], linear(3)),
+        Autoregressive(raster((2, 2)), linear(3), 4),
+    ):
+        with pytest.raises(ValueError, match="expected num_steps = "):
+            run_with(schedule)
+
+
+def test_a_field_that_does_not_fit_the_image_is_refused():
+    with pytest.raises(ValueError, match="tiles 4x4 pixels"):
+        run_with(Inpaint(jnp.ones((1, 3, 3, 1)), linear(2)))
+    with pytest.raises(ValueError, match="expected a time field"):
+        run_with(Inpaint(jnp.ones((3, 2, 2, 1)), linear(2)))
+
+
+def test_a_field_that_changes_its_grid_is_refused():
+    class Growing(Synchronous):
+        def next(self, i, state, pred, keys):
+            level = jnp.zeros((2, 2, 2, 1))
+            return Times(level, level), None
+
+    with pytest.raises(ValueError, match=r"fields stay \(2, 1, 1, 1\), got \(2, 2, 2, 1\)"):
+        run_with(Growing(linear(2)))
+
+
+def test_keys_of_another_batch_are_refused():
+    with pytest.raises(ValueError, match="one per image"):
+        sample(
+            elementwise,
+            DDIM(PROCESS),
+            Synchronous(linear(2)),
+            keys_lib.per_image(jax.random.key(0), 3),
+            jnp.ones((2, *IMAGE)),
+            num_steps=2,
+        )

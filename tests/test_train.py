@@ -1,0 +1,226 @@
+"""Training from the command line: it learns, survives kills bit for bit, and stops cleanly when it goes wrong."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from asyncpatch_jax.training.checkpoints import Checkpoints
+from launch import build, cli, train
+
+ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get("KILLS", "2"))  # KILLS=10 for a long look
+_CACHE = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
+SMALL = {
+    "model.name": "dit",
+    "model.preset": "",
+    "model.width": 16,
+    "model.depth": 1,
+    "model.heads": 1,
+    "model.patch": 4,
+    "optim.warmup": 2,
+    "train.batch": 8,
+    "train.steps": 40,
+    "train.checkpoint_every": 3,
+    "train.log_every": 5,
+    "train.sample_every": 0,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Every run here compiles the same step: once is enough."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = {name: getattr(jax.config, name) for name in _CACHE}
+    for name, value in zip(_CACHE, (str(folder), 0, -1), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def small(workdir, **more):
+    """A network that compiles in seconds."""
+    config = cli.load(str(ROOT / "configs" / "digits.py"))
+    config.update_from_flattened_dict({**SMALL, "workdir": str(workdir), **more})
+    return config
+
+
+def leaves(workdir, step):
+    """Every array of a checkpoint's state."""
+    config = small(workdir)
+    network = build.untrained(config, build.dataset(config))
+    like = jax.eval_shape(lambda: train.create(jax.tree.map(jnp.zeros_like, network.params), build.optimizer(config)))
+    with Checkpoints(Path(workdir) / "checkpoints", read_only=True) as checkpoints:
+        stream = train.stream(config, build.dataset(config))
+        state = checkpoints.restore(like, stream, step)
+    return jax.tree.map(np.asarray, jax.tree.leaves(state)), stream.get_state()
+
+
+def start(workdir, cache):
+    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.train", f"--config.workdir={workdir}", *flags],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **cached},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def stop_at(process, step, number):
+    """Send a signal once the progress bar has reached a step; returns all that was written."""
+    seen = b""
+    while chunk := process.stdout.read1():
+        seen += chunk
+        shown = re.findall(rb"(\d+)/40 ", seen)
+        if number and shown and int(shown[-1]) >= step:
+            process.send_signal(number)
+            number = None
+    process.wait()
+    return seen.decode()
+
+
+def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does(tmp_path, cache):
+    rng = random.Random(time.time_ns())
+    stops = [*[signal.SIGKILL] * KILLS, signal.SIGTERM]
+    rng.shuffle(stops)
+    steps = sorted(rng.sample(range(1, 34), len(stops)))
+    print("signals", list(zip(steps, stops, strict=True)))
+
+    for step, number in zip(steps, stops, strict=True):
+        process = start(tmp_path / "killed", cache)
+        text = stop_at(process, step, number)
+        if number == signal.SIGTERM:
+            assert process.returncode == 0, text
+            assert "stopped as asked to" in text
+        else:
+            assert process.returncode == -signal.SIGKILL, text
+    # the last start of the one and the only one of the other, both on their way to the end
+    runs = [start(tmp_path / "killed", cache), start(tmp_path / "whole", cache)]
+    texts = [None, None]
+    readers = [
+        threading.Thread(target=lambda i=i: texts.__setitem__(i, stop_at(runs[i], 0, None))) for i in range(len(runs))
+    ]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert [process.returncode for process in runs] == [0, 0], texts
+    assert "continuing" in texts[0]
+    assert "continuing" not in texts[1]
+
+    (killed, data_killed), (whole, data_whole) = leaves(tmp_path / "killed", 40), leaves(tmp_path / "whole", 40)
+    assert data_killed == data_whole
+    assert len(killed) == len(whole) > 20
+    for a, b in zip(killed, whole, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_folder_with_a_run_of_other_settings_is_left_alone(tmp_path):
+    config = small(tmp_path / "run")
+    build.record_run(config, build.dataset(config))
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=r"(?s)other settings .*model.depth: 1 -> 2.*optim.b1: 0.9 -> 0.5"):
+        train.run(small(tmp_path / "run", **{"model.depth": 2, "optim.b1": 0.5}))
+    # with a decay that ends at the last step, the number of steps is what is learned; else it may grow
+    with pytest.raises(ValueError, match=r"train.steps: 40 -> 50"):
+        train.run(small(tmp_path / "run", **{"train.steps": 50}))
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_training_goes_on_loads_and_starts_another_run(tmp_path, capsys):
+    short = {"train.steps": 2, "train.checkpoint_every": 2, "train.log_every": 1, "optim.schedule": "constant"}
+    first = tmp_path / "first"
+    train.run(small(first, **short))
+    train.run(small(first, **short))
+    assert "nothing to do: 2 steps are done" in capsys.readouterr().out
+    train.run(small(first, **{**short, "train.steps": 4}))
+    assert "continuing" in capsys.readouterr().out
+    assert list(first.glob("events.out.tfevents.*"))
+
+    run = build.load_run(first)
+    assert (run.step, run.num_classes, run.shape, run.class_names[3]) == (4, 10, (8, 8, 1), "3")
+    older = build.load_run(first, 2)
+    assert not np.array_equal(run.params["patches"]["kernel"], older.params["patches"]["kernel"])
+
+    # the head alone, on what was just trained, in a folder of its own
+    head = tmp_path / "head"
+    train.run(small(head, **{**short, "train.init": str(first), "optim.only": "log_variance"}))
+    trained = build.load_run(head).params
+    for name, module in run.params.items():
+        same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (module, trained[name])), strict=True)]
+        assert all(same) == (name != "log_variance"), name
+
+    with pytest.raises(ValueError, match=r"(?s)expected this model in .*got another.*kernel"):
+        train.run(small(tmp_path / "wide", **{**short, "train.init": str(first), "model.width": 32}))
+    with pytest.raises(FileNotFoundError, match="expected a trained run"):
+        train.run(small(tmp_path / "none", **{**short, "train.init": str(tmp_path / "nothing")}))
+
+
+def test_a_loss_that_explodes_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
+    wild = {"optim.learning_rate": 1e30, "optim.warmup": 0, "optim.schedule": "constant", "optim.clip": 0.0}
+    quick = {"train.steps": 6, "train.checkpoint_every": 1, "train.log_every": 6}
+    with pytest.raises(FloatingPointError, match=r"step \d is not finite .*; .* lower the learning rate") as caught:
+        train.run(small(tmp_path / "wild", **wild, **quick))
+    step = int(re.search(r"step (\d)", str(caught.value)).group(1))
+    with Checkpoints(tmp_path / "wild" / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest == (step - 1 or None)
+        if step > 1:
+            assert f"the last good checkpoint is step {step - 1}" in str(caught.value)
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(build.load_run(tmp_path / "wild").params))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("times.grid", (3, 3), r"tile 8x8 pixels, got \(3, 3\)"),
+        ("times.name", "perlinn", "out of asyncpatch, synchronous, .* got 'perlinn'"),
+        ("times.sharpness", 2.0, "AsyncPatch takes of config.times only .*, got sharpness"),
+        ("data.size", 10, "multiples of 4, got 10x10"),
+        ("data.name", "folder", "--config.data.path=DIRECTORY"),
+        ("data.channels", 3, "channels = 1 for digits"),
+        ("model.base", 32, "DiT takes of config.model only .*, got base"),
+        ("model.patch", 3, "multiples of 3, got 8x8"),
+        ("model.dtype", "float16", "float32, bfloat16, got 'float16'"),
+        ("model.preset", "L/3", "out of tiny, S/2"),
+        ("process", "vp", "rectified_flow, cosine, discrete, got 'vp'"),
+        ("kind", "x", "out of x0, eps, v, velocity"),
+        ("loss.weight", "snr", "uniform, sid2, got 'snr'"),
+        ("loss.label_dropout", 1.5, r"in \[0, 1\]"),
+        ("optim.schedule", "linear", "constant, cosine, rsqrt, got 'linear'"),
+        ("optim.accumulate", 3, "divisor of the batch 8, got 3"),
+        ("optim.ema", 1.0, "ema < 1, got 1.0"),
+        ("optim.only", "head", "log_variance, .* alone, got 'head'"),
+        ("train.batch", 5000, "expected a batch"),
+        ("train.keep", 0, "keep >= 1"),
+        ("sample.solver", "dpm", "ddim, ddpm, euler, heun, dpm2m, got 'dpm'"),
+        ("sample.grid", "log", "linear, cosine, shifted, logsnr, got 'log'"),
+        ("sample.steps", 0, "num_steps >= 1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(tmp_path, name, value, message):
+    config = small(tmp_path / "run")
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ValueError, match=message):
+        train.run(config)
+    assert not (tmp_path / "run").exists()
