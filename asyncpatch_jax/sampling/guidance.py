@@ -10,11 +10,12 @@ from asyncpatch_jax.process import Kind, Process, output, predict, renoise
 from asyncpatch_jax.sampling.schedules.uncertainty import doubt
 from asyncpatch_jax.types import Denoiser, Image, Prediction, TimeField, Times
 
-Scale = float | Float[Array, ""] | Float[Array, "_b"]
+Number = float | Float[Array, ""]
+Scale = Number | Float[Array, "_b"]
 
 
 def classifier_free(
-    cond: Denoiser, uncond: Denoiser, scale: Scale, interval: tuple[float, float] | None = None
+    cond: Denoiser, uncond: Denoiser, scale: Scale, interval: tuple[Number, Number] | None = None
 ) -> Denoiser:
     """Classifier-free guidance `u + w (c - u)` (Ho & Salimans 2022), where 1 is `cond` alone.
 
@@ -42,7 +43,7 @@ def input_guidance(
     hint: TimeField,
     key: Key[Array, "..."],
     scale: Scale,
-    noisier: float | Float[Array, ""] = 1.0,
+    noisier: Number = 1.0,
 ) -> Denoiser:
     """Guidance by what is known: away from the answer that a noisier hint would give (AsyncPatch, arXiv 2606.07079).
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from asyncpatch_jax.types import Image
 
 
-def paste_back(x: Image, known: Image, mask: Float[Array, "b h w 1"], feather: float = 0.0) -> Image:
+def paste_back(x: Image, known: Image, mask: Float[Array, "_b _h _w 1"], feather: float = 0.0) -> Image:
     """`x` where the mask is 1, `known` where it is 0: known pixels come back bit for bit.
 
     With `feather` > 0 the known side of the seam blends into `x` over about that many pixels (a Gaussian of that width,

@@ -61,7 +61,7 @@ def spread(t: Float[Array, "_b gh gw 1"], batch: int) -> TimeField:
     return jnp.broadcast_to(t, (batch, *t.shape[1:]))
 
 
-def length(grid: Float[Array, "s"]) -> int:
+def length(grid: Any) -> int:
     """How many steps a grid of times has.
 
     Raises:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
 from asyncpatch_jax.process import Process, diffuse, renoise
-from asyncpatch_jax.sampling.schedules.base import length
+from asyncpatch_jax.sampling.schedules.base import length, spread
 from asyncpatch_jax.sampling.schedules.grids import Synchronous
 from asyncpatch_jax.sampling.solvers import DDIM
 from asyncpatch_jax.types import Denoiser, Image, ImageKeys, Prediction, Times
@@ -55,7 +55,7 @@ class RePaint:
     process: Process = struct.field(pytree_node=False)
     grid: Any  # Float[Array, "s"]
     known: Any  # Float[Array, "b h w c"]
-    mask: Any  # Float[Array, "b h w 1"], 1 = generate
+    mask: Any  # Float[Array, "b|1 h w 1"], 1 = generate
     eta: float = struct.field(pytree_node=False, default=1.0)
 
     def init(self, x: Image) -> None:
@@ -78,14 +78,14 @@ class RePaint:
         x, _ = DDIM(self.process, self.eta).step(denoise, pred, x, times, down, key_step, None)
         x = renoise(self.process, x, keys_lib.normal(key_up, x.shape[1:]), below, times_next.level)
         noised = diffuse(self.process, self.known, keys_lib.normal(key_known, x.shape[1:]), times_next.level)
-        return jnp.where(timefield.like(self.mask, x) > 0.5, x, noised), carry
+        return jnp.where(timefield.like(spread(self.mask, x.shape[0]), x) > 0.5, x, noised), carry
 
 
 def repaint(
     process: Process,
     grid: Float[Array, "s"],
     known: Image,
-    mask: Float[Array, "b h w 1"],
+    mask: Float[Array, "_b h w 1"],
     jump: int = 10,
     resample: int = 10,
     eta: float = 1.0,

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.sampling.schedules.base import length, same_for_network, spread
@@ -33,10 +33,10 @@ def doubt(pred: Prediction, cells: timefield.Grid, free: Float[Array, "b gh gw 1
     value = jnp.where(free > 0, value, jnp.inf).reshape(free.shape[0], -1)
     count = jnp.maximum((free > 0).reshape(free.shape[0], -1).sum(1, keepdims=True), 1)
 
-    def below(side: str) -> Float[Array, "b n"]:
+    def below(side: str) -> Int[Array, "b n"]:
         return jax.vmap(lambda v: jnp.searchsorted(jnp.sort(v), v, side=side))(value)
 
-    return (0.5 * (below("left") + below("right")) / count).reshape(free.shape)
+    return jnp.minimum(0.5 * (below("left") + below("right")) / count, 1.0).reshape(free.shape)
 
 
 def _free(mask: Any, cells: timefield.Grid, batch: int) -> TimeField:
@@ -129,7 +129,7 @@ class DualLoop:
     def num_steps(self) -> int:
         return self.substeps * length(self.grid)
 
-    def init(self, keys: ImageKeys, x: Image) -> tuple[Times, Float[Array, "b gh gw 1"]]:
+    def init(self, keys: ImageKeys, x: Image) -> tuple[Times, Bool[Array, "b gh gw 1"]]:
         level = jnp.full((x.shape[0], *self.cells, 1), self.grid[0], jnp.float32)
         return _hold(self.mask, level), jnp.zeros_like(level, bool)
 

@@ -1,0 +1,196 @@
+"""Guidance against its formulas, written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asyncpatch_jax import timefield
+from asyncpatch_jax.process import Cosine, RectifiedFlow, output, predict
+from asyncpatch_jax.sampling import classifier_free, input_guidance, look_ahead, paste_back
+from asyncpatch_jax.types import Times
+
+PROCESS = RectifiedFlow()
+MASK = jnp.zeros((1, 2, 2, 1)).at[:, 1].set(1.0)
+
+
+def elementwise(shift, process=PROCESS, kind="velocity", seen=None):
+    """A denoiser whose network output is `sin(x) + shift + told`, and that notes what it was shown."""
+
+    def denoise(x, times):
+        if seen is not None:
+            seen.append((x, times))
+        out = jnp.sin(x) + shift + timefield.like(times.told, x)
+        pred = predict(process, kind, out, x, times.level)
+        return pred._replace(aux={"log_variance": jnp.broadcast_to(timefield.like(times.told, x), (*x.shape[:3], 1))})
+
+    return denoise
+
+
+def point(batch=2, process=PROCESS):
+    """An image and a field with cells at 0, between and at 1."""
+    x = jax.random.normal(jax.random.key(0), (batch, 4, 4, 3))
+    t = jnp.broadcast_to(jnp.asarray([[0.0, 0.0], [0.3, 1.0]], jnp.float32)[None, :, :, None], (batch, 2, 2, 1))
+    return x, Times(t, t)
+
+
+def velocity(pred, t):
+    return output(PROCESS, "velocity", pred, t)
+
+
+def consistent(pred, x, t, process=PROCESS):
+    t = timefield.like(t, x)
+    np.testing.assert_allclose(process.alpha(t) * pred.x0 + process.sigma(t) * pred.eps, x, rtol=1e-4, atol=1e-5)
+
+
+def test_classifier_free_is_its_formula_per_image():
+    x, times = point()
+    c, u = elementwise(0.0), elementwise(0.5)
+    pred = classifier_free(c, u, jnp.asarray([3.0, 1.0]))(x, times)
+    out_c, out_u = (velocity(f(x, times), times.level) for f in (c, u))
+    w = jnp.asarray([3.0, 1.0]).reshape(2, 1, 1, 1)
+    np.testing.assert_allclose(velocity(pred, times.level), out_u + w * (out_c - out_u), rtol=1e-4, atol=1e-5)
+    consistent(pred, x, times.level)
+    assert (pred.x0[1] == c(x, times).x0[1]).all()
+    assert (pred.eps[1] == c(x, times).eps[1]).all()
+
+
+def test_the_interval_is_per_cell():
+    x, times = point()
+    c, u = elementwise(0.0), elementwise(0.5)
+    pred = classifier_free(c, u, 3.0, interval=(0.2, 0.5))(x, times)
+    everywhere = classifier_free(c, u, 3.0)(x, times)
+    inside = np.zeros((2, 4, 4, 3), bool)
+    inside[:, 2:, :2] = True
+    assert (pred.x0 == jnp.where(inside, everywhere.x0, c(x, times).x0)).all()
+    assert not np.array_equal(pred.x0, c(x, times).x0)
+
+
+def test_a_wrong_number_of_scales_is_refused():
+    x, times = point()
+    with pytest.raises(ValueError, match="expected one guidance scale"):
+        classifier_free(elementwise(0.0), elementwise(0.5), jnp.ones(3))(x, times)
+
+
+@pytest.mark.parametrize("kind", ["x0", "eps", "v", "velocity", "score"])
+@pytest.mark.parametrize("process", [RectifiedFlow(), Cosine()], ids=["rectified_flow", "cosine"])
+def test_no_input_guidance_is_the_plain_denoiser(process, kind):
+    x, times = point()
+    plain = elementwise(0.0, process, kind)
+    pred = input_guidance(plain, process, kind, MASK, jax.random.key(0), 0.0)(x, times)
+    expected = plain(x, times)
+    # a cell at alpha = 0 leaves one half of x0- and eps-predictions open; the image that it stands for is the same
+    np.testing.assert_allclose(pred.x0, expected.x0, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(pred.eps, expected.eps, rtol=2e-4, atol=2e-5)
+    assert jax.tree.map(jnp.shape, pred) == jax.tree.map(jnp.shape, expected)
+
+
+@pytest.mark.parametrize("noisier", [0.6, 1.0])
+def test_input_guidance_is_its_formula_in_one_call(noisier):
+    x, times = point()
+    seen = []
+    scale = jnp.asarray([0.5, 2.0])
+    pred = input_guidance(
+        elementwise(0.0, seen=seen), PROCESS, "velocity", MASK, jax.random.key(5), scale, noisier=noisier
+    )(x, times)
+    assert len(seen) == 1
+    both, told = seen[0][0], seen[0][1].told
+    # images and their copies with a noisier hint lie next to each other
+    assert (both[0::2] == x).all()
+    assert (timefield.like(told[0::2], x) == timefield.like(times.told, x)).all()
+    hint, plus = both[1::2, :2], both[1::2]
+    assert (timefield.like(told[1::2], x)[:, :2] == noisier).all()
+    assert (plus[:, 2:] == x[:, 2:]).all()
+    noise = (hint - (1 - noisier) * x[:, :2]) / noisier
+    assert abs(float(noise.std()) - 1) < 0.25
+    assert not np.array_equal(noise[0], noise[1])
+    # s(t) + w (s(t) - s(t+)) where something is generated, the plain prediction where it is known
+    s, s_plus = jnp.sin(x) + timefield.like(times.told, x), jnp.sin(plus) + timefield.like(told[1::2], x)
+    expected = s + scale.reshape(2, 1, 1, 1) * (s - s_plus)
+    np.testing.assert_allclose(velocity(pred, times.level)[:, 2:], expected[:, 2:], rtol=1e-4, atol=1e-5)
+    assert (pred.x0[:, :2] == x[:, :2]).all()
+    consistent(pred, x, times.level)
+
+
+def test_a_hint_noisier_than_that_stays():
+    x, times = point()
+    times = Times(*(t.at[:, 0].set(0.7) for t in times))
+    seen = []
+    input_guidance(elementwise(0.0, seen=seen), PROCESS, "velocity", MASK, jax.random.key(5), 1.0, noisier=0.4)(
+        x, times
+    )
+    assert (seen[0][0][0::2] == seen[0][0][1::2]).all()
+    assert (seen[0][1].level[0::2] == seen[0][1].level[1::2]).all()
+
+
+def test_input_guidance_and_classifier_free_commute_at_four_evaluations():
+    x, times = point()
+    key, scale = jax.random.key(5), jnp.asarray([1.5, 3.0])
+    seen = []
+    c, u = (elementwise(shift, seen=seen) for shift in (0.0, 0.5))
+
+    def hinted(denoise):
+        return input_guidance(denoise, PROCESS, "velocity", MASK, key, 0.7)
+
+    outside, inside = hinted(classifier_free(c, u, scale)), classifier_free(hinted(c), hinted(u), scale)
+    one = outside(x, times)
+    assert sum(x.shape[0] for x, _ in seen) == 4 * x.shape[0]
+    two = inside(x, times)
+    assert sum(x.shape[0] for x, _ in seen) == 8 * x.shape[0]
+    np.testing.assert_allclose(one.x0, two.x0, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one.eps, two.eps, rtol=1e-4, atol=1e-5)
+
+
+def test_look_ahead_predicts_the_uncertain_with_the_certain_further_on():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
+    t = timefield.constant(0.5, 2)
+    doubts = jnp.asarray([[0.0, 1.0], [2.0, 3.0]])[None, :, :, None].repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    seen = []
+
+    def denoise(x, times):
+        seen.append((x, times))
+        # the mean of the image matters, so that context does
+        out = jnp.sin(x) + x.mean((1, 2, 3), keepdims=True)
+        return predict(PROCESS, "velocity", out, x, times.level)._replace(aux={"log_variance": doubts})
+
+    pred = look_ahead(denoise, PROCESS, (2, 2), confident=0.4, ratio=1.4)(x, Times(t, t))
+    first = denoise(x, Times(t, t))
+    further, ahead = seen[1]
+    # ranks of four cells are 1/8, 3/8, 5/8, 7/8: the first two are within .4
+    np.testing.assert_allclose(ahead.told[:, :, :, 0], [[[0.3, 0.3], [0.5, 0.5]]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(further[:, :2], 0.7 * first.x0[:, :2] + 0.3 * first.eps[:, :2], rtol=1e-5, atol=1e-6)
+    assert (further[:, 2:] == x[:, 2:]).all()
+    second = denoise(further, ahead)
+    assert (pred.x0[:, :2] == first.x0[:, :2]).all()
+    assert (pred.x0[:, 2:] == second.x0[:, 2:]).all()
+    consistent(pred, x, t)
+    for wrong in ({"confident": 0.0}, {"ratio": 0.9}):
+        with pytest.raises(ValueError, match="expected 0 < confident < 1 and ratio >= 1"):
+            look_ahead(denoise, PROCESS, (2, 2), **wrong)
+
+
+# -------------------------------------------------------------------------------------------------- paste_back
+def test_known_pixels_come_back_bit_for_bit():
+    x, known = jax.random.normal(jax.random.key(0), (2, 1, 8, 8, 3))
+    mask = jnp.zeros((1, 8, 8, 1)).at[:, 2:5, 3:].set(1.0)
+    known = jnp.where(mask > 0, jnp.nan, known)
+    pasted = paste_back(x, known, mask)
+    assert (pasted == jnp.where(mask > 0, x, known)).all()
+
+
+def test_a_feather_changes_the_known_side_of_the_seam_alone():
+    x, known, mask = jnp.ones((1, 24, 1, 1)), jnp.zeros((1, 24, 1, 1)), jnp.zeros((1, 24, 1, 1)).at[:, 12:].set(1.0)
+    known = jnp.where(mask > 0, jnp.nan, known)
+    row = np.asarray(paste_back(x, known, mask, feather=2.0)).reshape(-1)
+    assert (row[12:] == 1).all()
+    assert (np.diff(row[:13]) >= 0).all()
+    assert row[11] > 0.6  # goes on smoothly from the generated side
+    assert (row[:6] == 0).all()  # exact from three widths on
+
+
+def test_wrong_sizes_are_refused():
+    x = jnp.zeros((1, 4, 4, 3))
+    with pytest.raises(ValueError, match="of one size"):
+        paste_back(x, x, jnp.zeros((1, 2, 2, 1)))
+    with pytest.raises(ValueError, match="feather >= 0"):
+        paste_back(x, x, jnp.zeros((1, 4, 4, 1)), feather=-1.0)

@@ -1,0 +1,287 @@
+"""Where each cell goes: grids, plans, schedules that follow the network's uncertainty, and RePaint."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax import timefield
+from asyncpatch_jax.process import Cosine, Discrete, RectifiedFlow
+from asyncpatch_jax.sampling import (
+    DDIM,
+    Autoregressive,
+    DualLoop,
+    Graded,
+    Inpaint,
+    SamplerState,
+    Synchronous,
+    Table,
+    UncertaintyGuided,
+    cosine,
+    linear,
+    logsnr,
+    raster,
+    repaint,
+    repaint_cost,
+    repaint_path,
+    sample,
+    shifted,
+    shuffled,
+    start,
+)
+from asyncpatch_jax.types import Prediction
+from tests.oracles import gaussian
+
+HALF = jnp.zeros((1, 4, 4, 1)).at[:, 2:].set(1.0)
+
+
+def fields(schedule, batch=1):
+    """All fields of a plan [num_steps + 1, b, gh, gw]."""
+    x = jnp.zeros((batch, 4, 4, 1))
+    keys, pred = keys_lib.per_image(jax.random.key(0), batch), Prediction(x, x, {})
+    times, carry = schedule.init(keys, x)
+    levels = [times.level]
+    for i in range(schedule.num_steps):
+        times, carry = schedule.next(jnp.int32(i), SamplerState(x, times, None, carry), pred, keys)
+        levels.append(times.level)
+    return np.stack(levels)[..., 0]
+
+
+def confident(log_variance):
+    """A denoiser with a log-variance [b, h, w, 1] that never changes."""
+
+    def denoise(x, times):
+        t = timefield.like(times.level, x)
+        return Prediction(0.1 * x, jnp.where(t == 0, 0.0, x), {"log_variance": log_variance})
+
+    return denoise
+
+
+def run(schedule, log_variance, solver=None):
+    """The fields of a run [num_steps + 1, b, gh, gw], with the network's doubts given."""
+    x = jnp.ones((log_variance.shape[0], *log_variance.shape[1:3], 2))
+
+    @jax.jit
+    def go(schedule, log_variance):
+        end, levels = sample(
+            confident(log_variance),
+            solver or DDIM(RectifiedFlow()),
+            schedule,
+            jax.random.key(0),
+            x,
+            num_steps=schedule.num_steps,
+            trace=lambda state, _: state.times.level,
+        )
+        return jnp.concatenate([levels, end.times.level[None]])
+
+    return np.asarray(go(schedule, log_variance))[..., 0]
+
+
+# ------------------------------------------------------------------------------------------------------- grids
+@pytest.mark.parametrize(
+    "grid",
+    [linear, cosine, lambda n: shifted(n, 3.0), lambda n: shifted(n, 0.5)]
+    + [lambda n, p=p: logsnr(n, p) for p in (RectifiedFlow(), Cosine(), Discrete())],
+)
+@pytest.mark.parametrize("n", [1, 2, 50])
+def test_grids_fall_from_1_to_0(grid, n):
+    t = np.asarray(grid(n))
+    assert t.dtype == np.float32
+    assert t.shape == (n + 1,)
+    assert t[0] == 1
+    assert t[-1] == 0
+    assert (np.diff(t) < 0).all()
+
+
+def test_grids_are_what_they_say():
+    t = np.linspace(1, 0, 11)
+    np.testing.assert_allclose(linear(10), t, atol=1e-7)
+    np.testing.assert_allclose(shifted(10, 3.0), 3 * t / (1 + 2 * t), rtol=1e-6)
+    rectified, angle = RectifiedFlow().logsnr(cosine(10))[1:-1], np.pi / 2 * t[1:-1]
+    np.testing.assert_allclose(rectified, 2 * np.log(np.cos(angle) / np.sin(angle)), rtol=1e-4, atol=1e-5)
+    for process in (RectifiedFlow(), Cosine()):
+        np.testing.assert_allclose(np.diff(process.logsnr(logsnr(8, process, limit=6.0))[1:-1]), 12 / 8, rtol=1e-3)
+    # Stable Diffusion's process does not reach that far: its own last level is the end
+    low = float(Discrete().logsnr(jnp.ones(1))[0])
+    np.testing.assert_allclose(np.diff(Discrete().logsnr(logsnr(8, Discrete()))[:-1]), (8 - low) / 8, rtol=1e-2)
+
+
+def test_impossible_grids_are_refused():
+    for grid in (linear, cosine, lambda n: shifted(n, 3.0), lambda n: logsnr(n, Cosine())):
+        with pytest.raises(ValueError, match="num_steps >= 1"):
+            grid(0)
+    with pytest.raises(ValueError, match="shift > 0"):
+        shifted(4, 0.0)
+    with pytest.raises(ValueError, match="expected a grid of times"):
+        Synchronous(jnp.ones((3, 2))).num_steps  # noqa: B018, the property checks
+    with pytest.raises(ValueError, match="expected a table of fields"):
+        Table(jnp.ones((3, 2))).num_steps  # noqa: B018
+
+
+# ------------------------------------------------------------------------------------------------------- plans
+def test_a_table_is_what_it_holds():
+    levels = np.random.default_rng(0).uniform(size=(5, 3, 2, 4)).astype(np.float32)
+    assert (fields(Table(levels), batch=3) == levels).all()
+    assert (fields(Table(levels[..., None]), batch=3) == levels).all()
+    assert (fields(Table(levels[:, :1]), batch=3) == levels[:, :1]).all()
+
+
+def test_inpainting_moves_unknown_cells_on_the_grid_and_holds_the_others():
+    plan = fields(Inpaint(HALF, linear(4)))
+    assert (plan[:, :, :2] == 0).all()
+    assert (plan[:, :, 2:] == np.asarray(linear(4))[:, None, None, None]).all()
+    assert (plan == fields(Graded(HALF, linear(4)))).all()
+
+
+def test_graded_cells_wait_for_the_grid():
+    strength = jnp.asarray([0.0, 0.3, 0.5, 1.0], jnp.float32).reshape(1, 2, 2, 1)
+    plan = fields(Graded(strength, linear(4))).reshape(5, 4)
+    np.testing.assert_allclose(plan[:, 0], 0)
+    np.testing.assert_allclose(plan[:, 1], [0.3, 0.3, 0.3, 0.25, 0])
+    np.testing.assert_allclose(plan[:, 2], [0.5, 0.5, 0.5, 0.25, 0])
+    np.testing.assert_allclose(plan[:, 3], [1, 0.75, 0.5, 0.25, 0])
+
+
+def test_raster_reads_patches_row_by_row():
+    assert raster((2, 2)).reshape(-1).tolist() == [0, 1, 2, 3]
+    assert raster((4, 4), (2, 2))[0, :, :, 0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    with pytest.raises(ValueError, match="tile 4x4"):
+        raster((4, 4), (3, 2))
+
+
+def test_autoregression_finishes_each_group_before_the_next():
+    order = shuffled(jax.random.key(3), jnp.asarray(raster((4, 4), (2, 2))), 4)
+    assert sorted(np.unique(order)) == [0, 1, 2, 3]
+    assert not np.array_equal(order, raster((4, 4), (2, 2)))
+    schedule = Autoregressive(jnp.where(HALF > 0, order, -1), shifted(3, 2.0), groups=4)
+    assert schedule.num_steps == 12
+    plan, ranks = fields(schedule)[:, 0], np.asarray(order)[0, :, :, 0]
+    assert (plan[:, :2] == 0).all()
+    for k, level in enumerate(plan):
+        for rank in range(4):
+            cells = level[2:][ranks[2:] == rank]
+            assert (cells == np.asarray(shifted(3, 2.0))[np.clip(k - 3 * rank, 0, 3)]).all()
+
+
+# ------------------------------------------------------------------------------------------- uncertainty-guided
+def test_equal_certainty_is_synchronous():
+    guided = run(UncertaintyGuided(shifted(6, 2.0), (2, 2)), jnp.zeros((2, 4, 4, 1)))
+    assert (guided == np.asarray(shifted(6, 2.0))[:, None, None, None]).all()
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.9])
+def test_certain_cells_move_first_and_all_arrive_in_bounded_steps(spread):
+    doubts = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
+    n = 10
+    levels = run(UncertaintyGuided(linear(n), (4, 4), spread=spread), doubts)
+    assert (levels[0] == 1).all()
+    assert (levels[-1] == 0).all()
+    moves = -np.diff(levels, axis=0)
+    assert (moves >= 0).all()
+    assert moves.max() < (1 + spread) / n + 1e-5
+    for image, doubt in zip(np.moveaxis(levels, 1, 0), np.asarray(doubts)[..., 0], strict=True):
+        ranked = image.reshape(n + 1, -1)[:, np.argsort(doubt.reshape(-1))]
+        assert (np.diff(ranked, axis=1) >= -1e-6).all()
+        assert (np.diff(ranked[1]) > 0).all()
+        assert ranked[1].mean() == pytest.approx(1 - 1 / n)  # on average one grid step
+
+
+def test_each_image_follows_its_own_doubts():
+    doubts = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
+    together = run(UncertaintyGuided(linear(5), (2, 2)), doubts)
+    alone = run(UncertaintyGuided(linear(5), (2, 2)), doubts[1:2])
+    assert (together[:, 1:2] == alone).all()
+    assert not np.array_equal(together[:, 0], together[:, 1])
+
+
+@pytest.mark.parametrize("cells", [(2, 2), (4, 4), (8, 8)])
+def test_guided_inpainting_leaves_known_cells_out(cells):
+    doubts = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    for make in (UncertaintyGuided, DualLoop):
+        levels = run(make(linear(4), cells, HALF), doubts)
+        rows = levels.shape[2]
+        assert (levels[:, :, : rows // 2] == 0).all()
+        assert (levels[0, :, rows // 2 :] == 1).all()
+        assert (levels[-1] == 0).all()
+        # the ranks of the unknown cells are those of a run on the lower half alone
+        lower = run(make(linear(4), (cells[0] // 2, cells[1])), doubts[:, 4:])
+        lower = np.repeat(np.repeat(lower, levels.shape[2] // cells[0], 2), levels.shape[3] // cells[1], 3)
+        assert (levels[:, :, rows // 2 :] == lower).all()
+
+
+def test_dual_loop_takes_confident_cells_at_once_and_the_others_in_parts():
+    doubts = jnp.arange(10.0).reshape(1, 2, 5, 1)
+    levels = run(DualLoop(linear(2), (2, 5)), doubts)[:, 0].reshape(9, 10)
+    np.testing.assert_allclose(levels[:, :4], np.repeat([[1], *[[0.5]] * 4, *[[0]] * 4], 4, 1), atol=1e-7)
+    np.testing.assert_allclose(levels[:, 4:], np.repeat(np.linspace(1, 0, 9)[:, None], 6, 1), atol=1e-7)
+
+
+def test_guided_schedules_need_a_log_variance():
+    data = gaussian((4, 4, 1))
+    for schedule in (UncertaintyGuided(linear(2), (2, 2)), DualLoop(linear(2), (2, 2))):
+        with pytest.raises(ValueError, match="expected a network with a log-variance head"):
+            sample(
+                data.denoiser(RectifiedFlow()),
+                DDIM(RectifiedFlow()),
+                schedule,
+                jax.random.key(0),
+                jnp.zeros((1, 4, 4, 1)),
+                num_steps=schedule.num_steps,
+            )
+    for wrong in (
+        lambda: UncertaintyGuided(linear(2), (2, 2), spread=1.0),
+        lambda: DualLoop(linear(2), (2, 2), confident=1.0),
+        lambda: DualLoop(linear(2), (2, 2), substeps=1),
+    ):
+        with pytest.raises(ValueError, match="expected 0 <"):
+            wrong()
+
+
+# ----------------------------------------------------------------------------------------------------- RePaint
+def test_repaint_costs_what_the_paper_says():
+    assert repaint_cost(250) == (2410, 2160)
+    path = repaint_path(250)
+    assert path[0] == 250
+    assert path[-1] == 0
+    assert set(np.diff(path)) == {-1, 9}  # one call down, and perhaps ten levels up
+    # every stretch of ten levels between the first jump and the last is resampled ten times
+    visits = np.bincount(path)
+    assert (visits[13:240] == 10).all()
+    # each jump starts at noise index 0, 10, ..., 230, that is at level 1, 11, ..., 231
+    below = (path[:-1] - 1)[np.diff(path) > 0]
+    assert sorted(set(below)) == list(range(1, 232, 10))
+    assert (np.unique(below, return_counts=True)[1] == 9).all()
+
+
+@pytest.mark.parametrize("wrong", [(250, 1, 10), (10, 10, 10), (250, 10, 0)])
+def test_impossible_jumps_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected 2 <= jump"):
+        repaint_path(*wrong)
+
+
+def test_repaint_wastes_no_call_and_brings_the_two_sides_together():
+    # two strongly correlated pixels, the first known to be 1: the second should be near its conditional mean
+    data = gaussian((1, 2, 1))._replace(mean=np.zeros(2), cov=np.asarray([[0.25, 0.2], [0.2, 0.25]]))
+    known = jnp.ones((128, 1, 2, 1)).at[:, :, 1].set(jnp.nan)
+    mask = jnp.zeros((1, 1, 2, 1)).at[:, :, 1].set(1.0)
+    process, traces = RectifiedFlow(), []
+
+    def ends(resample):
+        schedule, solver = repaint(process, linear(20), known, mask, jump=4, resample=resample)
+
+        def denoise(x, times):
+            traces.append(x.shape)
+            return data.denoiser(process)(x, times)
+
+        key = jax.random.key(0)
+        x = start(process, schedule, key, known)
+        end, _ = jax.jit(lambda x: sample(denoise, solver, schedule, key, x, num_steps=schedule.num_steps))(x)
+        assert schedule.num_steps == repaint_cost(20, 4, resample)[0]
+        assert (end.x[:, :, 0] == 1).all()
+        return np.asarray(end.x)[:, 0, 1, 0]
+
+    once, often = ends(1), ends(6)
+    assert len(traces) == 2  # the network stands once in each loop's body, and each step of it is one call
+    conditional = 0.2 / 0.25
+    assert abs(often.mean() - conditional) < 0.6 * abs(once.mean() - conditional)
