@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.models.layers import (
@@ -31,12 +32,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "600M": {"base": 256, "multipliers": (1, 2, 3, 4), "blocks": 4, "attention": (2, 3), "dropout": 0.1},
 }
 
+Changed = Float[Array, "b _h _w _d"]  # of another resolution or width
 
-def _downsample(x: Features) -> Features:
+
+def _downsample(x: Features) -> Changed:
     return nn.avg_pool(x, (2, 2), (2, 2))
 
 
-def _upsample(x: Features) -> Features:
+def _upsample(x: Features) -> Changed:
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
@@ -51,7 +54,7 @@ class ResBlock(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: Features, emb: Embedding) -> Features:
+    def __call__(self, x: Features, emb: Embedding) -> Changed:
         change = {"": lambda h: h, "down": _downsample, "up": _upsample}[self.resample]
         h = nn.silu(norm(self.norm, x.shape[-1], self.dtype, "norm_in")(x))
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv_in")(change(h))
@@ -98,7 +101,7 @@ class Block(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: Features, skip: Features | None, emb: Embedding, context: Any) -> tuple[Features, Features]:
+    def __call__(self, x: Features, skip: Changed | None, emb: Embedding, context: Any) -> tuple[Changed, Changed]:
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
         x = ResBlock(self.features, "", self.norm, self.dropout, self.dtype, self.train, name="res")(x, emb)
@@ -178,7 +181,7 @@ class UNet(nn.Module):
             attend = level in self.attention
             return widths[level], attend, self.head_dim, self.norm, self.dropout, self.dtype, train
 
-        def repeat(level: int, skips: Features | None, x: Features, name: str) -> tuple[Features, Any]:
+        def repeat(level: int, skips: jax.Array | None, x: Features, name: str) -> tuple[Changed, jax.Array]:
             """The level's equal blocks, with stacked parameters; `skips` and the outputs are stacked on axis 0."""
             length = self.blocks - 1
             stack = nn.scan(
