@@ -185,9 +185,9 @@ def test_multistep_starts_afresh_after_a_pause():
     levels = [[0.9, 0.9, 0.9], [0.8, 0.8, 0.9], [0.6, 0.8, 0.9], [0.5, 0.7, 0.8]]
     fields = [jnp.asarray(row, jnp.float32).reshape(1, 1, 3, 1) for row in levels]
     carry = solver.init(x)
-    for t, t_next in itertools.pairwise(fields):
-        pred = noisy(x, Times(t, t))
-        pred = pred._replace(eps=(x - (1 - t) * pred.x0) / t)
+    for k, (t, t_next) in enumerate(itertools.pairwise(fields)):
+        x0 = jnp.sin(3 * x) + k  # the others move on, so that a waiting cell's prediction changes too
+        pred = Prediction(x0, (x - (1 - t) * x0) / t, {})
         first, _ = ddim.step(noisy, pred, x, Times(t, t), Times(t_next, t_next), keys, None)
         second, carry = solver.step(noisy, pred, x, Times(t, t), Times(t_next, t_next), keys, carry)
         x = jnp.where(t == t_next, x, second)

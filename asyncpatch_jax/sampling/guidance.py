@@ -76,7 +76,7 @@ def input_guidance(
 
         told = timefield.like(times.told, x)
         level_plus = raised(t)
-        x_plus = jnp.where(known, renoise(process, x, noise, t, level_plus), x)
+        x_plus = renoise(process, x, noise, t, level_plus)
         # both fields must share a shape to be interleaved: that of the one with the hint
         whole = level_plus.shape
         both = denoise(
