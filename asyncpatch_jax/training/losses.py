@@ -101,7 +101,7 @@ def loss(
     weight: Weight,
     uncertainty: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The mean over all cells of weight times squared error, plus `uncertainty` times the log-variance head's likelihood.
+    """The mean over all cells of weight times squared error, plus `uncertainty` times the head's likelihood.
 
     Cells at t = 0 are known: they carry no loss, whatever the weight. A score is compared as the noise that it stands
     for (and weighted so), for the score itself is infinite at t = 0. All in float32.

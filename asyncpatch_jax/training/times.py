@@ -130,6 +130,13 @@ class Perlin(_PerImage):
         return jnp.where(_perlin_mask(key_mask, grid) > 0, inside, outside)
 
 
+def _symmetric_beta(key: Key[Array, ""], a: np.ndarray) -> Float[Array, "n"]:
+    """Beta(a, a) for a > 1/2 without rejection, which loops: Ulrich 1984 (Devroye 1986, p. 437)."""
+    u, v = jax.random.uniform(key, (2, *a.shape))
+    radius = jnp.sqrt(-jnp.expm1(jnp.log(u) * np.float32(2.0 / (2.0 * a - 1.0))))
+    return 0.5 + 0.5 * radius * jnp.cos(2.0 * jnp.pi * v)
+
+
 @dataclass(frozen=True)
 class UniformMean(_PerImage):
     """The image mean is uniform; the total is shared out by splitting the cells in halves, again and again.
@@ -137,14 +144,15 @@ class UniformMean(_PerImage):
     "Uniform t-bar sampling" of spatial reasoning models (Wewer et al. 2025, arXiv 2502.21075, appendix C.1): of d cells
     with total s, the first half (d // 2) gets between max(0, s - size of the second) and min(s, its own size); where in
     between says a Beta(a, a), a = sharpness * (d - 1 - d % 2)^1.05. Then the cells are permuted. A larger sharpness
-    keeps cells closer to the mean. A level's splits are all done at once: log2(cells) steps, for any number of cells.
+    keeps cells closer to the mean; it must exceed 1/2. All splits of a level are done at once: log2(cells) steps, for
+    any number of cells.
     """
 
     sharpness: float = 1.0
 
     def __post_init__(self):
-        if self.sharpness <= 0:
-            raise ValueError(f"expected sharpness > 0, got {self.sharpness}")
+        if self.sharpness <= 0.5:
+            raise ValueError(f"expected sharpness > 0.5, got {self.sharpness}")
 
     def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
         key_mean, key_order, key_split = jax.random.split(key, 3)
@@ -155,7 +163,7 @@ class UniformMean(_PerImage):
         while count.max() > 1:
             first, second = count // 2, count - count // 2
             a = self.sharpness * np.maximum(count - 1.0 - count % 2, 1.0) ** 1.05
-            where = jax.random.beta(jax.random.fold_in(key_split, len(count)), a, a)
+            where = _symmetric_beta(jax.random.fold_in(key_split, len(count)), a)
             low, high = jnp.maximum(total - second, 0.0), jnp.minimum(total, first)
             given = low + where * (high - low)
             total = jnp.stack([given, total - given], 1).reshape(-1)
@@ -189,11 +197,11 @@ class LogitNormalTruncated(_PerImage):
         return 1.0 - clean
 
 
-def spread(z: Cells, mean: Scalar, amount: Scalar) -> Cells:
+def with_mean(z: Cells, mean: Scalar, amount: Scalar) -> Cells:
     """Times whose mean over the image is exactly `mean`, in the pattern of a base field z in [0, 1].
 
-    `t = m + r min(m / zbar, (1 - m) / (1 - zbar)) (z - zbar)`, and t = m where z is all 0 or all 1: the largest factor that
-    keeps t in [0, 1] for any z of that mean, times r. r = 0 is synchronous; a two-level z with r = 1 and m <= zbar gives
+    `t = m + r min(m / zbar, (1 - m) / (1 - zbar)) (z - zbar)`, and t = m where z is all 0 or all 1; the minimum is the
+    largest factor that keeps t in [0, 1] whatever z. r = 0 is synchronous; a two-level z with r = 1 and m <= zbar gives
     {0, m / zbar}, the states of an inpainting run.
 
     Args:
@@ -214,13 +222,13 @@ class AsyncPatch(_PerImage):
     """Controlled mean, spread and spatial scale: the sampler of AsyncPatch Diffusion (arXiv 2606.07079).
 
     A reconstruction: the paper states the three controls, the text that we have lacks its code. Per image: a mean m; a
-    spread r; squares of a side out of 1, 2, 4, ..., with a random offset; a base pattern z; then `spread(z, m, r)`.
+    spread r; squares of a side out of 1, 2, 4, ..., with a random offset; a base pattern z; then `with_mean(z, m, r)`.
 
     Args (of the dataclass):
         distribution, loc, scale: of the mean, as in `Synchronous`.
         spread: r is uniform between these two; (0, 0) is synchronous, (1, 1) as uneven as the mean allows.
-        base: "uniform": squares at uniform heights. "two_level": squares that are 0 or 1 with a random share of ones, or,
-            as often, a region of Perlin noise of random area. "mixed": either, with equal chance.
+        base: "uniform": squares at uniform heights. "two_level": squares that are 0 or 1 with a random share of ones,
+            or, as often, a region of Perlin noise of random area. "mixed": either, with equal chance.
     """
 
     distribution: Distribution = "uniform"
@@ -240,7 +248,7 @@ class AsyncPatch(_PerImage):
         key_mean, key_spread, key_base = jax.random.split(key, 3)
         mean = _scalar_time(key_mean, self.distribution, self.loc, self.scale)
         amount = jax.random.uniform(key_spread, minval=self.spread[0], maxval=self.spread[1])
-        return spread(self._pattern(key_base, grid), mean, amount)
+        return with_mean(self._pattern(key_base, grid), mean, amount)
 
     def _pattern(self, key: Key[Array, ""], grid: Grid) -> Cells:
         key_tiling, key_values, key_area, key_perlin, key_which = jax.random.split(key, 5)
