@@ -24,7 +24,7 @@ _SAMPLES = 10  # of each
 _INPAINTED = 3
 _MASKS = ("square", "half", "expand", "extrema", "wide", "thin", "every_second_line")
 _RUNS = 4  # on a film strip
-_MOMENTS = 9
+_MOMENTS = 10
 _FRAMES = 64  # of an animation
 
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from asyncpatch_jax.sampling.schedules import (
     Autoregressive,
@@ -44,24 +45,29 @@ def plan(name: str, run: build.Run) -> Plan:
         raise ValueError(f"expected a network with a log-variance head for {name}, got one trained without")
     steps = run.config.sample.steps
     grid = build.grid(run.config, steps, run.process)
-    cells = _divide(run.shape, _CELLS)
+    judged = cells(run.shape)
     if name in ("autoregressive", "random_order"):
         patches = _divide(run.shape, _PATCHES)
         groups = patches[0] * patches[1]
-        order = raster(patches)
+        order = jnp.asarray(raster(patches))
         if name == "random_order":
             order = shuffled(jax.random.key(0), order, groups)
         schedule = Autoregressive(order, build.grid(run.config, -(-steps // _PATCHES), run.process), groups)
         return Plan(schedule, schedule.num_steps)
     if name == "uncertainty":
-        return Plan(UncertaintyGuided(grid, cells), steps)
+        return Plan(UncertaintyGuided(grid, judged), steps)
     if name == "dual_loop":
-        schedule = DualLoop(grid, cells)
+        schedule = DualLoop(grid, judged)
         return Plan(schedule, schedule.num_steps)
-    return Plan(Synchronous(grid), steps, cells if name == "look_ahead" else None)
+    return Plan(Synchronous(grid), steps, judged if name == "look_ahead" else None)
+
+
+def cells(shape: tuple[int, int, int]) -> Grid:
+    """Cells of an image that are judged or ordered one by one: as many as tile it, up to 16 to a side."""
+    return _divide(shape, _CELLS)
 
 
 def _divide(shape: tuple[int, int, int], most: int) -> Grid:
     """The finest grid of at most `most` cells to a side that tiles the image."""
-    height, width = (max(cells for cells in range(1, most + 1) if side % cells == 0) for side in shape[:2])
+    height, width = (max(count for count in range(1, most + 1) if side % count == 0) for side in shape[:2])
     return height, width

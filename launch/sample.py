@@ -22,14 +22,6 @@ from launch.plans import PLANS, plan
 
 _WATCHED = 8  # images in the animation
 
-trained.define_flags("solver", "eta", "steps", "grid", "guidance")
-SCHEDULE = flags.DEFINE_enum("schedule", "sync", PLANS, "When each cell is denoised.")
-NUM = flags.DEFINE_integer("num", 64, "Number of images.", lower_bound=1)
-BATCH = flags.DEFINE_integer("batch", 64, "Images sampled at a time.", lower_bound=1)
-LABELS = flags.DEFINE_list("labels", [], "Classes by name or number, in turn; all of them unless given.")
-OUT = flags.DEFINE_string("out", "samples", "Folder to write to.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what --out holds.")
-
 
 def parse_labels(names: list[str], run: build.Run, count: int) -> Int[np.ndarray, "b"]:
     """Class indices [count] of names or numbers, in turn; of all classes if there are no names.
@@ -39,12 +31,7 @@ def parse_labels(names: list[str], run: build.Run, count: int) -> Int[np.ndarray
     """
     if not names:
         return pictures.cycled_labels(run, count)
-    indices = {str(i): i for i in range(run.num_classes)} | {name: i for i, name in enumerate(run.class_names)}
-    unknown = [name for name in names if name not in indices or not run.num_classes]
-    if unknown:
-        there = ", ".join(run.class_names[:20]) if run.num_classes else "none (the model was trained without classes)"
-        raise ValueError(f"expected --labels out of {there}, got {', '.join(unknown)}")
-    return np.resize(np.array([indices[name] for name in names], np.int32), count)
+    return np.resize(np.array(trained.labels(run, names), np.int32), count)
 
 
 def sample_run(run: build.Run, schedule: str, label: Int[np.ndarray, "b"], seed: int, batch: int) -> Result:
@@ -76,8 +63,12 @@ def write(folder: epath.PathLike, result: Result, label: Int[np.ndarray, "b"], s
     """
     folder = epath.Path(folder)
     images = viz.to_uint8(result.images)
-    for i, image in enumerate(images):
-        viz.save_png(folder / "images" / f"{i:04d}.png", image, overwrite=True)
+    names = [f"{i:04d}.png" for i in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        viz.save_png(folder / "images" / name, image, overwrite=True)
+    for old in (folder / "images").glob("[0-9][0-9][0-9][0-9]*.png"):
+        if old.name not in names:
+            old.unlink()  # of an earlier, longer run
     viz.save_png(folder / "grid.png", viz.grid(images, max(8, round(len(images) ** 0.5))), overwrite=True)
     with writing(folder / "samples.npz", overwrite=True) as stream:
         np.savez_compressed(stream, images=images, labels=label, seed=seed)
@@ -85,14 +76,21 @@ def write(folder: epath.PathLike, result: Result, label: Int[np.ndarray, "b"], s
 
 
 def main() -> None:
-    refuse_existing(OUT.value, OVERWRITE.value)
+    values = flags.FLAGS
+    refuse_existing(values.out, values.overwrite)
     run = trained.load()
-    label = parse_labels(LABELS.value, run, NUM.value)
-    seed = flags.FLAGS.seed
-    result = sample_run(run, SCHEDULE.value, label, seed, BATCH.value)
-    write(OUT.value, result, label, seed, SCHEDULE.value)
-    print(f"wrote grid.png, animation.gif, samples.npz and images/ ({len(label)} PNG files) into {OUT.value}")
+    label = parse_labels(values.labels, run, values.num)
+    result = sample_run(run, values.schedule, label, values.seed, values.batch)
+    write(values.out, result, label, values.seed, f"{values.schedule}, {run.config.sample.steps} steps")
+    print(f"wrote grid.png, animation.gif, samples.npz and images/ ({len(label)} PNG files) into {values.out}")
 
 
 if __name__ == "__main__":
+    trained.define_flags("solver", "eta", "steps", "grid", "guidance")
+    flags.DEFINE_enum("schedule", "sync", PLANS, "When each cell is denoised.")
+    flags.DEFINE_integer("num", 64, "Number of images.", lower_bound=1)
+    flags.DEFINE_integer("batch", 64, "Images sampled at a time.", lower_bound=1)
+    flags.DEFINE_list("labels", [], "Classes by name or number, in turn; all of them unless given.")
+    flags.DEFINE_string("out", "samples", "Folder to write to.")
+    flags.DEFINE_bool("overwrite", False, "Replace the files in --out.")
     cli.main_of_run(main, __doc__)

@@ -55,3 +55,28 @@ def check(run: build.Run) -> None:
     build.grid(run.config, settings.steps, run.process)
     if settings.guidance != 1.0 and not run.num_classes:
         raise ValueError(f"expected --guidance=1 for a model without classes, got {settings.guidance}")
+
+
+def labels(run: build.Run, names: list[str]) -> list[int]:
+    """Classes by name or number.
+
+    Raises:
+        ValueError: a class that the model does not have, or any for a model without classes.
+    """
+    indices = {str(i): i for i in range(run.num_classes)} | {name: i for i, name in enumerate(run.class_names)}
+    unknown = [name for name in names if name not in indices or not run.num_classes]
+    if unknown:
+        there = ", ".join(run.class_names[:20]) if run.num_classes else "none (the model was trained without)"
+        raise ValueError(f"expected classes out of {there}, got {', '.join(unknown)}")
+    return [indices[name] for name in names]
+
+
+def label(run: build.Run, name: str | None) -> int:
+    """One class, or the index of "no class".
+
+    Raises:
+        ValueError: as `labels`; or classifier-free guidance towards no class.
+    """
+    if name is None and run.config.sample.guidance != 1.0:
+        raise ValueError(f"expected a --label for --guidance={run.config.sample.guidance}, got none")
+    return run.num_classes if name is None else labels(run, [name])[0]

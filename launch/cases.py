@@ -1,0 +1,111 @@
+"""What the benchmark runs: every schedule on one network, and a training step with every sampler of times."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array
+
+from asyncpatch_jax.data import masks
+from asyncpatch_jax.sampling import Graded, Inpaint, Table, repaint, sample, start
+from asyncpatch_jax.training.step import TrainState, create, train_step
+from asyncpatch_jax.types import Image
+from launch import build
+from launch.generate import Inputs, Net, denoiser, generate
+from launch.inpaint import field
+from launch.plans import Plan, plan
+
+
+class Case(NamedTuple):
+    """A way to sample: how many steps the loop takes, and `images(net, params, inputs)`."""
+
+    steps: int
+    images: Callable[[Net, Any, Inputs], Image]
+
+
+def schedules(run: build.Run) -> dict[str, Case]:
+    """Every schedule by name, at the run's own number of steps; "sync" comes first.
+
+    What is inpainted is the right half. RePaint goes 10 levels up, 9 times over, as in its paper; fewer levels where a
+    run has not that many.
+    """
+    grid = build.grid(run.config, run.config.sample.steps, run.process)
+    steps = len(grid) - 1
+    mask = jnp.asarray(masks.draw("half", 0, 1, run.shape[:2]))
+    hole = field(run, np.asarray(mask))
+    per_pixel = jnp.broadcast_to(grid[:, None, None, None], (steps + 1, 1, *run.shape[:2]))
+    names = ["autoregressive", *(["uncertainty", "dual_loop", "look_ahead"] if run.model.log_variance else [])]
+    cases = {
+        "sync": _planned(plan("sync", run)),
+        "table, a time per pixel": _planned(Plan(Table(per_pixel), steps)),
+        **{name: _planned(plan(name, run)) for name in names},
+        "inpaint": _planned(Plan(Inpaint(hole, grid), steps)),
+        "inpaint, input guidance": _planned(Plan(Inpaint(hole, grid), steps), input_guidance=1.0, hint=hole),
+        "graded": _planned(Plan(Graded(0.5 * hole, grid), steps)),
+    }
+    if run.num_classes:
+        cases["sync, classifier-free"] = _planned(plan("sync", run), guidance=2.0)
+    jump = min(10, steps - 1)
+    if jump >= 2:
+        schedule, _ = repaint(run.process, grid, jnp.zeros((1, *run.shape)), mask, jump)
+        cases[f"repaint, jumps of {jump}"] = Case(schedule.num_steps, partial(_repainted, grid, mask, jump))
+    return cases
+
+
+def _planned(chosen: Plan, **more: Any) -> Case:
+    def images(net: Net, params: Any, inputs: Inputs) -> Image:
+        schedule, num_steps, ahead = chosen
+        return generate(net, params, schedule, inputs._replace(**more), num_steps=num_steps, ahead=ahead).images
+
+    return Case(chosen.num_steps, images)
+
+
+def _repainted(grid: Array, mask: Array, jump: int, net: Net, params: Any, inputs: Inputs) -> Image:
+    mask = jnp.broadcast_to(mask, (len(inputs.known), *mask.shape[1:]))
+    schedule, solver = repaint(net.process, grid, inputs.known, mask, jump)
+    x = start(net.process, schedule, inputs.keys, inputs.known)
+    denoise = denoiser(net, params, inputs)
+    return sample(denoise, solver, schedule, inputs.keys, x, num_steps=schedule.num_steps)[0].x
+
+
+class Counter(nn.Module):
+    """Stands in for a network: answers zeros, and tells while the run goes on about how many images it is asked."""
+
+    num_classes: int
+    tell: Callable[[int], None]
+
+    def __call__(self, x: Image, t: Any, cond: Any) -> tuple[Image, dict[str, Array]]:
+        jax.debug.callback(partial(self.tell, x.shape[0]))
+        return jnp.zeros_like(x), {"log_variance": jnp.zeros((*x.shape[:3], 1))}
+
+
+def model_calls(case: Case, net: Net, inputs: Inputs) -> float:
+    """How often each image goes through the network, counted in a run."""
+    seen = []
+    counted = net._replace(model=Counter(net.model.num_classes, lambda images: seen.append(images)))
+    jax.block_until_ready(jax.jit(partial(case.images, counted, {}))(inputs))
+    jax.effects_barrier()
+    return sum(seen) / len(inputs.known)
+
+
+def train_steps(run: build.Run) -> tuple[TrainState, dict[str, Callable[[TrainState, Any, Array], Any]]]:
+    """A state, and for each sampler of times how to lower a step `(state, batch, key)`; "synchronous" comes first."""
+    optimizer = build.optimizer(run.config)
+    steps = {}
+    for name in sorted(build.TIMES, key=lambda name: name != "synchronous"):
+        config = run.config.copy_and_resolve_references()
+        with config.ignore_type():
+            config.times.update({setting: None for setting in config.times if setting not in ("name", "grid")})
+        config.times.name = name
+        steps[name] = partial(
+            train_step.lower,
+            loss_fn=build.loss(config, run.model),
+            optimizer=optimizer,
+            ema=config.optim.ema,
+            accumulate=config.optim.accumulate,
+        )
+    return create(jax.tree.map(jnp.copy, run.params), optimizer), steps

@@ -1,0 +1,135 @@
+"""The likelihood that a trained run gives to real images: bits per dimension along three paths, with standard errors.
+
+  python -m launch.elbo --workdir=runs/digits
+  python -m launch.elbo --workdir=runs/digits --num=360 --samples=512 --out=elbo.json
+
+Each is an upper bound; lower is better, and a network that is perfect at every field attains the same on all of them.
+The diagonal is ordinary diffusion, raster is autoregression, and in a random environment each cell has its own speed.
+Prints a table and writes it as JSON to --out. The images' classes are given to a network that was trained with classes.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jaxtyping import Int, UInt8
+
+from asyncpatch_jax.denoiser import bind
+from asyncpatch_jax.files import refuse_existing, write_json
+from asyncpatch_jax.timefield import Grid
+from asyncpatch_jax.training.elbo import Diagonal, Elbo, Path, RandomEnvironment, Raster, bits_per_dim, elbo
+from asyncpatch_jax.types import Condition, Image, ImageKeys
+from launch import build, cli, pictures, plans, trained
+from launch.generate import Net, batched, image_keys
+
+
+@partial(jax.jit, static_argnames=("net", "path", "num_samples", "levels"))
+def bound(
+    net: Net, params: Any, keys: ImageKeys, x0: Image, label: Any, *, path: Path, num_samples: int, levels: int
+) -> Elbo:
+    """The bound of one batch; `label` is None for a network without classes."""
+    cond = None if label is None else Condition(label=label)
+    denoise = bind(net.model, params, net.process, net.kind, cond)
+    return elbo(keys, x0, denoise, net.process, path, num_samples=num_samples, levels=levels)
+
+
+def bounds(
+    run: build.Run,
+    images: UInt8[np.ndarray, "b h w c"],
+    label: Int[np.ndarray, "b"],
+    *,
+    cells: Grid,
+    samples: int,
+    batch: int,
+    seed: int = 0,
+    levels: int = 256,
+) -> list[dict[str, Any]]:
+    """Mean bits per dimension of the images along each path, with two standard errors of it.
+
+    `error` is that over images like these, `error_of_draws` the part of it that comes from the random times and noises
+    and would shrink with more samples.
+
+    Raises:
+        ValueError: what `elbo` refuses, or fewer than two images.
+    """
+    if len(images) < 2:
+        raise ValueError(f"expected at least 2 images for a standard error, got {len(images)}")
+    x0 = images.astype(np.float32) / 127.5 - 1
+    inputs = (image_keys(seed, len(images)), x0, label.astype(np.int32) if run.num_classes else None)
+    rows = []
+    for name, path in {
+        "diagonal": Diagonal(),
+        "raster": Raster(cells),
+        "random environment": RandomEnvironment(cells),
+    }.items():
+        call = partial(bound, pictures.net(run), run.params, path=path, num_samples=samples, levels=levels)
+        parts = batched(lambda part, call=call: call(*part), inputs, batch=min(batch, len(images)))
+        bits, error = (
+            np.asarray(bits_per_dim(jnp.concatenate([getattr(part, kind) for part in parts])[: len(images)], run.shape))
+            for kind in ("nats", "error")
+        )
+        if not np.isfinite(bits).all():
+            raise ValueError(
+                f"expected finite bounds, got {np.count_nonzero(~np.isfinite(bits))} that are not ({name})"
+            )
+        rows.append(
+            {
+                "path": name,
+                "bits_per_dim": float(bits.mean()),
+                "error": float(bits.std(ddof=1) / len(bits) ** 0.5),
+                "error_of_draws": float(np.sqrt((error**2).sum()) / len(bits)),
+            }
+        )
+        print(
+            "{path:20} {bits_per_dim:8.4f} +- {error:.4f} (draws {error_of_draws:.4f})".format(**rows[-1]), flush=True
+        )
+    return rows
+
+
+def main() -> None:
+    values = flags.FLAGS
+    refuse_existing(values.out, values.overwrite)
+    run = trained.load()
+    data = build.dataset(run.config, values.split)
+    count = len(data.source) if values.num == 0 else values.num
+    if count > len(data.source):
+        raise ValueError(f"expected --num of at most {len(data.source)} images, got {count}")
+    records = [data.source[int(i)] for i in np.linspace(0, len(data.source) - 1, count)]
+    cells = plans.cells(run.shape)
+    print(
+        f"bits per dimension of {count} images ({values.split}), "
+        f"{values.samples} samples each, {cells[0]}x{cells[1]} cells"
+    )
+    rows = bounds(
+        run,
+        np.stack([record["image"] for record in records]),
+        np.array([record["label"] for record in records], np.int32),
+        cells=cells,
+        samples=values.samples,
+        batch=values.batch,
+        seed=values.seed,
+        levels=values.levels,
+    )
+    about = {"workdir": values.workdir, "step": run.step, "split": values.split, "images": count}
+    settings = {"samples": values.samples, "cells": cells, "levels": values.levels, "seed": values.seed}
+    write_json(
+        values.out,
+        {**about, **settings, "given_class": bool(run.num_classes), "paths": rows},
+        overwrite=values.overwrite,
+    )
+    print(f"wrote {values.out}")
+
+
+if __name__ == "__main__":
+    trained.define_flags()
+    flags.DEFINE_string("split", "test", "Split of the run's data set.")
+    flags.DEFINE_integer("num", 0, "Images, evenly over the split; 0 for all.", lower_bound=0)
+    flags.DEFINE_integer("samples", 128, "Random times and noises for each image and path; even.", lower_bound=2)
+    flags.DEFINE_integer("levels", 256, "Values that a pixel can have; 0 for a density.", lower_bound=0)
+    flags.DEFINE_integer("batch", 64, "Images at a time.", lower_bound=1)
+    flags.DEFINE_string("out", "elbo.json", "File to write.")
+    flags.DEFINE_bool("overwrite", False, "Replace --out.")
+    cli.main_of_run(main, __doc__)

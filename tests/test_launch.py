@@ -1,0 +1,347 @@
+"""The mains on a tiny network with random weights: what they write, what they keep, what they refuse."""
+
+import dataclasses
+import functools
+import json
+import runpy
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import app, flags
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from asyncpatch_jax.data import masks
+from configs import digits
+from launch import build, pictures, plans, windows
+
+
+@functools.cache
+def run(log_variance=True):
+    """A transformer that compiles in seconds, with no layer at zero, so that it answers something."""
+    config = digits.get_config()
+    with config.ignore_type():
+        config.model = {"name": "dit", "preset": "", "dtype": "float32", "log_variance": log_variance}
+        config.model.update(patch=2, width=8, depth=1, heads=2)
+    config.sample.steps = 3
+    made = build.untrained(config, build.dataset(config, "test"))
+    params = build.init_params(made.model, jax.random.key(0), made.shape)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return made._replace(params=jax.tree.unflatten(tree, noisy))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command("sample", "--num=3")` -> (exit code, stdout, stderr) of a main in this process, on the tiny network."""
+    app.define_help_flags()
+    before = set(flags.FLAGS)
+    monkeypatch.setattr(build, "load_run", lambda *where: _copy(run()))
+
+    def call(name, *arguments):
+        monkeypatch.delitem(sys.modules, f"launch.{name}", raising=False)
+        monkeypatch.setattr(sys, "argv", [name, "--workdir=run", *map(str, arguments)])
+        try:
+            runpy.run_module(f"launch.{name}", run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            flags.FLAGS.unparse_flags()
+            for flag in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, flag)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def _copy(a_run):
+    return a_run._replace(config=a_run.config.copy_and_resolve_references())
+
+
+def _pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def _digit(i=0):
+    return run_data()[i]["image"][..., 0]
+
+
+@functools.cache
+def run_data():
+    return build.dataset(run().config, "test").source
+
+
+def _hole(size=(8, 8)):
+    hole = np.zeros(size, np.uint8)
+    hole[2:6, 3:7] = 255
+    return hole
+
+
+def test_sampling_writes_what_it_says_and_images_do_not_depend_on_the_batch(command, tmp_path):
+    code, out, _ = command("sample", "--num=3", "--batch=2", "--labels=7,1", f"--out={tmp_path / 'a'}")
+    assert code == 0
+    assert "3 PNG files" in out
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["animation.gif", "grid.png", "images", "samples.npz"]
+    with np.load(tmp_path / "a" / "samples.npz") as written:
+        images = written["images"]
+        assert written["labels"].tolist() == [7, 1, 7]
+        assert int(written["seed"]) == 0
+    assert images.shape == (3, 8, 8, 1)
+    assert images.dtype == np.uint8
+    for i, image in enumerate(images):
+        assert np.array_equal(_pixels(tmp_path / "a" / "images" / f"{i:04d}.png"), image[..., 0])
+    assert not np.array_equal(images[0], images[2])  # the same class, another key
+
+    code, _, err = command("sample", f"--out={tmp_path / 'a'}")
+    assert code == 1
+    assert "nothing exists yet" in err
+    code, _, _ = command("sample", "--num=2", "--batch=1", "--labels=7,1", f"--out={tmp_path / 'a'}", "--overwrite")
+    assert code == 0
+    with np.load(tmp_path / "a" / "samples.npz") as written:
+        # compiled for another batch: the same to rounding
+        assert np.abs(written["images"].astype(int) - images[:2]).max() <= 1
+    assert len(list((tmp_path / "a" / "images").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels=ten"], "expected classes out of 0, 1, 2"),
+        (["--solver=rk9"], "expected config.sample.solver out of"),
+        (["--grid=log"], "expected config.sample.grid out of"),
+        (["--steps=0"], "expected num_steps >= 1"),
+        (["--num=0"], "not a positive integer"),
+        (["--stepz=3"], "did you mean --steps"),
+        (["--schedule=up"], "schedule"),
+        (["more"], "expected flags only"),
+    ],
+)
+def test_sampling_refuses_before_it_works(command, tmp_path, arguments, message):
+    code, _, err = command("sample", *arguments, f"--out={tmp_path / 'a'}")
+    assert code == 1
+    assert message in err
+    assert err.startswith("error: ")
+    assert not (tmp_path / "a").exists()
+
+
+def test_every_schedule_by_name_lasts_as_long_as_it_says():
+    lengths = {name: plans.plan(name, run()) for name in plans.PLANS}
+    assert {name: chosen.num_steps for name, chosen in lengths.items()} == {
+        "sync": 3,
+        "autoregressive": 16,
+        "random_order": 16,
+        "uncertainty": 3,
+        "dual_loop": 12,
+        "look_ahead": 3,
+    }
+    assert all(chosen.schedule.num_steps == chosen.num_steps for chosen in lengths.values())
+    with pytest.raises(ValueError, match="expected a schedule out of"):
+        plans.plan("upwards", run())
+    blind = run()._replace(model=dataclasses.replace(run().model, log_variance=False))
+    with pytest.raises(ValueError, match="log-variance head for uncertainty"):
+        plans.plan("uncertainty", blind)
+
+
+def test_inpainting_keeps_known_pixels_and_refuses_to_overwrite(command, tmp_path):
+    image = _save(tmp_path / "image.png", _digit())
+    mask = _save(tmp_path / "mask.png", _hole())
+    out = tmp_path / "out.png"
+    base = ["inpaint", f"--image={image}", f"--mask={mask}", "--batch=1"]
+    code, said, err = command(*base, f"--out={out}")
+    assert (code, said) == (0, f"wrote {out}\n"), err
+    made, known = _pixels(out), _hole() == 0
+    assert np.array_equal(made[known], _digit()[known])
+    assert not np.array_equal(made, _digit())
+
+    code, _, err = command(*base, f"--out={out}")
+    assert code == 1
+    assert "nothing exists yet" in err
+    code, _, err = command(*base, f"--out={image}", "--overwrite")
+    assert code == 1
+    assert "which is one of them" in err
+    assert np.array_equal(_pixels(image), _digit())
+    code, _, err = command(*base, f"--out={tmp_path / 'out.jpg'}")
+    assert code == 1
+    assert "ends in .png" in err
+
+
+def test_a_folder_of_pairs_is_matched_by_name(command, tmp_path):
+    for i in range(2):
+        _save(tmp_path / "images" / f"{i}.bmp", _digit(i))
+        _save(tmp_path / "masks" / f"{i}.png", _hole() if i else 255 - _hole())
+    base = ["inpaint", f"--image={tmp_path / 'images'}", f"--mask={tmp_path / 'masks'}", "--batch=1"]
+    code, _, err = command(*base, f"--out={tmp_path / 'out'}")
+    assert code == 0, err
+    for i, known in enumerate([_hole() > 0, _hole() == 0]):
+        assert np.array_equal(_pixels(tmp_path / "out" / f"{i}.png")[known], _digit(i)[known])
+
+    _save(tmp_path / "images" / "lonely.png", _digit())
+    _save(tmp_path / "masks" / "alone.png", _hole())
+    code, _, err = command(*base, f"--out={tmp_path / 'again'}")
+    assert code == 1
+    assert "lonely.png has no mask" in err
+    assert "alone.png has no image" in err
+    assert not (tmp_path / "again").exists()
+    _save(tmp_path / "masks" / "1.bmp", _hole())
+    code, _, err = command(*base, f"--out={tmp_path / 'again'}")
+    assert "several of 1" in err
+
+
+@pytest.mark.parametrize(
+    ("mask", "arguments", "message"),
+    [
+        (_hole((8, 9)), [], "8x8 pixels"),
+        (np.zeros((8, 8), np.uint8), [], "something to generate"),
+        (_hole(), ["--convention=alpha_keep"], "with transparency"),
+        (_hole(), ["--feather=-1"], "feather"),
+        (_hole(), ["--guidance=2"], "expected a --label"),
+        (_hole(), ["--mask=missing.png"], "does not exist"),
+        (_hole(), ["--out="], "expected --image, --mask and --out"),
+    ],
+)
+def test_inpainting_refuses_before_it_works(command, tmp_path, mask, arguments, message):
+    image, hole = _save(tmp_path / "image.png", _digit()), _save(tmp_path / "mask.png", mask)
+    code, _, err = command("inpaint", f"--image={image}", f"--mask={hole}", f"--out={tmp_path / 'o.png'}", *arguments)
+    assert code == 1
+    assert message in err
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_an_image_of_another_size_is_brought_to_the_models_or_kept_if_asked(command, tmp_path):
+    wide = np.tile(_digit(), (1, 2))[:, :12]
+    image, mask = _save(tmp_path / "image.png", wide), _save(tmp_path / "mask.png", _hole((8, 12)))
+    base = ["inpaint", f"--image={image}", f"--mask={mask}", "--batch=1"]
+    code, _, err = command(*base, f"--out={tmp_path / 'a.png'}")
+    assert code == 0, err
+    assert _pixels(tmp_path / "a.png").shape == (8, 8)
+    code, _, err = command(*base, f"--out={tmp_path / 'b.png'}", "--native", "--graded", "--feather=1")
+    assert code == 0, err
+    made = _pixels(tmp_path / "b.png")
+    assert made.shape == (8, 12)
+    assert np.array_equal(made[:, 11], wide[:, 11])  # farther from the hole than the feather reaches
+    odd, hole = _save(tmp_path / "odd.png", wide[:7]), _save(tmp_path / "odd_mask.png", _hole((7, 12)))
+    code, _, err = command("inpaint", f"--image={odd}", f"--mask={hole}", "--native", f"--out={tmp_path / 'c.png'}")
+    assert code == 1
+    assert "multiples of 2" in err
+
+
+def test_outpainting_keeps_the_image_and_fills_the_canvas(command, tmp_path):
+    image = _save(tmp_path / "image.png", _digit())
+    out = tmp_path / "wide.png"
+    arguments = ["--expand=3,4,0,2", "--overlap=4", "--batch=1", "--steps=2"]
+    code, said, err = command("texture", f"--image={image}", f"--out={out}", *arguments)
+    assert code == 0, err
+    assert f"wrote {out}" in said
+    made = _pixels(out)
+    assert made.shape == (10, 15)
+    assert np.array_equal(made[:8, 3:11], _digit())
+    assert made[8:].std() > 0
+    assert (made[:, :3].std(), made[:, 11:].std()) > (0, 0)
+    code, said, err = command("texture", "--size=12,8", "--num=2", "--steps=2", "--batch=1", f"--out={tmp_path / 't'}")
+    assert code == 0, err
+    first, second = (_pixels(tmp_path / "t" / f"000{i}.png") for i in range(2))
+    assert first.shape == (8, 12)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size=4,8"], "8 pixels or more"),
+        (["--size=16"], "expected --size = 2 numbers"),
+        (["--size=16,16", "--overlap=8"], "overlap in 0 ... 7"),
+        (["--image=brick"], "with a margin to paint"),
+        (["--image=brick", "--expand=1,1,1,-1"], "expected --expand = 4 numbers"),
+        (["--image=brick", "--size=16,16"], "either --image"),
+        (["--image=brick", "--crop=9999", "--expand=8,0,0,0"], "expected --crop of at most"),
+        (["--image=bricks", "--expand=8,0,0,0"], "bricks"),
+    ],
+)
+def test_texture_refuses_before_it_works(command, tmp_path, arguments, message):
+    code, _, err = command("texture", f"--out={tmp_path / 'o.png'}", *arguments)
+    assert code == 1
+    assert message in err
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_windows_paint_every_unknown_pixel_once_and_no_other(data):
+    height, width = data.draw(st.integers(4, 14)), data.draw(st.integers(3, 14))
+    window = (4, 3)
+    overlap = data.draw(st.integers(0, 2))
+    known = np.zeros((height, width), bool)
+    y, x = data.draw(st.integers(0, height)), data.draw(st.integers(0, width))
+    known[y : y + data.draw(st.integers(0, 6)), x : x + data.draw(st.integers(0, 6))] = True
+    painted = np.zeros((height, width), int)
+
+    def fill(i, images, mask):
+        assert images.shape == (1, *window, 1)
+        return np.full_like(images, i + 1)
+
+    plan = windows.plan(known, window, overlap)
+    for place, mask in plan:
+        painted[place] += mask[..., 0].astype(int)
+    assert np.array_equal(painted, (~known).astype(int))
+    made = windows.paint(np.full((1, height, width, 1), -1.0), plan, fill)
+    assert (made[0, known] == -1).all()
+    assert (made[0, ~known] > 0).all()
+
+
+def test_windows_go_on_where_most_is_known():
+    known = np.zeros((4, 16), bool)
+    known[:, :4] = True
+    assert [place[1].start for place, _ in windows.plan(known, (4, 4), 2)] == [2, 4, 6, 8, 10, 12]
+    known = known[:, ::-1]
+    assert [place[1].start for place, _ in windows.plan(known, (4, 4), 2)] == [10, 8, 6, 4, 2, 0]
+
+
+def test_pages_show_the_run(tmp_path):
+    tiny = _copy(run())
+    tiny.config.sample.steps = 2
+    paths = pictures.write_all(tmp_path, tiny, build.dataset(tiny.config, "test"), jax.random.key(0))
+    names = ["samples.png", "inpainting.png", "autoregressive.png", "autoregressive.gif"]
+    assert [path.name for path in paths] == [*names, "uncertainty.png", "uncertainty.gif"]
+    # rows start below the column names; in the first row every mask is a square of half the side
+    page = _pixels(tmp_path / "inpainting.png")
+    left = page.shape[1] - 9 * 68
+    tiles = [page[26:90, left + 68 * i : left + 68 * i + 64] for i in range(9)]
+    holes = np.repeat(np.repeat(masks.draw("square", 0, 3, 8)[..., 0] > 0.5, 8, 1), 8, 2)
+    for i, hole in enumerate(holes):
+        original, hidden, inpainted = tiles[3 * i : 3 * i + 3]
+        assert np.array_equal(original[~hole], inpainted[~hole])
+        assert np.array_equal(original[~hole], hidden[~hole])
+        assert (hidden[hole][:, 0] < hidden[hole][:, 2]).all()  # striped in blue
+    assert pictures.write_all(tmp_path, tiny, build.dataset(tiny.config, "test"), jax.random.key(0)) == paths
+
+
+def test_elbo_reports_three_paths_with_their_errors(command, tmp_path):
+    out = tmp_path / "elbo.json"
+    code, said, err = command("elbo", "--num=6", "--batch=4", "--samples=4", f"--out={out}")
+    assert code == 0, err
+    report = json.loads(out.read_text())
+    assert [row["path"] for row in report["paths"]] == ["diagonal", "raster", "random environment"]
+    assert all(row["bits_per_dim"] > 0 and row["error"] > 0 and row["error_of_draws"] > 0 for row in report["paths"])
+    assert said.count("+-") == 3
+    for arguments, message in (
+        (["--num=100000"], "--num of at most"),
+        (["--samples=3"], "even number"),
+        (["--num=1"], "at least 2 images"),
+        ([f"--out={out}"], "nothing exists yet"),
+    ):
+        code, _, err = command("elbo", f"--out={tmp_path / 'no.json'}", *arguments)
+        assert code == 1
+        assert message in err
+    assert not (tmp_path / "no.json").exists()
