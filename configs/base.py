@@ -97,3 +97,15 @@ def settings(arg: str = "") -> ConfigDict:
     sample.guidance = 1.0  # classifier-free; 1: none
     sample.input_guidance = 0.0
     return config
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """The `:smoke` variant of an experiment: another folder, a network of a few thousand weights, eight steps."""
+    config.workdir += "_smoke"
+    config.model.update(
+        {"preset": "tiny", "base": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_dim": 8}
+    )
+    config.optim.update({"warmup": 1, "learning_rate": 1e-3, "accumulate": 1})
+    config.train.update({"steps": 8, "batch": 8, "checkpoint_every": 4, "log_every": 2})
+    config.sample.steps = 4
+    return config

@@ -162,8 +162,11 @@ def check_name(name: str, known: Sequence[str]) -> None:
         return
     # a name with its section forgotten or mistaken is the likeliest slip: compare the last parts first
     last = name.rsplit(".", 1)[-1]
-    close = [k for k in known if k.rsplit(".", 1)[-1] == last] or difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"did you mean --config.{close[0]}?" if close else "see --help for all of them"
+    same = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    close = (
+        same if "." not in name and same else difflib.get_close_matches(name, same or known, 1, 0.0 if same else 0.5)
+    )
+    hint = f"did you mean {' or '.join('--config.' + k for k in close)}?" if close else "see --help for all of them"
     raise ValueError(f"unknown setting --config.{name}: {hint}")
 
 

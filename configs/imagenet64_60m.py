@@ -1,0 +1,33 @@
+"""ImageNet at 64x64 with the UNet of 60M parameters: the ablation of AsyncPatch Diffusion (arXiv 2606.07079).
+
+    python -m launch.train --config=configs/imagenet64_60m.py --config.data.path=TFDS_DIRECTORY
+
+The data set is TensorFlow Datasets' imagenet_resized/64x64, prepared once with
+`tfds build imagenet_resized/64x64 --data_dir=TFDS_DIRECTORY --file_format=array_record`. Made for accelerators.
+`--config=configs/imagenet64_60m.py:smoke` needs no ImageNet: it trains a shrunk network on 16x16 crops of the bundled
+photographs, for seconds on a CPU.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import settings, shrink
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The settings that are published; learning rate, warm-up and steps are choices made here."""
+    config = settings(arg)
+    config.workdir = "runs/imagenet64_60m"
+    config.data.update(
+        {"name": "tfds", "dataset": "imagenet_resized/64x64", "size": 64, "channels": 3, "augment": "flip"}
+    )
+    config.model.update({"preset": "60M", "norm": "rms", "dtype": "bfloat16", "scan": True})
+    config.loss.bias = 2.0
+    config.optim.update({"learning_rate": 2e-4, "schedule": "constant", "warmup": 10_000, "ema": 0.9999})
+    config.train.update(
+        {"steps": 500_000, "batch": 2048, "checkpoint_every": 5000, "log_every": 100, "sample_every": 25_000}
+    )
+    config.sample.update({"steps": 250, "eta": 0.25})
+    if arg == "smoke":
+        config.data.update({"name": "photos", "dataset": "", "size": 16})
+        shrink(config)
+    return config

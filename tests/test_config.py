@@ -1,0 +1,152 @@
+"""Every configuration builds and its :smoke variant trains; a slip on the command line gets one helpful line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch import build, cli, train
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py") if path.stem != "base")
+
+
+def load(name, arg=""):
+    return cli.load(f"{ROOT}/configs/{name}.py" + (f":{arg}" if arg else ""))
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two classes of odd sizes and modes."""
+    rng = np.random.default_rng(0)
+    for i, mode in enumerate(["RGB", "L", "RGBA"] * 4):
+        folder = tmp_path / "images" / ("a", "b")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 256, (70 + i, 66, {"RGB": 3, "L": 1, "RGBA": 4}[mode]), np.uint8)
+        Image.fromarray(noise.squeeze(), mode).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_the_experiments_are_those_that_are_documented():
+    assert {"digits", "photos", "folder", "imagenet64_60m", "imagenet64_600m"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_opens_with_its_command_and_everything_builds(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    assert f"    python -m launch.train --config=configs/{name}.py" in text.split('"""')[1]
+    config = load(name)
+    network = build.model(config, 10)
+    assert config.data.size % network.multiple == 0
+    process = build.process(config)
+    build.solver(config, process)
+    assert len(build.grid(config, config.sample.steps, process)) == config.sample.steps + 1
+    assert build.field_grid(config) == (config.data.size,) * 2
+    build.loss(config, network)
+    build.optimizer(config)
+    build.kind(config)
+
+
+@pytest.fixture
+def unoptimized():
+    """To see that it runs at all, code that is compiled three times faster will do."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("unoptimized")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_smoke_trains(name, tmp_path, images):
+    config = load(name, "smoke")
+    assert config.workdir.endswith("_smoke")
+    assert config.workdir != load(name).workdir
+    config.workdir = str(tmp_path / "run")
+    config.train.update({"steps": 2, "checkpoint_every": 2, "sample_every": 0})
+    if name == "folder":
+        config.data.path = str(images)
+    train.run(config)
+    assert build.load_run(config.workdir).step == 2
+
+
+def test_an_argument_that_no_config_takes():
+    for name in CONFIGS:
+        with pytest.raises(ValueError, match="smoke after the configuration's name, got :smok"):
+            load(name, "smok")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("train.setps", "train.steps"),
+        ("steps", "sample.steps or --config.train.steps"),
+        ("optim.lerning_rate", "optim.learning_rate"),
+        ("model.batch", "train.batch"),
+        ("modle.base", "model.base"),
+        ("worrkdir", "workdir"),
+    ],
+)
+def test_an_unknown_setting_is_answered_with_the_nearest(wrong, right):
+    with pytest.raises(ValueError, match=rf"unknown setting --config.{wrong}: did you mean --config.{right}\?"):
+        cli.check_name(wrong, cli.names(load("digits")))
+
+
+def test_what_is_like_nothing_points_to_the_help():
+    with pytest.raises(ValueError, match="see --help"):
+        cli.check_name("zzzzzz", cli.names(load("digits")))
+
+
+def test_a_config_file_that_is_missing_or_broken(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"got 'configs/digit.py'; there are .*configs/digits.py"):
+        cli.resolve("configs/digit.py")
+    broken = tmp_path / "broken.py"
+    broken.write_text("import nothing_of_that_name\n")
+    with pytest.raises(ValueError, match=r"broken.py does not run: ModuleNotFoundError"):
+        cli.load(str(broken))
+    broken.write_text("x = 1\n")
+    with pytest.raises(ValueError, match="expected a function get_config"):
+        cli.load(str(broken))
+
+
+def launch(*arguments, cwd=ROOT):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch.train", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/digits.py", "--config.train.setps=3"], "did you mean --config.train.steps?"),
+        (["--config.train.steps=many"], "--config.train.steps=many: invalid literal for int()"),
+        (["--confg=configs/digits.py"], "unknown flag --confg, did you mean --config?"),
+        (["--config=configs/none.py"], "expected a configuration file, got 'configs/none.py'"),
+        (["--config.times.grid=(3,3)"], "tile 8x8 pixels, got (3, 3)"),
+        (["configs/digits.py"], "expected flags only"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_one_line_and_code_1(tmp_path, arguments, message):
+    code, out, err = launch(*arguments, f"--config.workdir={tmp_path / 'run'}")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_where_and_help_what(tmp_path):
+    code, _, err = launch("--config.times.grid=(3,3)", "--debug", f"--config.workdir={tmp_path / 'run'}")
+    assert code == 1
+    assert "Traceback" in err
+    # from another folder the installed configurations are found too
+    code, out, _ = launch("--config=configs/photos.py:smoke", "--help", cwd=tmp_path)
+    assert code == 0
+    assert "python -m launch.train --config=configs/digits.py" in out
+    assert "data.name = 'photos'" in out
+    assert "train.steps = 8" in out
