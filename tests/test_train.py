@@ -48,7 +48,7 @@ SMALL = {
 def cache(tmp_path_factory):
     """Every run here compiles the same step: once is enough, and it need not be fast code."""
     folder = tmp_path_factory.mktemp("cache")
-    before = {name: getattr(jax.config, name) for name in _QUICK}
+    before = {name: jax.config.values[name] for name in _QUICK}
     for name, value in zip(_QUICK, (str(folder), 0, -1, True), strict=True):
         jax.config.update(name, value)
     compilation_cache.reset_cache()
