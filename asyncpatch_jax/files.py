@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from etils import epath
@@ -17,6 +17,19 @@ def refuse_existing(path: epath.PathLike, overwrite: bool = False) -> None:
     """
     if not overwrite and epath.Path(path).exists():
         raise ValueError(f"expected a path where nothing exists yet, got {path} (ask for overwriting to replace it)")
+
+
+def check_writable(path: epath.PathLike) -> None:
+    """Call it before the work whose result goes to `path`, too: make its folder, and try to write in it.
+
+    Raises:
+        OSError: as `writing`.
+    """
+    path = epath.Path(path)
+    probe = path.parent / f".{path.name}.{os.getpid()}.try"
+    with writing(probe) as stream:
+        stream.write(b"\0")
+    probe.unlink()
 
 
 @contextmanager
@@ -39,7 +52,8 @@ def writing(path: epath.PathLike, *, overwrite: bool = False) -> Iterator[IO[byt
             yield stream
         part.replace(path)
     except BaseException as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
             raise OSError(error.errno, f"could not write {path}: {reason}; no partial file is left") from error

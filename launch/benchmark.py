@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from asyncpatch_jax.files import refuse_existing, write_json
+from asyncpatch_jax.files import check_writable, refuse_existing, write_json
 from asyncpatch_jax.sampling import repaint_cost
 from launch import build, cases, cli, pictures, trained
 from launch.generate import Inputs, image_keys
@@ -196,7 +196,9 @@ def network(config: ConfigDict, workdir: str | None, steps: int | None) -> build
 def main(config: ConfigDict) -> None:
     values = flags.FLAGS
     refuse_existing(values.out, values.overwrite)
-    report = benchmark(network(config, values.workdir, values.steps), values.batch, values.repeats)
+    run = network(config, values.workdir, values.steps)
+    check_writable(values.out)
+    report = benchmark(run, values.batch, values.repeats)
     published = report["repaint_as_published"]
     print("\n{device}, {parameters:,} parameters, batch {batch}, {repeats} repeats".format(**report))
     print(f"\n{table(report['sampling'])}\n\n{table(report['training'])}\n")

@@ -18,7 +18,7 @@ from absl import flags
 from jaxtyping import Int, UInt8
 
 from asyncpatch_jax.denoiser import bind
-from asyncpatch_jax.files import refuse_existing, write_json
+from asyncpatch_jax.files import check_writable, refuse_existing, write_json
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.elbo import Diagonal, Elbo, Path, RandomEnvironment, Raster, bits_per_dim, elbo
 from asyncpatch_jax.types import Condition, Image, ImageKeys
@@ -103,6 +103,7 @@ def main() -> None:
         f"bits per dimension of {count} images ({values.split}), "
         f"{values.samples} samples each, {cells[0]}x{cells[1]} cells"
     )
+    check_writable(values.out)
     rows = bounds(
         run,
         np.stack([record["image"] for record in records]),

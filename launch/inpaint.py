@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from asyncpatch_jax import timefield, viz
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.masks import Convention, read_mask
-from asyncpatch_jax.files import refuse_existing
+from asyncpatch_jax.files import check_writable, refuse_existing
 from asyncpatch_jax.sampling.paste import paste_back
 from asyncpatch_jax.sampling.schedules import Graded, Inpaint
 from asyncpatch_jax.types import ImageKeys, TimeField
@@ -169,6 +169,7 @@ def main() -> None:
     run = trained.load()
     label = trained.label(run, values.label)
     pairs = [read(task, run, values.convention, values.graded, values.native) for task in found]
+    check_writable(found[0].out)
     keys = image_keys(values.seed, len(pairs))
     # images of one size go together
     for shape in dict.fromkeys(pair.image.shape for pair in pairs):

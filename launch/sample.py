@@ -15,7 +15,7 @@ from etils import epath
 from jaxtyping import Int
 
 from asyncpatch_jax import viz
-from asyncpatch_jax.files import refuse_existing, writing
+from asyncpatch_jax.files import check_writable, refuse_existing, writing
 from launch import build, cli, pictures, trained
 from launch.generate import Result, batched, generate, image_keys
 from launch.plans import PLANS, plan
@@ -80,6 +80,7 @@ def main() -> None:
     refuse_existing(values.out, values.overwrite)
     run = trained.load()
     label = parse_labels(values.labels, run, values.num)
+    check_writable(epath.Path(values.out) / "grid.png")
     result = sample_run(run, values.schedule, label, values.seed, values.batch)
     write(values.out, result, label, values.seed, f"{values.schedule}, {run.config.sample.steps} steps")
     print(f"wrote grid.png, animation.gif, samples.npz and images/ ({len(label)} PNG files) into {values.out}")

@@ -20,7 +20,7 @@ from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import viz
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.sources import PHOTOS, photo
-from asyncpatch_jax.files import refuse_existing
+from asyncpatch_jax.files import check_writable, refuse_existing
 from launch import build, cli, trained, windows
 from launch.generate import image_keys
 from launch.inpaint import inpaint
@@ -119,6 +119,7 @@ def main() -> None:
         width, height = numbers("size", values.size, 2)
         canvas, known = np.zeros((height, width, run.shape[2]), np.uint8), np.zeros((height, width), bool)
     overlap = run.shape[0] // 2 if values.overlap is None else values.overlap
+    check_writable(paths[0])
     images = paint(
         run, canvas, known, count=values.num, label=label, seed=values.seed, overlap=overlap, batch=values.batch
     )

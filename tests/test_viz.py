@@ -123,6 +123,14 @@ def test_what_exists_is_kept_unless_overwriting_was_asked_for(tmp_path):
     assert os.listdir(path.parent) == ["a.json"]
 
 
+def test_a_place_that_cannot_be_written_to_is_found_out_before_the_work(tmp_path):
+    files.check_writable(tmp_path / "new" / "a.png")
+    assert os.listdir(tmp_path / "new") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="could not write"):
+        files.check_writable(tmp_path / "file" / "a.png")
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_part_of_the_new(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
