@@ -7,7 +7,7 @@ is drawn on the device, so that nothing recompiles. docs/training_times.md compa
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.perlin import by_rank, perlin_noise
 from asyncpatch_jax.types import TimeField
 
-Distribution = Literal["uniform", "logit_normal"]
-Base = Literal["uniform", "two_level", "mixed"]
+DISTRIBUTIONS = ("uniform", "logit_normal")
+BASES = ("uniform", "two_level", "mixed")
 Cells = Float[Array, "gh gw"]
 Scalar = Float[Array, ""]
 
@@ -43,13 +43,13 @@ class _PerImage:
 
 
 def _check_distribution(distribution: str, scale: float) -> None:
-    if distribution not in get_args(Distribution):
-        raise ValueError(f"expected a distribution out of {', '.join(get_args(Distribution))}, got {distribution!r}")
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"expected a distribution out of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
     if scale <= 0:
         raise ValueError(f"expected scale > 0, got {scale}")
 
 
-def _scalar_time(key: Key[Array, ""], distribution: Distribution, loc: float, scale: float) -> Scalar:
+def _scalar_time(key: Key[Array, ""], distribution: str, loc: float, scale: float) -> Scalar:
     if distribution == "uniform":
         return jax.random.uniform(key)
     return jax.nn.sigmoid(loc + scale * jax.random.normal(key))
@@ -62,7 +62,7 @@ class Synchronous(_PerImage):
     loc and scale belong to "logit_normal" (Esser et al. 2024, arXiv 2403.03206, section 3.1).
     """
 
-    distribution: Distribution = "uniform"
+    distribution: str = "uniform"
     loc: float = 0.0
     scale: float = 1.0
 
@@ -231,18 +231,18 @@ class AsyncPatch(_PerImage):
             or, as often, a region of Perlin noise of random area. "mixed": either, with equal chance.
     """
 
-    distribution: Distribution = "uniform"
+    distribution: str = "uniform"
     loc: float = 0.0
     scale: float = 1.0
     spread: tuple[float, float] = (0.0, 1.0)
-    base: Base = "mixed"
+    base: str = "mixed"
 
     def __post_init__(self):
         _check_distribution(self.distribution, self.scale)
         if len(self.spread) != 2 or not 0 <= self.spread[0] <= self.spread[1] <= 1:
             raise ValueError(f"expected spread = (low, high) with 0 <= low <= high <= 1, got {self.spread}")
-        if self.base not in get_args(Base):
-            raise ValueError(f"expected a base out of {', '.join(get_args(Base))}, got {self.base!r}")
+        if self.base not in BASES:
+            raise ValueError(f"expected a base out of {', '.join(BASES)}, got {self.base!r}")
 
     def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
         key_mean, key_spread, key_base = jax.random.split(key, 3)
