@@ -68,7 +68,7 @@ def test_the_command_prints_a_table_and_writes_it(command, tmp_path, monkeypatch
     def few_steps(run):
         state, lowered = steps(run)
         assert len(lowered) == 7
-        return state, few(lowered, ["synchronous", "asyncpatch"])
+        return state, few(lowered, ["synchronous", "independent"])
 
     monkeypatch.setattr(cases, "train_steps", few_steps)
     out = tmp_path / "benchmark.json"
@@ -76,7 +76,7 @@ def test_the_command_prints_a_table_and_writes_it(command, tmp_path, monkeypatch
     assert code == 0, err
     report = json.loads(out.read_text())
     assert [row["name"] for row in report["sampling"]] == ["sync", "inpaint"]
-    assert [row["name"] for row in report["training"]] == ["synchronous", "asyncpatch"]
+    assert [row["name"] for row in report["training"]] == ["synchronous", "independent"]
     for row in (*report["sampling"], *report["training"]):
         assert len(row["seconds"]) == 2
         assert all(math.isfinite(row[key]) and row[key] > 0 for key in ("images_per_s", "ms_per_step", "memory_mib"))
