@@ -57,7 +57,10 @@ def bounds(
     """
     if len(images) < 2:
         raise ValueError(f"expected at least 2 images for a standard error, got {len(images)}")
-    x0 = images.astype(np.float32) / 127.5 - 1
+    x0 = images.astype(np.float32) / 255
+    if levels:  # the bound is of data that lie on the levels: real digits have 17 of them, stored in 256
+        x0 = np.round(x0 * (levels - 1)) / (levels - 1)
+    x0 = 2 * x0 - 1
     inputs = (image_keys(seed, len(images)), x0, label.astype(np.int32) if run.num_classes else None)
     rows = []
     for name, path in {
