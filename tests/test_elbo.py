@@ -169,6 +169,17 @@ def test_paths_count_each_cells_log_time_once(path):
     np.testing.assert_allclose(count.mean(0), 3.0, rtol=0.03)
 
 
+def test_raster_goes_row_by_row_from_noise_to_data():
+    """As in generation: cell k of 6 comes down from 1 while 6 u goes from k to k + 1."""
+    u = jnp.array([0.0, 0.5, 1.9, 5.999]) / 6
+    t, count = Raster((2, 3))(jax.random.split(jax.random.key(0), 4), u, 2.0)
+    e = np.exp
+    expected = [[1, 1, 1, 1, 1, 1], [e(-1), 1, 1, 1, 1, 1], [0, e(-1.8), 1, 1, 1, 1], [0, 0, 0, 0, 0, e(-2)]]
+    np.testing.assert_allclose(t.reshape(4, 6), expected, rtol=3e-3)
+    np.testing.assert_array_equal((count > 0).reshape(4, 6).argmax(1), [0, 0, 1, 5])
+    np.testing.assert_allclose(count.sum((1, 2, 3)), 12.0)
+
+
 def test_edges_of_the_unit_interval_are_finite():
     for path in PATHS:
         for u in (0.0, 1.0 - 2.0**-24):

@@ -19,6 +19,7 @@ from asyncpatch_jax.training.times import (
     UniformMean,
     _symmetric_beta,
     patches,
+    share_out,
     with_mean,
 )
 
@@ -154,6 +155,17 @@ def test_symmetric_beta_is_a_beta(a):
     stats = pytest.importorskip("scipy.stats")
     got = np.asarray(_symmetric_beta(jax.random.key(0), np.full(20_000, a)), np.float64)
     assert stats.kstest(got, stats.beta(a, a).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("cells", [17, 64])
+def test_shares_add_up_and_the_first_split_is_the_published_beta(cells):
+    """Half a total leaves the first half everything from 0 to its size: its share is Beta(a, a) of known spread."""
+    keys, total = jax.random.split(jax.random.key(0), 8000), jnp.float32(cells // 2)
+    t = np.asarray(jax.jit(jax.vmap(lambda key: share_out(key, total, cells, 1.5)))(keys), np.float64)
+    np.testing.assert_allclose(t.sum(1), cells // 2, rtol=1e-5)
+    first = t[:, : cells // 2].sum(1) / (cells // 2)
+    a = 1.5 * (cells - 1 - cells % 2) ** 1.05
+    np.testing.assert_allclose((first.mean(), first.std()), (0.5, 0.5 / np.sqrt(2 * a + 1)), rtol=0.03)
 
 
 def test_uniform_mean_is_the_published_recursion():

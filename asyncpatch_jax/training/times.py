@@ -137,6 +137,21 @@ def _symmetric_beta(key: Key[Array, ""], a: np.ndarray) -> Float[Array, "n"]:
     return 0.5 + 0.5 * radius * jnp.cos(2.0 * jnp.pi * v)
 
 
+def share_out(key: Key[Array, ""], total: Scalar, cells: int, sharpness: float) -> Float[Array, "n"]:
+    """Times [cells] in [0, 1] that add up to `total`, by the recursive halving of `UniformMean`."""
+    # how many cells each node of the tree stands for; a node of one cell hands it on to its second child
+    count = np.array([cells])
+    total = total[None]
+    while count.max() > 1:
+        first, second = count // 2, count - count // 2
+        a = sharpness * np.maximum(count - 1.0 - count % 2, 1.0) ** 1.05
+        low, high = jnp.maximum(total - second, 0.0), jnp.minimum(total, first)
+        given = low + _symmetric_beta(jax.random.fold_in(key, len(count)), a) * (high - low)
+        total = jnp.stack([given, total - given], 1).reshape(-1)
+        count = np.stack([first, second], 1).reshape(-1)
+    return jnp.clip(total[np.flatnonzero(count)], 0.0, 1.0)
+
+
 @dataclass(frozen=True)
 class UniformMean(_PerImage):
     """The image mean is uniform; the total is shared out by splitting the cells in halves, again and again.
@@ -155,21 +170,10 @@ class UniformMean(_PerImage):
             raise ValueError(f"expected sharpness > 0.5, got {self.sharpness}")
 
     def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
-        key_mean, key_order, key_split = jax.random.split(key, 3)
+        key_mean, key_split, key_order = jax.random.split(key, 3)
         cells = math.prod(grid)
-        # how many cells each node of the tree stands for; a node of one cell hands it on to its second child
-        count = np.array([cells])
-        total = (jax.random.uniform(key_mean) * cells)[None]
-        while count.max() > 1:
-            first, second = count // 2, count - count // 2
-            a = self.sharpness * np.maximum(count - 1.0 - count % 2, 1.0) ** 1.05
-            where = _symmetric_beta(jax.random.fold_in(key_split, len(count)), a)
-            low, high = jnp.maximum(total - second, 0.0), jnp.minimum(total, first)
-            given = low + where * (high - low)
-            total = jnp.stack([given, total - given], 1).reshape(-1)
-            count = np.stack([first, second], 1).reshape(-1)
-        t = jax.random.permutation(key_order, total[np.flatnonzero(count)])
-        return jnp.clip(t, 0.0, 1.0).reshape(grid)
+        t = share_out(key_split, jax.random.uniform(key_mean) * cells, cells, self.sharpness)
+        return jax.random.permutation(key_order, t).reshape(grid)
 
 
 @dataclass(frozen=True)
