@@ -1,5 +1,7 @@
 """Packaging. Lower bounds are the versions the tests ran with; torch is pinned for its CPU build."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 CORE = [
@@ -45,7 +47,7 @@ setup(
     name="asyncpatch_jax",
     version="0.1.0",
     description="Diffusion in JAX with a noise level per cell: training, sampling and inpainting on time fields",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -155,9 +155,9 @@ def predict(process: Process, kind: Kind, out: Image, x: Image, t: TimeField) ->
     """Data and noise that a network output of this kind stands for: one 2x2 solve per element.
 
     With `out = a x0 + b eps` and `x = alpha x0 + sigma eps` the determinant is 1 for v in a variance-preserving process
-    and for velocity in rectified flow, so nothing divides by sigma there. A clean cell (sigma = 0) is its own x0, whatever
-    the network says. Where the other half of the pair has no limit (eps from x0 at t = 0, x0 from eps where alpha = 0)
-    it is 0.
+    and for velocity in rectified flow, so nothing divides by sigma there. A clean cell (sigma = 0) is its own x0,
+    whatever the network says. Where the other half of the pair has no limit (eps from x0 at t = 0, x0 from eps where
+    alpha = 0) it is 0.
     """
     t = timefield.like(t, x)
     alpha, sigma = process.alpha(t), process.sigma(t)

@@ -85,7 +85,7 @@ def resize(
 
 
 def coarsen(t: TimeField, grid: Grid) -> TimeField:
-    """`resize`, but an axis whose cells are whole multiples of `grid`'s stays as it is: embed few cells, spread later."""
+    """`resize`, but an axis whose cells are whole multiples of `grid`'s stays: embed few cells, spread later."""
     return resize(t, tuple(n if g % n == 0 else g for n, g in zip(t.shape[1:3], grid, strict=True)))
 
 

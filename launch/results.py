@@ -1,6 +1,6 @@
 """Make docs/results.md: how the training times compare, on real digits, with spread over seeds.
 
-  python -m launch.results --config=configs/digits.py --config.train.steps=500
+  python -m launch.results --config=configs/digits.py --config.train.steps=400 --config.sample.guidance=1
   python -m launch.results --config=configs/digits.py:smoke --out=/tmp/results.md --seeds=2     # to see it work
 
 After Table 1 of AsyncPatch Diffusion: networks that differ in nothing but their training times generate, inpaint and
@@ -9,6 +9,8 @@ RePaint. Runs go to --runs and stay there, each beside its numbers: what is fini
 """
 
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,7 +35,7 @@ TIMES = ("synchronous", "perlin", "patchwise", "asyncpatch")
 MASKS = ("extrema", "square", "thin", "wide")
 PATHS = ("diagonal", "raster", "random environment")
 LEVELS = 17  # grey levels that a real digit has
-_BATCH = 100
+_BATCH = 64
 Row = dict[str, Any]
 
 
@@ -220,7 +222,7 @@ def run(config: ConfigDict) -> None:
                 write_json(path, done, overwrite=True)
             rows[name].append(done["row"])
             print(f"{name}, seed {seed}: {json.dumps(done['row'])}", flush=True)
-    command = f"python -m launch.results --config=configs/digits.py --config.train.steps={config.train.steps}"
+    command = shlex.join(["python", "-m", "launch.results", *sys.argv[1:]])
     with writing(values.out, overwrite=True) as stream:
         stream.write(page(config, command, rows).encode())
     print(f"wrote {values.out}")
@@ -231,7 +233,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "docs/results.md", "Page to write; it is replaced.")
     flags.DEFINE_integer("seeds", 3, "Networks for each kind of training times.", lower_bound=1)
     flags.DEFINE_integer("num", 500, "Samples of each network.", lower_bound=2)
-    flags.DEFINE_integer("test", 100, "Real test digits that are inpainted and given a likelihood.", lower_bound=2)
-    flags.DEFINE_integer("samples", 64, "Random times for each image and path of the bound; even.", lower_bound=2)
+    flags.DEFINE_integer("test", 64, "Real test digits that are inpainted and given a likelihood.", lower_bound=2)
+    flags.DEFINE_integer("samples", 128, "Random times for each image and path of the bound; even.", lower_bound=2)
     flags.DEFINE_integer("repaint_steps", 250, "Levels of RePaint.", lower_bound=11)
     cli.main(run, __doc__)

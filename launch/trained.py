@@ -72,11 +72,14 @@ def labels(run: build.Run, names: list[str]) -> list[int]:
 
 
 def label(run: build.Run, name: str | None) -> int:
-    """One class, or the index of "no class".
+    """One class, or the index of "no class"; without a class the run's own classifier-free guidance has no direction.
 
     Raises:
-        ValueError: as `labels`; or classifier-free guidance towards no class.
+        ValueError: as `labels`; or --guidance towards no class.
     """
-    if name is None and run.config.sample.guidance != 1.0:
-        raise ValueError(f"expected a --label for --guidance={run.config.sample.guidance}, got none")
-    return run.num_classes if name is None else labels(run, [name])[0]
+    if name is not None:
+        return labels(run, [name])[0]
+    if flags.FLAGS["guidance"].value not in (None, 1.0):
+        raise ValueError(f"expected a --label for --guidance={flags.FLAGS['guidance'].value}, got none")
+    run.config.sample.guidance = 1.0
+    return run.num_classes

@@ -2,10 +2,12 @@
 
 import os
 
-# the thread pools of two test processes on two cores would only fight
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# in the environment, so that the programs that tests start have them too: no search for an accelerator, and a compiler
+# that does not optimise what runs for a moment
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_platforms", "cpu")

@@ -71,7 +71,7 @@ def reference(data, process, levels, x):
         (DPMSolver2M(RectifiedFlow()), 2, logsnr_paths),
         (DPMSolver2M(Cosine()), 2, logsnr_paths),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_order_of_convergence_of_every_cell(solver, order, paths):
     process = solver.process
