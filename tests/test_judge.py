@@ -1,0 +1,67 @@
+"""The judge of generated digits, and the two ways in which the page of results inpaints."""
+
+import jax
+import numpy as np
+import pytest
+
+from launch import build, cli, judge, results
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A network with random weights, all of them moved so that it answers something."""
+    config = cli.load("configs/digits.py:smoke")
+    config.sample.guidance = 1.0
+    fresh = build.untrained(config, build.dataset(config))
+    params = build.init_params(fresh.model, jax.random.key(0), fresh.shape)
+    return fresh._replace(
+        params=jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(1), p.shape), params)
+    )
+
+
+def images(split):
+    rows, label = judge.real(split)
+    return rows.reshape(-1, 8, 8, 1), label
+
+
+def test_real_digits_are_recognised_and_wrong_labels_are_not():
+    x, label = images("test")
+    assert judge.accuracy_of_real() > 0.97
+    assert judge.accuracy(x, label) == judge.accuracy_of_real()
+    assert judge.accuracy(x, (label + 1) % 10) < 0.03
+
+
+def test_distance_is_small_between_real_digits_and_large_to_noise_or_a_missing_class():
+    x, label = images("train")
+    noise = np.random.default_rng(0).uniform(-1, 1, x.shape).astype(np.float32)
+    near = judge.distance(x[::3])  # evenly, as the digits come writer by writer
+    assert near < 0.5
+    assert judge.distance(x[label != 3]) > 2 * judge.distance(x)
+    assert judge.distance(noise) > 20 * near
+
+
+def test_enlarged_digits_count_as_the_digits_that_they_are():
+    x, label = images("test")
+    large = x.repeat(2, 1).repeat(2, 2)
+    assert judge.accuracy(large, label) == judge.accuracy(x, label)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        judge.accuracy(x[:, :7], label)
+
+
+@pytest.mark.parametrize("repaint_steps", [0, 12])
+def test_inpainting_for_the_results_keeps_known_pixels_and_fills_holes(run, repaint_steps):
+    x, label = (part[:3] for part in images("test"))
+    mask = np.zeros((3, 8, 8, 1), np.float32)
+    mask[:, 2:6, 2:6] = 1
+    filled = results.inpainted(run, x, label.astype(np.int32), mask, seed=0, repaint_steps=repaint_steps)
+    known = np.broadcast_to(mask == 0, x.shape)
+    np.testing.assert_array_equal(filled[known], x[known])
+    assert np.abs(filled - x)[~known].min() > 0
+    assert np.isfinite(filled).all()
+
+
+def test_classes_asked_for_are_balanced_and_images_do_not_depend_on_the_batch(run):
+    a, label = judge.generated(run, "sync", 12, 5, seed=3)
+    b, _ = judge.generated(run, "sync", 12, 12, seed=3)
+    assert np.bincount(label, minlength=10).max() == 2
+    np.testing.assert_allclose(a, b, atol=1e-4)
