@@ -33,8 +33,8 @@ def bound(
     """The bound of one batch; `label` is None for a network without classes."""
     cond = None if label is None else Condition(label=label)
     denoise = bind(net.model, params, net.process, net.kind, cond)
-    # where half a level is 2.5 deviations of the noise: the level is still certain there, and a path that began nearer to
-    # the data would only ask the network for noise that it cannot see
+    # where half a level is 2.5 deviations of the noise: the level is still certain there, and a path that began nearer
+    # to the data would only ask the network for noise that it cannot see
     t_min = 0.4 / (levels - 1) if levels else 1e-3
     return elbo(keys, x0, denoise, net.process, path, num_samples=num_samples, t_min=t_min, levels=levels)
 
