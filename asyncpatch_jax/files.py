@@ -10,12 +10,13 @@ from etils import epath
 
 
 def refuse_existing(path: epath.PathLike, overwrite: bool = False) -> None:
-    """Call it before the work whose result goes to `path`.
+    """Call it before the work whose result goes to `path`. An empty folder is nothing: a stopped run may leave one.
 
     Raises:
         ValueError: something is there already, and `overwrite` is not set.
     """
-    if not overwrite and epath.Path(path).exists():
+    path = epath.Path(path)
+    if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"expected a path where nothing exists yet, got {path} (ask for overwriting to replace it)")
 
 

@@ -64,7 +64,7 @@ def settings(arg: str = "") -> ConfigDict:
 
     config.loss = loss = ConfigDict()
     loss.weight = "sid2"  # uniform, sid2
-    loss.bias = 0.0  # sid2: a larger bias weighs noisier cells more
+    loss.bias = 0.0  # sid2: a larger bias weighs cleaner cells more
     loss.uncertainty = 0.01  # weight of the log-variance head's likelihood
     loss.label_dropout = 0.1  # share of images trained without their class, for classifier-free guidance
 

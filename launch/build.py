@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from etils import epath
 from flax import linen as nn
@@ -73,6 +74,8 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
     """
     data = config.data
     split = split or data.split
+    if data.channels not in (1, 3):
+        raise ValueError(f"expected config.data.channels = 1 (grey) or 3 (RGB), got {data.channels}")
     if data.name == "digits":
         if data.channels != 1:
             raise ValueError(f"expected config.data.channels = 1 for digits, got {data.channels}")
@@ -82,6 +85,11 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
     if data.name in ("folder", "tfds") and not data.path:
         raise ValueError(f"expected --config.data.path=DIRECTORY for the data set {data.name!r}, got none")
     if data.name == "folder":
+        if split != "train":
+            raise ValueError(
+                f"expected the split train of a folder, which has no other, got {split!r}; for images that were not "
+                "trained on give another folder as config.data.path"
+            )
         return sources.folder(data.path, data.size, data.channels, data.on_error)
     if data.name == "tfds":
         return sources.tfds(data.dataset, data.path, split, data.size, data.channels)
@@ -100,6 +108,9 @@ def model(config: ConfigDict, num_classes: int) -> nn.Module:
     shape = _choose("config.model.preset", preset, presets) if preset else {}
     settings["dtype"] = _choose("config.model.dtype", settings["dtype"], DTYPES)
     settings["num_classes"] = num_classes if num_classes > 1 else 0
+    for name in ("base", "multipliers", "blocks", "head_dim", "patch", "width", "depth", "heads", "mlp_ratio"):
+        if settings[name] is not None and np.min(settings[name]) < 1:
+            raise ValueError(f"expected config.model.{name} of at least 1, got {settings[name]}")
     return network(**{**shape, **_given("model", network, settings)})
 
 
@@ -259,7 +270,7 @@ def recorded(workdir: epath.PathLike) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
         return {"config": record["config"], "data": record["data"]}
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"expected the record of a run in {path}, got something else ({error})") from error
 
 

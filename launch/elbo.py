@@ -104,7 +104,7 @@ def main() -> None:
     if count > len(data.source):
         raise ValueError(f"expected --num of at most {len(data.source)} images, got {count}")
     records = [data.source[int(i)] for i in np.linspace(0, len(data.source) - 1, count)]
-    cells = plans.cells(run.shape)
+    cells = plans.cells(run)
     print(
         f"bits per dimension of {count} images ({values.split}), "
         f"{values.samples} samples each, {cells[0]}x{cells[1]} cells"

@@ -110,6 +110,17 @@ def animation(result: Result, title: str) -> UInt8[np.ndarray, "_s _h _w 3"]:
     return viz.frames(np.asarray(result.run)[shown], np.asarray(result.fields)[shown], title)
 
 
+def _films(run: build.Run) -> dict[str, str]:
+    """Title of each recorded run, by schedule."""
+    films = {"autoregressive": "Patch after patch, in reading order"}
+    return {**films, "uncertainty": "Surest cells first"} if run.model.log_variance else films
+
+
+def complete(folder: epath.PathLike, run: build.Run) -> bool:
+    """Whether `write_all` came to its end there."""
+    return (epath.Path(folder) / f"{list(_films(run))[-1]}.gif").exists()
+
+
 def write_samples(folder: epath.PathLike, run: build.Run, key: Key[Array, ""]) -> list[epath.Path]:
     """Only the page of samples, `folder/samples.png`: cheap enough to make while training.
 
@@ -142,10 +153,7 @@ def write_all(folder: epath.PathLike, run: build.Run, dataset: Dataset, key: Key
     paths = write_samples(folder, run, key)
     paths.append(folder / "inpainting.png")
     viz.save_png(paths[-1], inpaintings(run, dataset, key), overwrite=True)
-    titles = {"autoregressive": "Patch after patch, in reading order"}
-    if run.model.log_variance:
-        titles["uncertainty"] = "Surest cells first"
-    for name, title in titles.items():
+    for name, title in _films(run).items():
         result = watched(run, name, key, 2 * _RUNS)
         paths += [folder / f"{name}.png", folder / f"{name}.gif"]
         viz.save_png(paths[-2], film(result, title), overwrite=True)

@@ -45,9 +45,9 @@ def plan(name: str, run: build.Run) -> Plan:
         raise ValueError(f"expected a network with a log-variance head for {name}, got one trained without")
     steps = run.config.sample.steps
     grid = build.grid(run.config, steps, run.process)
-    judged = cells(run.shape)
+    judged = cells(run)
     if name in ("autoregressive", "random_order"):
-        patches = _divide(run.shape, _PATCHES)
+        patches = _divide(build.field_grid(run.config), _PATCHES)
         groups = patches[0] * patches[1]
         order = jnp.asarray(raster(patches))
         if name == "random_order":
@@ -62,12 +62,12 @@ def plan(name: str, run: build.Run) -> Plan:
     return Plan(Synchronous(grid), steps, judged if name == "look_ahead" else None)
 
 
-def cells(shape: tuple[int, int, int]) -> Grid:
-    """Cells of an image that are judged or ordered one by one: as many as tile it, up to 16 to a side."""
-    return _divide(shape, _CELLS)
+def cells(run: build.Run) -> Grid:
+    """Cells that are judged or ordered one by one: those of the run's training fields, joined to at most 16 a side."""
+    return _divide(build.field_grid(run.config), _CELLS)
 
 
-def _divide(shape: tuple[int, int, int], most: int) -> Grid:
-    """The finest grid of at most `most` cells to a side that tiles the image."""
-    height, width = (max(count for count in range(1, most + 1) if side % count == 0) for side in shape[:2])
-    return height, width
+def _divide(grid: Grid, most: int) -> Grid:
+    """The finest grid of at most `most` cells to a side whose cells are whole cells of `grid`."""
+    rows, columns = (max(count for count in range(1, most + 1) if side % count == 0) for side in grid)
+    return rows, columns

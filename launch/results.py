@@ -40,14 +40,21 @@ Row = dict[str, Any]
 
 
 def trained(config: ConfigDict, times: str, seed: int, folder: Path) -> build.Run:
-    """A run with these training times, trained unless it is there."""
+    """A run with these training times, trained unless it is there.
+
+    Raises:
+        ValueError: the training was stopped before its end.
+    """
     config = config.copy_and_resolve_references()
     with config.ignore_type():
         config.times.update({name: None for name in config.times if name not in ("name", "grid")})
     config.times.name, config.seed, config.workdir = times, seed, str(folder)
     config.train.sample_every = 0
     train.run(config)
-    return build.load_run(config.workdir)
+    run = build.load_run(config.workdir)
+    if run.step < config.train.steps:
+        raise ValueError(f"stopped after step {run.step} of {folder}; the same command continues from here")
+    return run
 
 
 @partial(jax.jit, static_argnames=("net", "num_steps"))
@@ -95,7 +102,7 @@ def measure(run: build.Run, seed: int) -> Row:
         row["inpainting"][name] = {"distance": judge.distance(filled), "error": float(error)}
 
     settings = {
-        "cells": plans.cells(run.shape),
+        "cells": plans.cells(run),
         "samples": values.samples,
         "batch": _BATCH,
         "seed": seed,

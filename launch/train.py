@@ -68,6 +68,10 @@ def run(config: ConfigDict) -> None:
             print(f"continuing {workdir} at step {int(state.step)}")
         if int(state.step) >= config.train.steps:
             print(f"nothing to do: {config.train.steps} steps are done; --config.train.steps=N trains on")
+            folder = samples_folder(workdir, int(state.step))
+            finished = network._replace(params=state.ema, step=int(state.step))
+            if config.train.sample_every and not pictures.complete(folder, finished):
+                _write_pages(folder, finished, shown, jax.random.key(config.seed))
             return
         finished = _fit(config, network, shown, state, batches, step, checkpoints)
         print(f"wrote {workdir}/checkpoints (steps {', '.join(map(str, checkpoints.steps))}) and {workdir}/run.json")
@@ -107,11 +111,10 @@ def _fit(
 
     def on_sample(done: int, state: TrainState) -> None:
         now = network._replace(params=state.ema, step=done)
-        folder = workdir / "samples" / f"{done:07d}"
+        folder = samples_folder(workdir, done)
         if done == steps:
             bar.close()
-            for path in pictures.write_all(folder, now, shown, key):
-                print(f"wrote {path}")
+            _write_pages(folder, now, shown, key)
         else:
             pictures.write_samples(folder, now, key)
             bar.unpause()
@@ -132,6 +135,16 @@ def _fit(
         )
     writer.close()
     return finished
+
+
+def samples_folder(workdir: epath.Path, step: int) -> epath.Path:
+    """Where the pictures of a step go."""
+    return workdir / "samples" / f"{step:07d}"
+
+
+def _write_pages(folder: epath.Path, run: build.Run, shown: Dataset, key: jax.Array) -> None:
+    for path in pictures.write_all(folder, run, shown, key):
+        print(f"wrote {path}")
 
 
 def stream(config: ConfigDict, data: Dataset) -> Any:

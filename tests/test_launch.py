@@ -249,7 +249,8 @@ def test_outpainting_keeps_the_image_and_fills_the_canvas(command, tmp_path):
     assert made.shape == (10, 15)
     assert np.array_equal(made[:8, 3:11], _digit())
     assert made[8:].std() > 0
-    assert (made[:, :3].std(), made[:, 11:].std()) > (0, 0)
+    assert made[:, :3].std() > 0
+    assert made[:, 11:].std() > 0
     code, said, err = command("texture", "--size=12,8", "--num=2", "--steps=2", "--batch=1", f"--out={tmp_path / 't'}")
     assert code == 0, err
     first, second = (_pixels(tmp_path / "t" / f"000{i}.png") for i in range(2))

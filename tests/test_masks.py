@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.masks import MASKS, draw, outpaint, read_mask
 
 LAMA = ("thin", "medium", "wide")
@@ -164,7 +165,25 @@ def test_a_mask_follows_the_crop_and_the_resize_of_its_image(tmp_path):
     values[1, 4] = 255  # one pixel in the corner block of the centre square
     values[:, 15] = 255  # cut off
     path = save(tmp_path / "m.png", values)
-    np.testing.assert_array_equal(read_mask(path, (8, 16), size=4)[..., 0], np.eye(4)[0] * np.eye(4)[0][:, None])
+    corner = np.eye(4)[0] * np.eye(4)[0][:, None]
+    np.testing.assert_array_equal(read_mask(path, (8, 16), size=4, graded=True)[..., 0] > 0, corner)
+    hard = read_mask(path, (8, 16), size=4)[..., 0]
+    assert hard[0, 0] == 1
+    assert not hard[3:].any()
+    assert not hard[:, 3:].any()
+
+
+def test_known_pixels_of_a_resized_image_hold_no_trace_of_what_is_hidden(tmp_path):
+    rng = np.random.default_rng(0)
+    image, hole = rng.integers(0, 256, (64, 64)), np.zeros((64, 64))
+    hole[20:37, 9:30] = 255
+    path = save(tmp_path / "m.png", hole)
+    known = read_mask(path, (64, 64), size=16)[..., 0] == 0
+    assert 0.5 < known.mean() < 0.9
+    paths = [save(tmp_path / f"{hidden}.png", np.where(hole, hidden, image)) for hidden in (0, 255)]
+    seen = [read_image(path, 16, 1)[..., 0] for path in paths]
+    np.testing.assert_array_equal(seen[0][known], seen[1][known])
+    assert (seen[0] != seen[1])[~known].any()
 
 
 def test_wrong_masks(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
-from asyncpatch_jax.process import Cosine, Discrete, RectifiedFlow, predict, renoise
+from asyncpatch_jax.process import Cosine, Discrete, RectifiedFlow, diffuse, predict, renoise
 from asyncpatch_jax.sampling import DDIM, DDPM, DPMSolver2M, Euler, Heun, Synchronous, Table, linear, sample, start
 from asyncpatch_jax.types import Prediction, Times
 from tests.oracles import gaussian
@@ -134,6 +134,18 @@ def noisy(x, times):
     """A denoiser without structure, elementwise, whose answers are consistent with no data at all."""
     t = timefield.like(times.told, x)
     return Prediction(jnp.sin(3 * x) + t, jnp.cos(5 * x) - t, {})
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("make", SOLVERS, ids=lambda s: s.__name__)
+def test_a_clean_image_goes_up_with_all_its_noise(make, process):
+    """One step from t = 0 to .5 with a given noise is `diffuse`: a clean image holds none that could be scaled."""
+    x0, eps = jnp.full((1, 2, 2, 1), 0.8), jnp.ones((1, 2, 2, 1))
+    low, high = (timefield.constant(t, 1) for t in (0.0, 0.5))
+    solver, given = make(process), Prediction(x0, eps, {})
+    keys = keys_lib.per_image(jax.random.key(0), 1)
+    step = solver.step(lambda x, times: given, given, x0, Times(low, low), Times(high, high), keys, solver.init(x0))
+    np.testing.assert_allclose(step[0], diffuse(process, x0, eps, high), rtol=1e-5)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)

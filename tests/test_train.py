@@ -78,7 +78,11 @@ def leaves(workdir, step):
 
 def start(workdir, cache):
     flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    cached = {"JAX_COMPILATION_QUICK_DIR": str(cache), "JAX_PERSISTENT_QUICK_MIN_COMPILE_TIME_SECS": "0"}
+    cached = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "launch.train", f"--config.workdir={workdir}", *flags],
         cwd=ROOT,

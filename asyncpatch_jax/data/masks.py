@@ -231,8 +231,8 @@ def read_mask(
     """The mask [h, w, 1] in an image file, for an image file of `image_shape` (h, w).
 
     A pixel is one to generate where at least half of it is marked; with `graded` the mark itself, 0 ... 1, is the
-    strength. With `size` the mask follows its image through `images.resize` to size x size, by area; of a hard mask
-    every pixel that a marked one falls into is marked, for such a pixel of the image mixes known with unknown.
+    strength. With `size` the mask follows its image through `images.resize` to size x size, a graded one by area; of a
+    hard mask every pixel is marked into which the image's filter mixes anything of a marked one.
 
     Args:
         path: any image file that `read_image` takes.
@@ -267,8 +267,11 @@ def read_mask(
     if not graded:
         mask = (mask >= 0.5).astype(np.float32)
     if size is not None:
-        mask = np.asarray(resize(Image.fromarray(mask), size, Image.Resampling.BOX))
-        mask = np.clip(mask, 0, 1) if graded else (mask > 0).astype(np.float32)
+        if graded:
+            mask = np.clip(np.asarray(resize(Image.fromarray(mask), size, Image.Resampling.BOX)), 0, 1)
+        else:
+            # by the filter that resizes the image: a pixel that holds a trace of what is to be generated is not known
+            mask = (np.abs(np.asarray(resize(Image.fromarray(mask), size))) > 1e-6).astype(np.float32)
     if not mask.any():
         raise ValueError(f"expected a mask with something to generate ({convention}), got an empty one: {path}")
     return mask[..., None]

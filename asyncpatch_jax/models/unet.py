@@ -153,13 +153,18 @@ class UNet(nn.Module):
         """Predict from x [b, h, w, c] at field t [b, gh, gw, 1]: out [b, h, w, c] in float32, and aux.
 
         Raises:
-            ValueError: height or width is no multiple of 2^(levels - 1), or the field or condition does not fit.
+            ValueError: height or width is no multiple of 2^(levels - 1), the field or condition does not fit, or
+                attention is asked for on no level or one that does not exist.
         """
         b, height, width, channels = x.shape
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"expected height and width to be multiples of {self.multiple}, got {height}x{width}")
         timefield.check(t, b)
         levels = len(self.multipliers)
+        if not set(self.attention) <= set(range(levels)):
+            raise ValueError(f"expected attention on levels out of 0 ... {levels - 1}, got {self.attention}")
+        if self.context_dim and not self.attention:
+            raise ValueError("expected attention on at least one level for a model with context_dim, got none")
         widths = [self.base * m for m in self.multipliers]
         emb_width = 4 * self.base
 

@@ -12,8 +12,8 @@ from asyncpatch_jax.types import Image
 def paste_back(x: Image, known: Image, mask: Float[Array, "_b _h _w 1"], feather: float = 0.0) -> Image:
     """`x` where the mask is 1, `known` where it is 0: known pixels come back bit for bit.
 
-    With `feather` > 0 the known side of the seam blends into `x` over about that many pixels (a Gaussian of that width,
-    cut at three); pixels farther away stay exact, and pixels to be generated never mix with what `known` holds there.
+    With `feather` > 0 the known side of the seam blends into `x` by a Gaussian of that width in pixels; known pixels
+    more than three widths away stay exact, and pixels to be generated never mix with what `known` holds there.
 
     Raises:
         ValueError: images or mask of different sizes, or a negative feather.

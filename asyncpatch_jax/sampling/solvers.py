@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
@@ -110,11 +110,11 @@ class Heun:
         first = _euler(self.process, pred, x, times, times_next)
         second = denoise(first, times_next)
         t, t_next = timefield.like(times.level, x), timefield.like(times_next.level, x)
-        last = self.process.sigma(t_next) == 0
+        edge = _at_the_edge(self.process, t, t_next)
         # the slopes are taken at safe times where they are not used: 0 * inf would be NaN
-        slope = _slope(self.process, pred, jnp.where(last, 1.0, t))
-        slope_next = _slope(self.process, second, jnp.where(last, 1.0, t_next))
-        return jnp.where(last, first, x + 0.5 * (t_next - t) * (slope + slope_next)), carry
+        slope = _slope(self.process, pred, jnp.where(edge, 1.0, t))
+        slope_next = _slope(self.process, second, jnp.where(edge, 1.0, t_next))
+        return jnp.where(edge, first, x + 0.5 * (t_next - t) * (slope + slope_next)), carry
 
 
 class History(NamedTuple):
@@ -154,6 +154,8 @@ class DPMSolver2M:
         # -alpha' expm1(-h), without the logarithms that are infinite at both ends
         ratio = sigma_next / jnp.where(sigma == 0, 1.0, sigma)
         after = ratio * x + (alpha_next - alpha * ratio) * d
+        # up from clean data, which holds no noise to be scaled
+        after = jnp.where(sigma == 0, alpha_next * pred.x0 + sigma_next * pred.eps, after)
         h = jnp.broadcast_to(jnp.where(moved & ~first, h, 0.0), carry.h.shape)
         return after, History(pred.x0, h)
 
@@ -175,6 +177,12 @@ def _slope(process: Process, pred: Prediction, t: TimeField) -> Image:
 
 def _euler(process: Process, pred: Prediction, x: Image, times: Times, times_next: Times) -> Image:
     t, t_next = timefield.like(times.level, x), timefield.like(times_next.level, x)
-    last = process.sigma(t_next) == 0
-    moved = x + (t_next - t) * _slope(process, pred, jnp.where(last, 1.0, t))
-    return jnp.where(t_next == t, x, jnp.where(last, process.alpha(t_next) * pred.x0, moved))
+    edge = _at_the_edge(process, t, t_next)
+    moved = x + (t_next - t) * _slope(process, pred, jnp.where(edge, 1.0, t))
+    jump = process.alpha(t_next) * pred.x0 + process.sigma(t_next) * pred.eps
+    return jnp.where(t_next == t, x, jnp.where(edge, jump, moved))
+
+
+def _at_the_edge(process: Process, t: TimeField, t_next: TimeField) -> Bool[Array, "b h w 1"]:
+    """Whether a move ends or begins at clean data, where the ODE's slope may be infinite."""
+    return (process.sigma(t) == 0) | (process.sigma(t_next) == 0)

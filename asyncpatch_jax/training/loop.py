@@ -112,7 +112,7 @@ def fit(
                 recent = []
             if save:
                 checkpoints.save(done, state, batches)
-            if stopping:
+            if stopping and not last:
                 break
             if sample_every and (last or done % sample_every == 0):
                 on_sample(done, state)
