@@ -109,7 +109,7 @@ def model(config: ConfigDict, num_classes: int) -> nn.Module:
     settings["dtype"] = _choose("config.model.dtype", settings["dtype"], DTYPES)
     settings["num_classes"] = num_classes if num_classes > 1 else 0
     for name in ("base", "multipliers", "blocks", "head_dim", "patch", "width", "depth", "heads", "mlp_ratio"):
-        if settings[name] is not None and np.min(settings[name]) < 1:
+        if settings.get(name) is not None and np.min(settings[name]) < 1:
             raise ValueError(f"expected config.model.{name} of at least 1, got {settings[name]}")
     return network(**{**shape, **_given("model", network, settings)})
 

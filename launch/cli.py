@@ -37,13 +37,13 @@ def main(run: Callable[[ConfigDict], None], description: str, *, default: str = 
 
 
 def main_of_run(run: Callable[[], None], description: str) -> None:
-    """`main` for what works on a trained run, whose folder knows its configuration: there is no `--config`."""
+    """`main` for what works on a trained run, which knows what it was trained with.
+
+    `--config` says where the run is, unless `--workdir` does; of its settings only those of sampling can be changed.
+    """
 
     def parse(argv: Sequence[str]) -> list[str]:
-        if _asks_for_help(argv):
-            print("\n".join(_help(description)))
-            sys.exit(0)
-        return _known(list(argv), [])
+        return _parse(_with_default(list(argv), DEFAULT), description, only=("workdir", "sample."))
 
     _start(run, parse)
 
@@ -88,16 +88,20 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
     return any(arg in ("-h", "-help", "--help") for arg in argv[1:])
 
 
-def _parse(argv: list[str], description: str) -> list[str]:
+def _parse(argv: list[str], description: str, only: tuple[str, ...] = ("",)) -> list[str]:
+    """Define `--config` and parse all flags; settings can be changed whose names begin with one of `only`."""
     if _asks_for_help(argv):
-        print("\n".join([*_help(description), *_settings(argv)]))
+        print("\n".join([*_help(description), *_settings(argv, only)]))
         sys.exit(0)
     argv[1] = f"--config={resolve(argv[1].split('=', 1)[1])}"
     config = load(argv[1].split("=", 1)[1])
     known = names(config)
     for arg in argv[2:]:
         if arg.startswith(("--config.", "-config.")):
-            check_name(arg.lstrip("-").split("=", 1)[0].removeprefix("config."), known)
+            name = arg.lstrip("-").split("=", 1)[0].removeprefix("config.")
+            check_name(name, known)
+            if not name.startswith(only):
+                raise ValueError(f"--config.{name} was settled when the run was trained; --config.sample.* can change")
     # config_flags looks for overrides in sys.argv, not in what it is given
     config_flags.DEFINE_config_file("config", help_string="Configuration file[:argument].", sys_argv=argv)
     return _known(argv, [f"config.{name}" for name in known])
@@ -176,9 +180,10 @@ def _help(description: str) -> list[str]:
     return [description.strip(), "", "Flags:", *own, "  --debug: show the traceback of an error"]
 
 
-def _settings(argv: list[str]) -> list[str]:
+def _settings(argv: list[str], only: tuple[str, ...]) -> list[str]:
     name = argv[1].split("=", 1)[1]
-    values = [f"  {key} = {value!r}" for key, value in _flat(load(resolve(name))).items()]
+    flat = _flat(load(resolve(name)))
+    values = [f"  {key} = {value!r}" for key, value in flat.items() if key.startswith(only)]
     return [
         "  --config: configuration file[:argument]",
         "",

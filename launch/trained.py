@@ -1,6 +1,7 @@
 """The flags that name a trained run and say how to sample from it: the same for every main that needs one."""
 
 from absl import flags
+from ml_collections import config_flags
 
 from launch import build
 
@@ -19,7 +20,7 @@ _SETTINGS = {
 
 def define_flags(*settings: str) -> None:
     """Define --workdir, --checkpoint, --seed, and those of `config.sample` that are named."""
-    flags.DEFINE_string("workdir", None, "Folder of a trained run.")
+    flags.DEFINE_string("workdir", None, "Folder of a trained run; --config's unless given.")
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint to use; the newest unless given.")
     flags.DEFINE_integer("seed", 0, "Seed of all noise.", lower_bound=0)
     for name in settings:
@@ -28,18 +29,19 @@ def define_flags(*settings: str) -> None:
 
 
 def load() -> build.Run:
-    """The run of the flags, its sampling settings replaced by those that were given.
+    """The run of the flags, its sampling settings replaced by those that were given; sets --workdir if it was not.
 
     Raises:
-        ValueError: no --workdir, or a setting that does not exist.
+        ValueError: a setting that does not exist.
         FileNotFoundError: no run or no such checkpoint in it.
     """
-    values = flags.FLAGS.flag_values_dict()
-    if not values["workdir"]:
-        raise ValueError("expected --workdir=FOLDER of a trained run, got none")
-    run = build.load_run(values["workdir"], values["checkpoint"])
-    given = {name: values[name] for name in _SETTINGS if values.get(name) is not None}
-    run.config.sample.update(given)
+    values = flags.FLAGS
+    values.workdir = values.workdir or values.config.workdir
+    run = build.load_run(values.workdir, values.checkpoint)
+    overrides = config_flags.get_override_values(values["config"])
+    run.config.update_from_flattened_dict({name: v for name, v in overrides.items() if name.startswith("sample.")})
+    given = values.flag_values_dict()
+    run.config.sample.update({name: given[name] for name in _SETTINGS if given.get(name) is not None})
     check(run)
     return run
 

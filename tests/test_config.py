@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import build, cli, train
+from launch import build, cli, plans, train
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py") if path.stem != "base")
@@ -111,6 +111,32 @@ def test_a_config_file_that_is_missing_or_broken(tmp_path):
     broken.write_text("x = 1\n")
     with pytest.raises(ValueError, match="expected a function get_config"):
         cli.load(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("folder", {"data.split": "test"}, "has no other, got 'test'"),
+        ("photos", {"data.channels": 4}, r"1 \(grey\) or 3 \(RGB\), got 4"),
+        ("digits", {"data.channels": 3}, "= 1 for digits, got 3"),
+        ("digits", {"model.multipliers": (1, 0)}, "multipliers of at least 1"),
+        ("digits", {"model.attention": (2,)}, r"attention on levels out of 0 \.\.\. 1, got \(2,\)"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(name, changed, message):
+    config = load(name)
+    config.data.path = "somewhere"
+    config.update_from_flattened_dict(changed)
+    with pytest.raises(ValueError, match=message):
+        build.untrained(config, build.dataset(config))
+
+
+def test_cells_that_are_judged_are_made_of_those_of_the_training_fields():
+    config = load("digits")
+    data = build.dataset(config, "test")
+    assert plans.cells(build.untrained(config, data)) == (8, 8)
+    config.times.grid = (4, 2)
+    assert plans.cells(build.untrained(config, data)) == (4, 2)
 
 
 def launch(*arguments, cwd=ROOT):

@@ -346,3 +346,20 @@ def test_elbo_reports_three_paths_with_their_errors(command, tmp_path):
         assert code == 1
         assert message in err
     assert not (tmp_path / "no.json").exists()
+
+
+def test_a_trained_run_takes_folder_and_sampling_from_a_config_and_nothing_else(command, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(build, "load_run", lambda *where: asked.append(where[0]) or _copy(run()))
+    arguments = ["--workdir=", "--config=configs/photos.py", "--config.sample.steps=2", "--num=1"]
+    code, _, err = command("sample", *arguments, f"--out={tmp_path / 'out'}")
+    assert code == 0, err
+    assert asked == ["runs/photos"]
+    with np.load(tmp_path / "out" / "samples.npz") as written:
+        assert len(written["images"]) == 1
+    code, _, err = command("sample", "--config.train.steps=3")
+    assert code == 1
+    assert "settled when the run was trained" in err
+    code, _, err = command("sample", "--config.sample.step=3")
+    assert code == 1
+    assert "did you mean --config.sample.steps" in err

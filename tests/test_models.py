@@ -255,6 +255,8 @@ def test_dropout_acts_in_training_only():
         (DIT, (1, 8, 8, 1), (1, 1), Condition(tokens=jnp.ones((1, 2, 4))), "tokens of width 5, got 4"),
         (DIT.clone(heads=3), (1, 8, 8, 1), (1, 1), None, "width that 3 heads divide, got 16"),
         (DIT.clone(width=18), (1, 8, 8, 1), (1, 1), None, "multiple of 4"),
+        (UNET.clone(attention=()), (1, 8, 8, 1), (1, 1), None, "attention on at least one level"),
+        (UNET.clone(attention=(2,)), (1, 8, 8, 1), (1, 1), None, "levels out of 0 ... 1"),
         (UNET.clone(head_dim=7), (1, 8, 8, 1), (1, 1), None, "head_dim = 7"),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from asyncpatch_jax.training.checkpoints import Checkpoints
-from launch import build, cli, train
+from launch import build, cli, pictures, train
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "2"))  # KILLS=10 for a long look
@@ -230,3 +230,26 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, name, value, mes
     with pytest.raises(ValueError, match=message):
         train.run(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_last_pages_are_made_up_for_if_the_run_ended_before_them(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(pictures, "write_samples", lambda folder, run, key: made.append(("samples", run.step)))
+
+    def killed(folder, run, dataset, key):
+        raise KeyboardInterrupt
+
+    def whole(folder, run, dataset, key):
+        made.append(("all", run.step))
+        folder.mkdir(parents=True)
+        (folder / "uncertainty.gif").touch()
+        return []
+
+    config = small(tmp_path / "run", **{"train.steps": 4, "train.sample_every": 2})
+    monkeypatch.setattr(pictures, "write_all", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config)
+    monkeypatch.setattr(pictures, "write_all", whole)
+    train.run(config)
+    train.run(config)
+    assert made == [("samples", 2), ("all", 4)]
