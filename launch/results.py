@@ -1,7 +1,7 @@
 """Make docs/results.md: how the training times compare, on real digits, with spread over seeds.
 
   python -m launch.results --config=configs/digits.py --config.train.steps=400 --config.sample.guidance=1
-  python -m launch.results --config=configs/digits.py:smoke --out=/tmp/results.md --seeds=2     # to see it work
+  python -m launch.results --config=configs/digits.py:smoke --out=smoke.md --seeds=2     # to see it work
 
 After Table 1 of AsyncPatch Diffusion: networks that differ in nothing but their training times generate, inpaint and
 give a likelihood along three paths. The one trained on synchronous times cannot be told what is known and inpaints by
