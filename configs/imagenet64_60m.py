@@ -2,8 +2,7 @@
 
     python -m launch.train --config=configs/imagenet64_60m.py --config.data.path=TFDS_DIRECTORY
 
-The data set is TensorFlow Datasets' imagenet_resized/64x64, prepared once with
-`tfds build imagenet_resized/64x64 --data_dir=TFDS_DIRECTORY --file_format=array_record`. Made for accelerators.
+The data set is TensorFlow Datasets' imagenet_resized/64x64, prepared once as docs/data.md says. Made for accelerators.
 `--config=configs/imagenet64_60m.py:smoke` needs no ImageNet: it trains a shrunk network on 16x16 crops of the bundled
 photographs, for seconds on a CPU.
 """

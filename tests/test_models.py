@@ -171,8 +171,8 @@ def test_coarse_field_equals_the_same_field_per_pixel(model):
 
 
 @MODELS
-def test_synchronous_field_costs_no_more_than_a_scalar(model):
-    """FLOPs of the compiled 1x1 field: far under the per-pixel field's, and those of a network without any time."""
+def test_synchronous_field_does_not_pay_for_a_full_one(model):
+    """FLOPs of the compiled 1x1 field are far under the per-pixel field's."""
     x, t, cond = inputs()
 
     def flops(field):
