@@ -88,6 +88,11 @@ def settings(arg: str = "") -> ConfigDict:
     train.sample_every = 1000  # pictures, then and at the end; 0: none at all
     train.keep = 3  # checkpoints
 
+    config.mesh = mesh = ConfigDict()  # sizes multiply to the number of devices; one may be -1: what the others leave
+    mesh.data = -1  # copies of the network, each on its part of the batch
+    mesh.fsdp = 1  # parts of each copy; the batch is spread over them too
+    mesh.tensor = 1  # parts of each layer
+
     config.sample = sample = ConfigDict()
     sample.solver = "ddim"  # ddim, ddpm, euler, heun, dpm2m
     sample.eta = 0.0  # ddim: share of fresh noise
@@ -106,6 +111,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
         {"preset": "tiny", "base": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_dim": 8}
     )
     config.optim.update({"warmup": 1, "learning_rate": 1e-3, "accumulate": 1})
+    config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
     config.train.update({"steps": 8, "batch": 8, "checkpoint_every": 4, "log_every": 2})
     config.sample.steps = 4
     return config

@@ -11,9 +11,11 @@ import numpy as np
 import optax
 from etils import epath
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from asyncpatch_jax import sharding
 from asyncpatch_jax.data import sources
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.files import write_json
@@ -228,12 +230,26 @@ class Run(NamedTuple):
     num_classes: int  # 0: trained without classes
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]  # h, w, c of the images
+    mesh: Mesh | None = None  # devices that batches are spread over; None: the default device
 
 
-def init_params(model: nn.Module, key: jax.Array, shape: tuple[int, int, int]) -> Any:
-    """Random parameters for images of `shape`."""
-    dummy = jnp.zeros((1, *shape)), jnp.zeros((1, 1, 1, 1))
-    return jax.jit(model.init)(key, *dummy)["params"]
+def mesh(config: ConfigDict) -> Mesh:
+    """The devices of all processes in the shape of `config.mesh`. Raises ValueError if there are more or fewer."""
+    return sharding.make_mesh(**config.mesh)
+
+
+def layout(run: Run, mesh: Mesh) -> Any:
+    """Where each parameter lies on a mesh: a tree of shardings."""
+    return sharding.parameters(mesh, run.params, run.model.logical_axes(run.params))
+
+
+def init_params(model: nn.Module, key: jax.Array, shape: tuple[int, int, int], layout: Any = None) -> Any:
+    """Random parameters for images of `shape`, made where `layout` wants them (default: on the default device)."""
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, *shape)), jnp.zeros((1, 1, 1, 1)))["params"]
+
+    return jax.jit(init, out_shardings=layout)(key)
 
 
 def untrained(config: ConfigDict, data: Dataset) -> Run:
@@ -283,8 +299,10 @@ def plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def load_run(workdir: epath.PathLike, step: int | None = None) -> Run:
+def load_run(workdir: epath.PathLike, step: int | None = None, mesh: Mesh | None = None) -> Run:
     """The run in a folder, with its averaged parameters at a step (default: the newest checkpoint).
+
+    They are laid out on `mesh`, whatever they were trained on; by default each device has all of them.
 
     Raises:
         FileNotFoundError: nothing was trained there, or no such checkpoint.
@@ -296,9 +314,12 @@ def load_run(workdir: epath.PathLike, step: int | None = None) -> Run:
             f"expected a trained run in {workdir}, found none; train one first: python -m launch.train --config=..."
         )
     config = ConfigDict(record["config"])
-    shape, names = tuple(record["data"]["shape"]), tuple(record["data"]["class_names"])
+    shape = tuple(record["data"]["shape"])
     network = model(config, record["data"]["num_classes"])
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    names, shapes = tuple(record["data"]["class_names"]), _shapes(network, shape)
+    run = Run(config, network, process(config), kind(config), shapes, 0, network.num_classes, names, shape, mesh)
     with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.latest if step is None else step
-        params = checkpoints.restore_ema(_shapes(network, shape), step)
-    return Run(config, network, process(config), kind(config), params, step, network.num_classes, names, shape)
+        params = checkpoints.restore_ema(sharding.abstract(shapes, layout(run, mesh)), step)
+    return run._replace(params=params, step=step)

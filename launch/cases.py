@@ -115,11 +115,12 @@ def train_steps(run: build.Run) -> tuple[TrainState, dict[str, Callable[[TrainSt
         with config.ignore_type():
             config.times.update({setting: None for setting in config.times if setting not in ("name", "grid")})
         config.times.name = name
-        steps[name] = partial(
-            train_step.lower,
+        step = partial(
+            train_step,
             loss_fn=build.loss(config, run.model),
             optimizer=optimizer,
             ema=config.optim.ema,
             accumulate=config.optim.accumulate,
         )
+        steps[name] = jax.jit(step, donate_argnums=0).lower
     return create(jax.tree.map(jnp.copy, run.params), optimizer), steps

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax import sharding
 from asyncpatch_jax.denoiser import bind
 from asyncpatch_jax.process import Kind, Process
 from asyncpatch_jax.sampling.guidance import classifier_free, input_guidance, look_ahead
@@ -20,6 +22,8 @@ from asyncpatch_jax.sampling.solvers import Solver
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.types import Condition, Denoiser, Image, ImageKeys, TimeField
 
+_IMAGE = ("batch", None, None, None)
+
 
 class Net(NamedTuple):
     """What jit compiles in: the network, what it was trained for, and how an image moves."""
@@ -28,6 +32,7 @@ class Net(NamedTuple):
     process: Process
     kind: Kind
     solver: Solver
+    mesh: Mesh | None = None  # devices that a batch is spread over
 
 
 class Inputs(NamedTuple):
@@ -84,7 +89,18 @@ def generate(
     ahead: Grid | None = None,
     watch: int = 0,
 ) -> Result:
-    """Sample one batch; `watch` images are recorded at every step, and the cells of `ahead`, if any, look ahead."""
+    """Sample one batch; `watch` images are recorded at every step, and the cells of `ahead`, if any, look ahead.
+
+    The batch is spread over the net's mesh if that divides it; every device (of every process) gets the whole result.
+    """
+    with sharding.using(net.mesh):
+        result = _generate(net, params, schedule, inputs, num_steps, ahead, watch)
+        return jax.tree.map(lambda x: sharding.constrain(x, *(None,) * x.ndim), result)
+
+
+def _generate(
+    net: Net, params: Any, schedule: Schedule, inputs: Inputs, num_steps: int, ahead: Grid | None, watch: int
+) -> Result:
     denoise = denoiser(net, params, inputs)
     if ahead is not None:
         denoise = look_ahead(denoise, net.process, ahead)
@@ -92,7 +108,9 @@ def generate(
     def record(x: Image, level: TimeField) -> tuple[Image, TimeField]:
         return x[:watch], level[:watch]
 
-    x = start(net.process, schedule, inputs.keys, inputs.known)
+    known = sharding.constrain(inputs.known, *_IMAGE)
+    inputs = inputs._replace(known=known, keys=sharding.constrain(inputs.keys, "batch"))
+    x = sharding.constrain(start(net.process, schedule, inputs.keys, known), *_IMAGE)
     state, (run, fields) = sample(
         denoise,
         net.solver,

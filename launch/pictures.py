@@ -30,7 +30,7 @@ _FRAMES = 64  # of an animation
 
 def net(run: build.Run) -> Net:
     """What jit compiles in for this run, with the solver of its configuration."""
-    return Net(run.model, run.process, run.kind, build.solver(run.config, run.process))
+    return Net(run.model, run.process, run.kind, build.solver(run.config, run.process), run.mesh)
 
 
 def inputs(run: build.Run, key: Key[Array, "..."], known: Float[np.ndarray, "b h w c"], label: np.ndarray) -> Inputs:

@@ -13,20 +13,21 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from asyncpatch_jax import sharding
 from asyncpatch_jax.data import dataset
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.training import loop
 from asyncpatch_jax.training.checkpoints import Checkpoints, differences, shortened, summary
-from asyncpatch_jax.training.step import TrainState, create, train_step
-from launch import build, cli, pictures
+from asyncpatch_jax.training.step import TrainState, create
+from launch import build, cli, pictures, programs
 
 # what may change between two starts of a run, since it does not change what is learned
-_FREE = ("workdir", "sample", "train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep")
+_FREE = ("workdir", "mesh", "sample", "train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep")
 
 
 def run(config: ConfigDict) -> None:
@@ -38,20 +39,13 @@ def run(config: ConfigDict) -> None:
         OSError: the folder cannot be written, or the disk is full.
     """
     data = build.dataset(config)
-    network = build.untrained(config, data)
+    mesh = build.mesh(config)
+    network = build.untrained(config, data)._replace(mesh=mesh)
     shown = build.dataset(config, "test") if config.data.name in ("digits", "photos") else data
-    optimizer = build.optimizer(config)
-    step = functools.partial(
-        train_step,
-        key=jax.random.key(config.seed),
-        loss_fn=build.loss(config, network.model),
-        optimizer=optimizer,
-        ema=config.optim.ema,
-        accumulate=config.optim.accumulate,
-    )
-    like = jax.eval_shape(functools.partial(create, optimizer=optimizer), network.params)
-    batches = stream(config, data)
-    check(config, like, step, data)
+    program = programs.training(config, network, mesh)
+    like = program.args[0]
+    batches = stream(config, data, mesh)
+    check(config, program, data)
     build.record_run(config, data)
     # late, as it takes seconds: TensorFlow comes with it
     from clu import parameter_overview
@@ -61,7 +55,10 @@ def run(config: ConfigDict) -> None:
     with Checkpoints(workdir / "checkpoints", keep=config.train.keep, config=build.plain(config)) as checkpoints:
         checkpoints.check_room(like)
         if checkpoints.latest is None:
-            state = create(first_params(config, network), optimizer)
+            start = functools.partial(create, optimizer=build.optimizer(config))
+            state = jax.jit(start, out_shardings=jax.tree.map(lambda x: x.sharding, like))(
+                first_params(config, network)
+            )
             print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
         else:
             state = checkpoints.restore(like, batches)
@@ -73,7 +70,7 @@ def run(config: ConfigDict) -> None:
             if config.train.sample_every and not pictures.complete(folder, finished):
                 _write_pages(folder, finished, shown, jax.random.key(config.seed))
             return
-        finished = _fit(config, network, shown, state, batches, step, checkpoints)
+        finished = _fit(config, network, shown, state, batches, program, checkpoints)
         print(f"wrote {workdir}/checkpoints (steps {', '.join(map(str, checkpoints.steps))}) and {workdir}/run.json")
     if not finished:
         print("stopped as asked to; the same command continues from here")
@@ -85,7 +82,7 @@ def _fit(
     shown: Dataset,
     state: TrainState,
     batches: Any,
-    step: Any,
+    program: programs.Program,
     checkpoints: Checkpoints,
 ) -> bool:
     from clu import metric_writers
@@ -93,6 +90,7 @@ def _fit(
     workdir, steps = epath.Path(config.workdir), config.train.steps
     rate = build.rate(config)
     key = jax.random.key(config.seed)
+    everywhere = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(network.mesh))()
     writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
     bar = tqdm(total=steps, initial=int(state.step), unit="step", dynamic_ncols=True, smoothing=0.1)
 
@@ -123,7 +121,7 @@ def _fit(
         _, finished = loop.fit(
             state,
             batches,
-            step,
+            lambda state, batch: program.fn(state, sharding.place_batch(network.mesh, batch), everywhere),
             steps=steps,
             checkpoints=checkpoints,
             checkpoint_every=config.train.checkpoint_every,
@@ -147,16 +145,14 @@ def _write_pages(folder: epath.Path, run: build.Run, shown: Dataset, key: jax.Ar
         print(f"wrote {path}")
 
 
-def stream(config: ConfigDict, data: Dataset) -> Any:
-    """This host's endless batches. Raises ValueError if hosts cannot share a batch or the data cannot fill it."""
-    hosts, size = jax.process_count(), config.train.batch
-    if size < 1 or size % hosts:
-        raise ValueError(f"expected config.train.batch to be a multiple of {hosts} hosts, got {size}")
-    shard = (jax.process_index(), hosts)
-    return dataset.batches(data, batch=size // hosts, seed=config.seed, shard=shard, augment=config.data.augment)
+def stream(config: ConfigDict, data: Dataset, mesh: Mesh) -> Any:
+    """This process's part of endless batches. Raises ValueError if the data cannot fill one."""
+    shard = sharding.process_shard(mesh)
+    size = config.train.batch // shard[1]
+    return dataset.batches(data, batch=size, seed=config.seed, shard=shard, augment=config.data.augment)
 
 
-def check(config: ConfigDict, like: TrainState, step: Any, data: Dataset) -> None:
+def check(config: ConfigDict, program: programs.Program, data: Dataset) -> None:
     """Find mistakes before anything is compiled or written.
 
     Raises:
@@ -171,9 +167,7 @@ def check(config: ConfigDict, like: TrainState, step: Any, data: Dataset) -> Non
     process = build.process(config)
     build.solver(config, process)
     build.grid(config, config.sample.steps, process)
-    image = jax.ShapeDtypeStruct((train.batch, *data.shape), jnp.float32)
-    label = jax.ShapeDtypeStruct((train.batch,), jnp.int32)
-    jax.eval_shape(step, like, {"image": image, "label": label})
+    jax.eval_shape(program.fn, *program.args)
 
     workdir = epath.Path(config.workdir)
     record = build.recorded(workdir)
@@ -196,10 +190,11 @@ def first_params(config: ConfigDict, network: build.Run) -> Any:
         FileNotFoundError: no run there.
         ValueError: its network is another one.
     """
-    fresh = build.init_params(network.model, jax.random.key(config.seed), network.shape)
+    layout = build.layout(network, network.mesh)
+    fresh = build.init_params(network.model, jax.random.key(config.seed), network.shape, layout)
     if not config.train.init:
         return fresh
-    given = build.load_run(config.train.init).params
+    given = build.load_run(config.train.init, mesh=network.mesh).params
     start = {**{name: fresh[name] for name in fresh if name == config.optim.only}, **given}
     lines = differences(summary(start), summary(fresh))
     if lines:

@@ -37,7 +37,16 @@ def make_batch(seed, scale=1.0, size=8):
 
 
 PLAIN = adam(1e-2, clip=0.0)
-STEP = functools.partial(train_step, loss_fn=loss_fn, optimizer=PLAIN, ema=0.9)
+
+
+@functools.cache
+def jitted(optimizer=PLAIN, **settings):
+    return jax.jit(
+        functools.partial(train_step, loss_fn=loss_fn, optimizer=optimizer, ema=0.9, **settings), donate_argnums=0
+    )
+
+
+STEP = jitted()
 
 
 def bits(tree):
@@ -72,14 +81,14 @@ def test_accumulating_parts_is_the_whole_batch(parts):
     whole, split = create(fresh_params(), PLAIN), create(fresh_params(), PLAIN)
     for i in range(3):
         whole, m_whole = STEP(whole, make_batch(i), KEY)
-        split, m_split = STEP(split, make_batch(i), KEY, accumulate=parts)
+        split, m_split = jitted(accumulate=parts)(split, make_batch(i), KEY)
     for a, b in ((whole, split), (m_whole, m_split)):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), a, b)
 
 
 def test_accumulation_that_does_not_divide_the_batch_is_refused():
     with pytest.raises(ValueError, match="divisor of the batch 8, got 3"):
-        STEP(create(fresh_params(), PLAIN), make_batch(0), KEY, accumulate=3)
+        jitted(accumulate=3)(create(fresh_params(), PLAIN), make_batch(0), KEY)
 
 
 def test_training_only_the_head_leaves_every_other_bit():
@@ -87,7 +96,7 @@ def test_training_only_the_head_leaves_every_other_bit():
     state = create(fresh_params(), head)
     before = host(state)
     for i in range(3):
-        state, _ = train_step(state, make_batch(i), KEY, loss_fn=loss_fn, optimizer=head, ema=0.9)
+        state, _ = jitted(head)(state, make_batch(i), KEY)
     assert bits(state.params["body"]) == bits(before.params["body"])
     assert bits(state.ema["body"]) == bits(before.ema["body"])
     assert float(state.params["log_variance"]["s"]) != 0
@@ -99,9 +108,7 @@ def test_training_only_the_head_leaves_every_other_bit():
 
 def test_the_gradient_is_clipped_to_the_norm():
     clipped = adam(1e-2, b1=0.0, clip=0.5)
-    state, metrics = train_step(
-        create(fresh_params(), clipped), make_batch(0, scale=1e3), KEY, loss_fn=loss_fn, optimizer=clipped, ema=0.9
-    )
+    state, metrics = jitted(clipped)(create(fresh_params(), clipped), make_batch(0, scale=1e3), KEY)
     assert metrics["grad_norm"] > 100
     first_moment = state.opt_state[1][0].mu
     np.testing.assert_allclose(optax.global_norm(first_moment), 0.5, rtol=1e-5)
@@ -158,9 +165,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(value):
 
 def test_parameters_that_overflow_are_refused_though_the_loss_is_finite():
     wild = adam(1e38, clip=1.0)
-    state, metrics = train_step(
-        create(fresh_params(), wild), make_batch(0), KEY, loss_fn=loss_fn, optimizer=wild, ema=0.9
-    )
+    state, metrics = jitted(wild)(create(fresh_params(), wild), make_batch(0), KEY)
     assert np.isfinite(metrics["loss"])
     assert not metrics["finite"]
     assert bits(state.params) == bits(fresh_params())
@@ -168,7 +173,7 @@ def test_parameters_that_overflow_are_refused_though_the_loss_is_finite():
 
 def test_steps_resume_bit_for_bit_without_random_state_and_compile_once():
     state = create(fresh_params(), PLAIN)
-    train_step.clear_cache()
+    STEP.clear_cache()
     for i in range(6):
         state, _ = STEP(state, make_batch(i), KEY)
         if i == 2:
@@ -176,7 +181,7 @@ def test_steps_resume_bit_for_bit_without_random_state_and_compile_once():
     for i in range(3, 6):
         again, _ = STEP(again, make_batch(i), KEY)
     assert bits(again) == bits(state)
-    assert train_step._cache_size() == 1
+    assert STEP._cache_size() == 1
 
 
 def test_the_old_state_is_donated():

@@ -71,7 +71,7 @@ def leaves(workdir, step):
     network = build.untrained(config, build.dataset(config))
     like = jax.eval_shape(lambda: train.create(jax.tree.map(jnp.zeros_like, network.params), build.optimizer(config)))
     with Checkpoints(Path(workdir) / "checkpoints", read_only=True) as checkpoints:
-        stream = train.stream(config, build.dataset(config))
+        stream = train.stream(config, build.dataset(config), build.mesh(config))
         state = checkpoints.restore(like, stream, step)
     return jax.tree.map(np.asarray, jax.tree.leaves(state)), stream.get_state()
 

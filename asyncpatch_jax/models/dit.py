@@ -12,7 +12,15 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from asyncpatch_jax import timefield
-from asyncpatch_jax.models.layers import Attention, ConditionEmbedding, Embedding, Modulation, TimeEmbedding
+from asyncpatch_jax.models.layers import (
+    AXES,
+    Attention,
+    ConditionEmbedding,
+    Embedding,
+    Modulation,
+    TimeEmbedding,
+    logical_axes,
+)
 from asyncpatch_jax.types import Condition, Image, TimeField
 
 Tokens = Float[Array, "b th tw d"]
@@ -26,6 +34,15 @@ _SIZES = {
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"width": 128, "depth": 4, "heads": 4, "patch": 2},
     **{f"{size}/{patch}": {**shape, "patch": patch} for size, shape in _SIZES.items() for patch in (2, 4, 8)},
+}
+_AXES = {
+    **AXES,
+    "patches/kernel": ("pixels", "channels"),
+    "mlp_in/kernel": ("channels", "hidden"),
+    "mlp_in/bias": ("hidden",),
+    "mlp_out/kernel": ("hidden", "channels"),
+    "out/kernel": ("channels", "pixels"),
+    "log_variance/kernel": ("channels", "pixels"),
 }
 
 
@@ -107,6 +124,10 @@ class DiT(nn.Module):
     def multiple(self) -> int:
         """Height and width must be multiples of this."""
         return self.patch
+
+    def logical_axes(self, params: Any) -> Any:
+        """The names of every parameter's axes, in a tree like `params`; see `layers.logical_axes`."""
+        return logical_axes(params, _AXES)
 
     @nn.compact
     def __call__(

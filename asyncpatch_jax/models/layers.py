@@ -4,6 +4,7 @@ Norms and softmax reduce in float32 whatever the compute type.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -18,6 +19,48 @@ from asyncpatch_jax.types import Condition, TimeField
 NormKind = Literal["group", "rms"]
 Features = Float[Array, "b h w d"]
 Embedding = Float[Array, "b _eh _ew e"]
+
+# names of the axes of these layers' parameters, by the end of their path: see `logical_axes`
+AXES: dict[str, tuple[str | None, ...]] = {
+    "bias": ("channels",),
+    "scale": ("channels",),
+    "time/in/kernel": ("frequencies", "embedding"),
+    "time/out/kernel": ("embedding", "embedding"),
+    "label/embedding": ("classes", "embedding"),
+    "null_token": (None, None, "embedding"),
+    "tokens/kernel": ("context", "embedding"),
+    "dense/kernel": ("embedding", "channels"),  # of a modulation
+    "qkv/kernel": ("channels", None, "heads", "head_dim"),
+    "q/kernel": ("channels", "heads", "head_dim"),
+    "kv/kernel": ("channels", None, "heads", "head_dim"),
+    "self/out/kernel": ("heads", "head_dim", "channels"),
+    "cross/out/kernel": ("heads", "head_dim", "channels"),
+}
+
+
+def logical_axes(params: Any, table: Mapping[str, tuple[str | None, ...]]) -> Any:
+    """What the axes of each parameter are: a tuple of names in place of every leaf, for `sharding.parameters`.
+
+    A parameter of one more axis than its names is a stack of layers.
+
+    Args:
+        params: parameters or their shapes.
+        table: names by the end of a parameter's path; the longest end counts.
+
+    Raises:
+        ValueError: a parameter that is not in the table, or has another number of axes.
+    """
+
+    def names(path: Any, leaf: Any) -> tuple[str | None, ...]:
+        full = jax.tree_util.keystr(path, simple=True, separator="/")
+        parts = full.split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        found = next((table[end] for end in ends if end in table), None)
+        if found is None or leaf.ndim - len(found) not in (0, 1):
+            raise ValueError(f"expected names of the axes of {full}, of shape {leaf.shape}, got {found}")
+        return ("layers",) * (leaf.ndim - len(found)) + found
+
+    return jax.tree_util.tree_map_with_path(names, params)
 
 
 def sinusoid(t: Float[Array, "..."], width: int, max_period: float = 10_000.0) -> Float[Array, "... {width}"]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.models.layers import (
+    AXES,
     Attention,
     ConditionEmbedding,
     Embedding,
@@ -19,6 +20,7 @@ from asyncpatch_jax.models.layers import (
     FiLM,
     NormKind,
     TimeEmbedding,
+    logical_axes,
     norm,
 )
 from asyncpatch_jax.types import Condition, Image, TimeField
@@ -30,6 +32,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"base": 32, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_dim": 32},
     "60M": {"base": 128, "multipliers": (1, 2, 2, 3), "blocks": 2, "attention": (2, 3), "dropout": 0.1},
     "600M": {"base": 256, "multipliers": (1, 2, 3, 4), "blocks": 4, "attention": (2, 3), "dropout": 0.1},
+}
+
+_CONV = ("window", "window", "channels", "channels")
+_AXES = {
+    **AXES,
+    "stem/kernel": _CONV,
+    "conv_in/kernel": ("window", "window", "channels", "hidden"),
+    "conv_in/bias": ("hidden",),
+    "conv_out/kernel": ("window", "window", "hidden", "channels"),
+    "skip/kernel": ("channels", "channels"),
+    "out/kernel": _CONV,
+    "log_variance/kernel": _CONV,
 }
 
 Changed = Float[Array, "b _h _w _d"]  # of another resolution or width
@@ -145,6 +159,10 @@ class UNet(nn.Module):
     def multiple(self) -> int:
         """Height and width must be multiples of this."""
         return 2 ** (len(self.multipliers) - 1)
+
+    def logical_axes(self, params: Any) -> Any:
+        """The names of every parameter's axes, in a tree like `params`; see `layers.logical_axes`."""
+        return logical_axes(params, _AXES)
 
     @nn.compact
     def __call__(

@@ -1,16 +1,17 @@
 """One training step as a pure function, the optimiser that it applies, and the averaged weights that sampling uses."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax import sharding
 
 DECAYS = ("constant", "cosine", "rsqrt")
 Batch = Any
@@ -116,7 +117,6 @@ def _gradients(
     return jax.tree.map(lambda x: x / accumulate, total)
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "optimizer", "ema", "accumulate"), donate_argnames="state")
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -127,7 +127,7 @@ def train_step(
     ema: float,
     accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """Follow the gradient of `loss_fn(params, keys, batch) -> (mean loss, metrics)` once. The old state is donated.
+    """Follow the gradient of `loss_fn(params, keys, batch) -> (mean loss, metrics)` once. Pure; see `jit_step`.
 
     The random key of a step is `key` folded with the step's number, then with each image's index: to resume a run takes
     no random state, and neither accumulation nor sharding changes what an image sees.
@@ -163,3 +163,27 @@ def train_step(
     params, average, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), fresh, old)
     norms = {"loss": loss, "grad_norm": grad_norm, "param_norm": param_norm, "finite": finite.astype(jnp.float32)}
     return TrainState(state.step + 1, params, average, opt_state), {**metrics, **norms}
+
+
+def jit_step(
+    step: Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]], mesh: Mesh, state: Any
+) -> Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]:
+    """`train_step` with its settings, compiled for a mesh; the old state is donated.
+
+    Args:
+        step: `(state, batch, key) -> (state, metrics)`.
+        state: shardings of the state, a `TrainState` of them. Images of the batch are spread over the mesh, metrics are
+            the same everywhere.
+    """
+
+    def laid_out(now: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        with sharding.using(mesh):
+            return step(now, batch, key)
+
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(
+        laid_out,
+        in_shardings=(state, sharding.batch(mesh), everywhere),
+        out_shardings=(state, everywhere),
+        donate_argnums=0,
+    )

@@ -1,0 +1,227 @@
+"""Where arrays live: device meshes, and rules from logical names of axes to axes of the mesh.
+
+Networks name what the axes of their parameters and activations are (`model.logical_axes`, `constrain`); only this file
+knows the axes of the mesh:
+
+- `data`: copies of the network, each on its part of the batch
+- `fsdp`: the batch is split over it too, and so are parameters, optimiser state and averages, which are gathered for
+  use, layer by layer (ZeRO-3, Rajbhandari et al. 2020; the choice of the axis is big_vision's)
+- `tensor`: heads and hidden channels within a layer (Megatron, Shoeybi et al. 2019)
+
+A mesh of one device is a mesh like any other, and so is one of many processes, or of devices that only a compiler sees
+(`jax.experimental.topologies`).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import keystr
+
+AXES = ("data", "fsdp", "tensor")
+_BATCH = ("data", "fsdp")
+_RULES = {"batch": _BATCH, "heads": "tensor", "hidden": "tensor"}
+# axes that FSDP leaves alone: those of a stack of layers, of which a loop takes one after another, and of a window
+_WHOLE = ("layers", "window")
+# a smaller parameter is kept on every device: to gather it would take longer than it saves
+MIN_SIZE = 2**14
+
+Names = Sequence[str | None]
+_active: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all, of all processes); one of the sizes may be -1: what the others leave.
+
+    Neighbours on a TPU's torus are neighbours in the mesh. Slices of a TPU, which a slow network connects, lie along
+    `data`.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the slices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = (data, fsdp, tensor)
+    known, count = math.prod(size for size in sizes if size != -1), len(devices)
+    fits = count % known == 0 if sizes.count(-1) == 1 else count == known if -1 not in sizes else False
+    if min(size for size in sizes if size != -1) < 1 or not fits:
+        raise ValueError(
+            f"expected data x fsdp x tensor = {count}, the number of devices (one of them may be -1: what the others "
+            f"leave), got {data} x {fsdp} x {tensor}"
+        )
+    shape = tuple(count // known if size == -1 else size for size in sizes)
+    if devices[0].platform != "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices)
+    else:
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        if shape[0] % slices:
+            raise ValueError(f"expected data to be a multiple of {slices} slices, got {shape[0]}")
+        inner = (shape[0] // slices, *shape[1:])
+        if slices == 1:
+            grid = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+        else:
+            grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(_BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """In how many parts the batch is split."""
+    return math.prod(mesh.shape[axis] for axis in _BATCH)
+
+
+def parameter(mesh: Mesh, shape: Sequence[int], names: Names, min_size: int = MIN_SIZE) -> NamedSharding:
+    """Of one parameter: named axes by the rules, then `fsdp` on the largest axis that is left and that it divides.
+
+    Args:
+        names: of each axis; None for one without a rule.
+        min_size: parameters of fewer elements are not split over `fsdp`.
+
+    Raises:
+        ValueError: another number of names than axes.
+    """
+    if len(names) != len(shape):
+        raise ValueError(f"expected a name for each axis of {tuple(shape)}, got {tuple(names)}")
+    axes = _axes(mesh, shape, names)
+    if mesh.shape["fsdp"] > 1 and math.prod(shape) >= min_size:
+        free = [i for i, axis in enumerate(axes) if axis is None and names[i] not in _WHOLE]
+        free = [i for i in free if shape[i] % mesh.shape["fsdp"] == 0]
+        if free:
+            axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def parameters(mesh: Mesh, params: Any, names: Any, min_size: int = MIN_SIZE) -> Any:
+    """The tree of `parameter` shardings of a tree of parameters (or shapes), with `model.logical_axes(params)`."""
+    return jax.tree.map(lambda leaf, axes: parameter(mesh, leaf.shape, axes, min_size), params, names)
+
+
+def alike(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
+    """Shardings of any tree that holds copies of the parameters: a training state, the state of any optax chain.
+
+    A leaf whose path ends like a parameter's, and whose shape is that parameter's, lies where the parameter lies; all
+    else (counters, scalars) is replicated.
+    """
+    paths = [(_path(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    known = dict(zip(paths, jax.tree.leaves(shardings), strict=True))
+    everywhere = replicated(mesh)
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        names = _path(path)
+        found = (known.get((names[i:], leaf.shape)) for i in range(len(names)))
+        return next((sharding for sharding in found if sharding is not None), everywhere)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _path(path: Any) -> tuple[str, ...]:
+    return tuple(keystr((key,), simple=True) for key in path)
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and types of a tree together with a tree of shardings (or one for all): what `lower` and Orbax take."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _, one=shardings: one, tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+@contextmanager
+def using(mesh: Mesh | None) -> Iterator[None]:
+    """Within the block (around the body of a function that is traced), `constrain` and `per_shard` act on `mesh`."""
+    token = _active.set(mesh if mesh is not None and mesh.size > 1 else None)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Lay an activation out by the names of its axes; nothing happens without a mesh.
+
+    An axis that the mesh does not divide is not split.
+
+    Raises:
+        ValueError: another number of names than axes.
+    """
+    mesh = _active.get()
+    if len(names) != x.ndim:
+        raise ValueError(f"expected a name for each axis of {x.shape}, got {names}")
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*_axes(mesh, x.shape, names))))
+
+
+def per_shard(function: Callable[..., Any], in_names: Sequence[Names], out_names: Names) -> Callable[..., Any]:
+    """A function that each device applies to its own part of the arguments, for kernels that XLA cannot divide.
+
+    Without a mesh, it is `function` itself.
+
+    Args:
+        in_names: names of the axes of each argument, all of them arrays. An axis that the mesh does not divide (such as
+            a batch of 1 that stands for all images) is whole on every device.
+        out_names: of its one result; they are split if the argument axes of those names are.
+    """
+    mesh = _active.get()
+    if mesh is None:
+        return function
+
+    def divided(*args: Any) -> Any:
+        specs = [PartitionSpec(*_axes(mesh, arg.shape, names)) for arg, names in zip(args, in_names, strict=True)]
+        split = {name for spec, names in zip(specs, in_names, strict=True) for name, axis in zip(names, spec) if axis}  # noqa: B905, a spec drops Nones
+        out = PartitionSpec(*(_RULES[name] if name in split else None for name in out_names))
+        return jax.shard_map(function, mesh=mesh, in_specs=tuple(specs), out_specs=out, check_vma=False)(*args)
+
+    return divided
+
+
+def _axes(mesh: Mesh, shape: Sequence[int], names: Names) -> list[Any]:
+    """The mesh axis of each axis by the rules; None where there is none or it does not divide."""
+    axes: list[Any] = []
+    for size, name in zip(shape, names, strict=True):
+        axis = _RULES.get(name)
+        parts = math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ()))
+        axes.append(axis if axis not in axes and parts > 1 and size % parts == 0 else None)
+    return axes
+
+
+def process_shard(mesh: Mesh) -> tuple[int, int]:
+    """Which part of the batch this process reads: (index, count), as `dataset.batches` takes it.
+
+    Processes that a tensor axis connects read the same part.
+
+    Raises:
+        ValueError: the parts of the processes overlap in part, which no shape of the mesh of whole hosts does.
+    """
+    rows = mesh.devices.reshape(batch_parts(mesh), -1)
+    parts: dict[int, frozenset[int]] = {}
+    for row, devices in enumerate(rows):
+        for device in devices:
+            parts[device.process_index] = parts.get(device.process_index, frozenset()) | {row}
+    distinct = sorted(set(parts.values()), key=min)
+    if sum(map(len, distinct)) != len(rows) or len(set(map(len, distinct))) != 1:
+        raise ValueError(f"expected a mesh whose batch parts are shared out evenly to hosts, got {dict(mesh.shape)}")
+    return distinct.index(parts[jax.process_index()]), len(distinct)
+
+
+def place_batch(mesh: Mesh, local: Any) -> Any:
+    """A global batch from the part that each process has read: arrays [b / count, ...] become global [b, ...]."""
+    _, count = process_shard(mesh)
+
+    def place(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(batch(mesh), x, (x.shape[0] * count, *x.shape[1:]))
+
+    return jax.tree.map(place, local)
