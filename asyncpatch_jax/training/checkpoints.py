@@ -64,6 +64,11 @@ def shortened(lines: list[str], limit: int = 8) -> str:
     return "\n  ".join(["", *lines[:limit], *more])
 
 
+def _absolute(path: epath.Path) -> epath.Path:
+    # gs://bucket is absolute, but its `absolute()` is a local path
+    return path if path.is_absolute() else path.absolute()
+
+
 def _size(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -92,7 +97,7 @@ class Checkpoints:
 
         if keep < 1:
             raise ValueError(f"expected to keep at least one checkpoint, got {keep}")
-        self.folder = epath.Path(folder).absolute()
+        self.folder = _absolute(epath.Path(folder))
         if read_only and not self.folder.exists():
             raise FileNotFoundError(f"expected checkpoints in {self.folder}, but there is no such folder")
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs ten lines a save
@@ -153,6 +158,8 @@ class Checkpoints:
         Raises:
             OSError: less space is free than one checkpoint of `state` takes.
         """
+        if "://" in str(self.folder):
+            return  # a bucket is never full
         need, free = _size(state), shutil.disk_usage(self.folder).free
         if free < need:
             raise OSError(
