@@ -1,11 +1,13 @@
 """Writing files so that a path holds either what was there before or the whole new file, never a part of one."""
 
+import io
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
+import jax
 from etils import epath
 
 
@@ -30,7 +32,7 @@ def check_writable(path: epath.PathLike) -> None:
     probe = path.parent / f".{path.name}.{os.getpid()}.try"
     with writing(probe) as stream:
         stream.write(b"\0")
-    probe.unlink()
+    probe.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -38,12 +40,16 @@ def writing(path: epath.PathLike, *, overwrite: bool = False) -> Iterator[IO[byt
     """A binary stream that becomes `path` once the block ends well; the folder is made when it is missing.
 
     The bytes go to a temporary name beside `path`, and take its place in one rename: no reader sees half a file, and a
-    full disk or a crash leaves what was there before.
+    full disk or a crash leaves what was there before. Of several processes (`jax.distributed`), which all make the
+    same, only the first writes.
 
     Raises:
         ValueError: `path` exists and `overwrite` is not set.
         OSError: the file cannot be written, with its path and the reason (no space left, no permission, ...).
     """
+    if jax.distributed.is_initialized() and jax.process_index():
+        yield io.BytesIO()
+        return
     refuse_existing(path, overwrite)
     path = epath.Path(path)
     part = path.parent / f".{path.name}.{os.getpid()}.part"

@@ -16,9 +16,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -225,3 +227,15 @@ def place_batch(mesh: Mesh, local: Any) -> Any:
         return jax.make_array_from_process_local_data(batch(mesh), x, (x.shape[0] * count, *x.shape[1:]))
 
     return jax.tree.map(place, local)
+
+
+def any_process(flag: bool) -> jax.Array:
+    """Whether the flag is up in any process. All must ask alike; none waits until it reads the answer."""
+    mesh = make_mesh()
+    flags = jax.make_array_from_process_local_data(batch(mesh), np.full(len(mesh.local_devices), flag), (mesh.size,))
+    return _any(flags, replicated(mesh))
+
+
+@partial(jax.jit, static_argnums=1)
+def _any(flags: jax.Array, everywhere: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.any(flags), everywhere)

@@ -91,8 +91,17 @@ def _fit(
     rate = build.rate(config)
     key = jax.random.key(config.seed)
     everywhere = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(network.mesh))()
-    writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
-    bar = tqdm(total=steps, initial=int(state.step), unit="step", dynamic_ncols=True, smoothing=0.1)
+    first_process = jax.process_index() == 0
+    files = [metric_writers.SummaryWriter(str(workdir))] if first_process else []
+    writer = metric_writers.AsyncWriter(metric_writers.MultiWriter(files))
+    bar = tqdm(
+        total=steps,
+        initial=int(state.step),
+        unit="step",
+        dynamic_ncols=True,
+        smoothing=0.1,
+        disable=not first_process,
+    )
 
     first = int(state.step) + 1
 

@@ -109,7 +109,7 @@ def test_what_is_not_there_and_what_is_too_new(tmp_path):
     with Checkpoints(folder, read_only=True) as checkpoints:
         with pytest.raises(FileNotFoundError, match=r"expected checkpoint 4 in .*, got steps \[5\]"):
             checkpoints.restore_ema(shapes(make_state()).params, 4)
-        with pytest.raises(ValueError, match="format 1, got 99"):
+        with pytest.raises(ValueError, match="format 2, got 99"):
             checkpoints.restore_ema(shapes(make_state()).params)
     with pytest.raises(ValueError, match="at least one checkpoint, got 0"):
         Checkpoints(folder, keep=0)

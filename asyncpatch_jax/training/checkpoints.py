@@ -5,7 +5,10 @@ A step's folder appears under its name once it is complete, and not before. It h
 - `about`: JSON with the format, the run's settings, shape and type of every parameter
 - `ema`: averaged parameters, all that sampling reads
 - `train`: step, parameters, optimiser state
-- `data`: the Grain iterator's position, one file per process
+- `data`: the position in the stream of batches, one for all processes, which draw their parts of it together
+
+What is stored does not depend on how arrays lay on devices, nor on the number of processes: `restore` lays them out as
+it is asked to.
 """
 
 import errno
@@ -21,7 +24,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from asyncpatch_jax.training.step import TrainState
 
-FORMAT = 1
+FORMAT = 2
 # what file systems and Orbax's storage layers say when there is no room left
 _NO_ROOM = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted", "enospc")
 
@@ -173,13 +176,13 @@ class Checkpoints:
         A step that is there already is left as it is.
 
         Args:
-            batches: the Grain iterator that the next step would draw from.
+            batches: the Grain iterator that the next step would draw from. Every process has its own, at the same
+                position.
 
         Raises:
             OSError: the disk is full; this save or the one before it.
         """
         import orbax.checkpoint as ocp
-        from grain.checkpoint import CheckpointSave
 
         if step in self.steps:
             return
@@ -189,7 +192,7 @@ class Checkpoints:
             about=ocp.args.JsonSave(about),
             ema=ocp.args.StandardSave(state.ema),
             train=ocp.args.StandardSave(train),
-            data=CheckpointSave(batches),
+            data=ocp.args.JsonSave(batches.get_state()),
         )
         with self._reporting():
             self._manager.save(step, args=items, force=True)
@@ -213,14 +216,14 @@ class Checkpoints:
         """The state at a step (default: the newest); `batches` is moved to where it was then.
 
         Args:
-            like: a state of the same shapes and types, or its `jax.eval_shape`.
+            like: a state of the same shapes and types, or its `jax.eval_shape`. Restored arrays lie where those of
+                `like` do (`sharding.abstract`), on the default device if it does not say.
 
         Raises:
             FileNotFoundError: no such step.
             ValueError: the checkpoint's parameters have other names, shapes or types; all of them are told.
         """
         import orbax.checkpoint as ocp
-        from grain.checkpoint import CheckpointRestore
 
         step = self._existing(step)
         self._check(step, like.params)
@@ -228,9 +231,10 @@ class Checkpoints:
         items = ocp.args.Composite(
             ema=ocp.args.StandardRestore(_abstract(like.ema)),
             train=ocp.args.StandardRestore(_abstract(train)),
-            data=CheckpointRestore(batches),
+            data=ocp.args.JsonRestore(),
         )
         restored = self._manager.restore(step, args=items)
+        batches.set_state(restored["data"])
         return TrainState(ema=restored["ema"], **restored["train"])
 
     def restore_ema(self, like: Any, step: int | None = None) -> Any:

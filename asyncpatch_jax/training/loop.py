@@ -1,6 +1,7 @@
 """The training loop: steps, logs, checkpoints and pictures, and a clean end whatever happens."""
 
 import signal
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from asyncpatch_jax import sharding
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import Metrics, TrainState
 
@@ -34,6 +36,25 @@ class StopSignal:
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class Agreement:
+    """All processes stop at the same step, whichever of them was asked to.
+
+    Each step asks all of them, and reads the answer to what was asked `lag` steps before: it is there by now, so that
+    the host still runs ahead of the devices.
+    """
+
+    lag = 2
+
+    def __init__(self) -> None:
+        self._asked: deque[jax.Array] = deque()
+
+    def __call__(self, requested: bool) -> bool:
+        if jax.process_count() == 1:
+            return requested
+        self._asked.append(sharding.any_process(requested))
+        return len(self._asked) > self.lag and bool(self._asked.popleft())
 
 
 def check_finite(last_step: int, metrics: list[dict[str, Any]], advice: Callable[[], str]) -> None:
@@ -74,12 +95,13 @@ def fit(
     """Train from `state.step` to `steps`; returns the state, and whether all steps were done.
 
     The host looks at the metrics only when it logs or saves, so that the device never waits. A checkpoint is written
-    every `checkpoint_every` steps, at the end, and at once on SIGTERM or Ctrl-C; pictures are made every `sample_every`
+    every `checkpoint_every` steps, at the end, and at once on SIGTERM or Ctrl-C (of several processes, to any one of
+    them: two steps later, in all); pictures are made every `sample_every`
     steps and at the end (0: never), after the checkpoint of that step.
 
     Args:
         batches: a Grain iterator of batches.
-        step: `(state, batch) -> (state, metrics)`, `train_step` with its settings.
+        step: `(state, batch) -> (state, metrics)`: `train_step` with its settings, usually from `jit_step`.
         on_step: called with the number of steps done after each.
         on_log: called with the steps done and each metric's mean since the last call.
         on_sample: called with the steps done and the state.
@@ -94,7 +116,7 @@ def fit(
             f"expected checkpoint_every, log_every >= 1 and sample_every >= 0, got {checkpoint_every}, {log_every}, "
             f"{sample_every}"
         )
-    done, recent = int(state.step), []
+    done, recent, agree = int(state.step), [], Agreement()
     with StopSignal() as stop:
         while done < steps:
             state, metrics = step(state, next(batches))
@@ -102,7 +124,7 @@ def fit(
             done += 1
             on_step(done)
             # read once: a signal that comes later in this round must find the next one, not an end without a checkpoint
-            stopping, last = stop.requested, done == steps
+            stopping, last = agree(stop.requested), done == steps
             log, save = last or done % log_every == 0, last or stopping or done % checkpoint_every == 0
             if log or save:
                 values = jax.device_get(recent)

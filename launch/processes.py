@@ -1,0 +1,58 @@
+"""Several processes as one program: started where the environment says so, one of them speaks."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from glob import glob
+from typing import Any
+
+import jax
+
+_EXPLICIT = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
+
+
+def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Arguments of `jax.distributed.initialize`; None for a process of its own.
+
+    In this order:
+
+    - COORDINATOR_ADDRESS (host:port of process 0), NUM_PROCESSES and PROCESS_ID, on any machines
+    - a step of a SLURM job (srun) with more than one task: what it sets
+    - a TPU, unless JAX_PLATFORMS names another platform: what Cloud TPU's metadata or GKE's variables say
+
+    Raises:
+        ValueError: only some of the first three are set, or not to numbers.
+    """
+    given = [name for name in _EXPLICIT if environment.get(name)]
+    if given:
+        try:
+            address, count, index = (environment[name] for name in _EXPLICIT)
+            return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+        except (KeyError, ValueError) as error:
+            got = {name: environment[name] for name in given}
+            raise ValueError(
+                f"expected COORDINATOR_ADDRESS=HOST:PORT and numbers for the others of {_EXPLICIT}, got {got}"
+            ) from error
+    if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        return {}
+    tpu = environment.get("JAX_PLATFORMS", "tpu").startswith("tpu") and importlib.util.find_spec("libtpu")
+    return {} if tpu and (glob("/dev/accel[0-9]*") or glob("/dev/vfio/[0-9]*")) else None
+
+
+def start() -> None:
+    """Join the other processes, if there are any; all but the first are silent from here on, but for errors.
+
+    Call it before anything asks for devices.
+
+    Raises:
+        ValueError: as `settings`.
+        RuntimeError: the others do not answer.
+    """
+    arguments = settings(os.environ)
+    if arguments is None:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(**arguments)
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
