@@ -1,16 +1,20 @@
 """Time fields: make them, and bring them to another grid. The only place that resizes fields.
 
 A field is float32 [b, gh, gw, 1], 0 = data, 1 = noise. An axis of size 1 broadcasts: the 1x1 field is ordinary,
-synchronous diffusion and costs what a scalar costs.
+synchronous diffusion and costs what a scalar costs. So does a field of few times (`FewTimes`): `few` makes one, `dense`
+writes it out, and `check`, `dense` and `like` take either sort.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.experimental import checkify
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from asyncpatch_jax.types import Image, TimeField
+from asyncpatch_jax.types import FewTimes, Image, TimeField
 
 Grid = tuple[int, int]
 
@@ -27,12 +31,91 @@ def constant(t: float | Float[Array, ""] | Float[Array, "b"], batch: int) -> Tim
     return jnp.broadcast_to(t.reshape(-1, 1, 1, 1), (batch, 1, 1, 1))
 
 
-def check(t: TimeField, batch: int) -> None:
+def few(values: Float[Array, "_b k"], index: Int[Array, "_b2 gh gw 1"]) -> FewTimes:
+    """A field of k distinct times an image: cell i has time `values[:, index[i]]`.
+
+    Args:
+        values: float32 times [b, k], or [1, k] for all images.
+        index: integers [b|1, gh, gw, 1]. One outside of 0 ... k - 1 takes the nearest that exists, and is an error in a
+            program under `jax.experimental.checkify` (of no cost elsewhere).
+
+    Raises:
+        ValueError: wrong rank, batch or dtype.
+    """
+    if values.ndim != 2 or not values.shape[1]:
+        raise ValueError(f"expected the values of a field as [b, k], got shape {values.shape}")
+    if values.dtype != jnp.float32:
+        raise ValueError(f"expected float32 times (bfloat16 cannot tell times near 1 apart), got {values.dtype}")
+    if index.ndim != 4 or index.shape[-1] != 1 or not jnp.issubdtype(index.dtype, jnp.integer):
+        raise ValueError(f"expected the index of a field as integers [b, gh, gw, 1], got {index.dtype}{index.shape}")
+    if values.shape[0] != index.shape[0] and 1 not in (values.shape[0], index.shape[0]):
+        raise ValueError(f"expected values and index of one batch, got {values.shape} and {index.shape}")
+    last = values.shape[1] - 1
+    checkify.debug_check(
+        jnp.all((index >= 0) & (index <= last)),
+        f"expected an index in 0 ... {last}, got {{low}} to {{high}}",
+        low=index.min(),
+        high=index.max(),
+    )
+    # a byte holds it, and every pixel of every level reads it
+    return FewTimes(values, jnp.clip(index, 0, last).astype(jnp.int8 if last < 128 else jnp.int32))
+
+
+def as_few(t: TimeField | FewTimes) -> FewTimes | None:
+    """A field as one of few times, if it is one by construction: the 1x1 field is a field of one time."""
+    if isinstance(t, FewTimes):
+        return t
+    return few(t[:, 0, 0], jnp.zeros((1, 1, 1, 1), jnp.int8)) if t.shape[1:3] == (1, 1) else None
+
+
+def dense(t: TimeField | FewTimes) -> TimeField:
+    """The field itself, [b|1, gh, gw, 1]."""
+    if not isinstance(t, FewTimes):
+        return t
+    values, index = few(*t)
+    # selects, not a gather: fetching single numbers is slow on TPUs, and these melt into what reads the field
+    batch = max(values.shape[0], index.shape[0])
+    t = jnp.broadcast_to(values[:, :1, None, None], (batch, *index.shape[1:]))
+    for k in range(1, values.shape[1]):
+        t = jnp.where(index == k, values[:, k, None, None, None], t)
+    return t
+
+
+def changed(
+    t: TimeField | FewTimes, where: Bool[Array, "_b _gh _gw 1"], new: Callable[[jax.Array], jax.Array]
+) -> TimeField | FewTimes:
+    """The field with the times `new(t)` `where` a mask says so: a field of k times becomes one of 2k.
+
+    The result lies on the finer of the two grids along each axis.
+
+    Raises:
+        ValueError: neither of the two grids refines the other.
+    """
+    cells, cells_where = (t.index if isinstance(t, FewTimes) else t).shape[1:3], where.shape[1:3]
+    grid = max(cells[0], cells_where[0]), max(cells[1], cells_where[1])
+    if any(n % a or n % b for n, a, b in zip(grid, cells, cells_where, strict=True)):
+        raise ValueError(f"expected grids of which one refines the other, got {cells} and {cells_where}")
+    where = resize(where, grid)
+    if not isinstance(t, FewTimes):
+        t = resize(t, grid)
+        return jnp.where(where, new(t), t)
+    k = t.values.shape[1]
+    index = resize(t.index.astype(jnp.int32), grid)
+    return few(jnp.concatenate([t.values, new(t.values)], 1), jnp.where(where, index + k, index))
+
+
+def check(t: TimeField | FewTimes, batch: int) -> None:
     """Refuse what is not a float32 field for `batch` images (or for all of them at once).
 
     Raises:
         ValueError: wrong rank, batch or dtype.
     """
+    if isinstance(t, FewTimes):
+        few(*t)
+        for part in t:
+            if part.shape[0] not in (1, batch):
+                raise ValueError(f"expected a time field of {batch} images, got few times of shape {part.shape}")
+        return
     if t.ndim != 4 or t.shape[-1] != 1 or t.shape[0] not in (1, batch):
         raise ValueError(f"expected a time field [{batch}, gh, gw, 1], got shape {t.shape}")
     if t.dtype != jnp.float32:
@@ -48,7 +131,7 @@ def _overlap(size_in: int, size_out: int) -> np.ndarray:
     return (share / share.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _resize_axis(t: Float[Array, "..."], axis: int, size: int, how: str) -> Float[Array, "..."]:
+def _resize_axis(t: Shaped[Array, "..."], axis: int, size: int, how: str) -> Shaped[Array, "..."]:
     old = t.shape[axis]
     if old in (1, size):
         return t
@@ -69,8 +152,8 @@ def _resize_axis(t: Float[Array, "..."], axis: int, size: int, how: str) -> Floa
 
 
 def resize(
-    t: Float[Array, "b _gh _gw d"], grid: Grid, how: Literal["area", "max"] = "area"
-) -> Float[Array, "b _gh2 _gw2 d"]:
+    t: Shaped[Array, "b _gh _gw d"], grid: Grid, how: Literal["area", "max"] = "area"
+) -> Shaped[Array, "b _gh2 _gw2 d"]:
     """Bring a field (or its embedding, d channels) to `grid`; an axis of size 1 stays 1, since it broadcasts.
 
     A finer grid repeats cells, a coarser one takes their area mean, or with "max" the noisiest of them (for hard masks:
@@ -84,18 +167,19 @@ def resize(
     return _resize_axis(_resize_axis(t, 1, grid[0], how), 2, grid[1], how)
 
 
-def coarsen(t: TimeField, grid: Grid) -> TimeField:
-    """`resize`, but an axis whose cells are whole multiples of `grid`'s stays: embed few cells, spread later."""
+def coarsen(t: Float[Array, "b _gh _gw d"], grid: Grid) -> Float[Array, "b _gh2 _gw2 d"]:
+    """`resize`, but an axis whose cells are whole multiples of `grid`'s stays: project few cells, spread later."""
     return resize(t, tuple(n if g % n == 0 else g for n, g in zip(t.shape[1:3], grid, strict=True)))
 
 
-def like(t: TimeField, x: Image) -> TimeField:
+def like(t: TimeField | FewTimes, x: Image) -> TimeField:
     """The field at the pixels of `x`: [b, h|1, w|1, 1], ready for elementwise arithmetic.
 
     Raises:
         ValueError: the field's grid does not tile the image, or it is no float32 field of that batch.
     """
     check(t, x.shape[0])
+    t = dense(t)
     for cells, size in zip(t.shape[1:3], x.shape[1:3], strict=True):
         if size % cells:
             raise ValueError(f"expected a field whose grid tiles {x.shape[1]}x{x.shape[2]} pixels, got {t.shape[1:3]}")

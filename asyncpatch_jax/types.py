@@ -13,15 +13,28 @@ TimeField = Float[Array, "b _gh _gw 1"]
 ImageKeys = Key[Array, "b"]
 
 
+class FewTimes(NamedTuple):
+    """A field that holds at most k distinct times an image, by construction; `timefield.few` makes and checks one.
+
+    A network embeds the k times instead of every cell's, so that such a field costs what a scalar time costs.
+
+    values: float32 [b, k], or [1, k] for all images.
+    index: which of them each cell has, an integer in 0 ... k - 1 [b|1, gh, gw, 1], on a grid that tiles the image.
+    """
+
+    values: Float[Array, "_b k"]
+    index: Int[Array, "_b2 gh gw 1"]
+
+
 class Times(NamedTuple):
     """Where each cell of an image is, and what the network is told about it.
 
-    Both are float32 fields [b, gh, gw, 1] with 0 = data and 1 = noise; an axis of size 1 stands for the whole image.
-    They differ only when a learned schedule (TPM) tells the network another time than the true one.
+    Fields [b, gh, gw, 1] with 0 = data and 1 = noise; an axis of size 1 stands for the whole image. They are the same
+    field, which `told` may hold as `FewTimes`; other times are told by a learned schedule (TPM) alone.
     """
 
     level: TimeField
-    told: TimeField
+    told: TimeField | FewTimes
 
 
 class Prediction(NamedTuple):

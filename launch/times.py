@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from asyncpatch_jax import viz
+from asyncpatch_jax import timefield, viz
 from asyncpatch_jax.files import refuse_existing
 from asyncpatch_jax.training import times
 from launch import cli
@@ -41,7 +41,9 @@ def picture(size: int, draws: int, seed: int) -> np.ndarray:
     rows = []
     for sampler in SAMPLERS.values():
         fields = np.asarray(
-            jax.jit(lambda key, sampler=sampler: sampler(key, draws, (size, size)))(jax.random.key(seed))
+            jax.jit(lambda key, sampler=sampler: timefield.dense(sampler(key, draws, (size, size))))(
+                jax.random.key(seed)
+            )
         )
         tiles = viz.heat(np.broadcast_to(fields, (draws, size, size, 1)))
         rows.append(viz.enlarge(tiles, viz.visible((size, size))))

@@ -157,7 +157,7 @@ def test_look_ahead_predicts_the_uncertain_with_the_certain_further_on():
     first = denoise(x, Times(t, t))
     further, ahead = seen[1]
     # ranks of four cells are 1/8, 3/8, 5/8, 7/8: the first two are within .4
-    np.testing.assert_allclose(ahead.told[:, :, :, 0], [[[0.3, 0.3], [0.5, 0.5]]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(timefield.dense(ahead.told)[:, :, :, 0], [[[0.3, 0.3], [0.5, 0.5]]] * 2, rtol=1e-6)
     np.testing.assert_allclose(further[:, :2], 0.7 * first.x0[:, :2] + 0.3 * first.eps[:, :2], rtol=1e-5, atol=1e-6)
     assert (further[:, 2:] == x[:, 2:]).all()
     second = denoise(further, ahead)

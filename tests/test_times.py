@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncpatch_jax import timefield
 from asyncpatch_jax.training.perlin import by_rank, perlin_noise
 from asyncpatch_jax.training.times import (
     AsyncPatch,
@@ -38,7 +39,7 @@ named = partial(pytest.mark.parametrize, ids=repr)
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
 def draw(sampler, key, batch, grid):
-    return sampler(key, batch, grid)
+    return timefield.dense(sampler(key, batch, grid))
 
 
 def statistics(fields):
@@ -138,7 +139,7 @@ def test_one_key_is_folded_with_the_images_index():
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from(SAMPLERS), st.integers(1, 33), st.integers(1, 33), st.integers(1, 3))
 def test_every_grid_has_its_field(sampler, rows, columns, batch):
-    t = jax.eval_shape(lambda key: sampler(key, batch, (rows, columns)), jax.random.key(0))
+    t = jax.eval_shape(lambda key: timefield.dense(sampler(key, batch, (rows, columns))), jax.random.key(0))
     assert t.shape == (batch, *((1, 1) if isinstance(sampler, Synchronous) else (rows, columns)), 1)
 
 

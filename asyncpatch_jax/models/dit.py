@@ -16,12 +16,13 @@ from asyncpatch_jax.models.layers import (
     AXES,
     Attention,
     ConditionEmbedding,
-    Embedding,
-    Modulation,
-    TimeEmbedding,
     logical_axes,
+    modulated_norm,
+    normalise,
+    project,
 )
-from asyncpatch_jax.types import Condition, Image, TimeField
+from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding, modulation
+from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
 Tokens = Float[Array, "b th tw d"]
 
@@ -69,32 +70,34 @@ class DiTBlock(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: Tokens, emb: Embedding, context: Any) -> tuple[Tokens, None]:
+    def __call__(self, x: Tokens, times: LevelTimes, context: Any) -> tuple[Tokens, None]:
         def flat(h: Tokens) -> Float[Array, "b n d"]:
             return h.reshape(h.shape[0], -1, h.shape[-1])
 
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(6, self.dtype, name="modulation")(x, emb)
+        def modulated(x: Tokens, scale: jax.Array, shift: jax.Array) -> Tokens:
+            table = jnp.concatenate([scale, shift], axis=-1)
+            return modulated_norm(x, "layer", None, None, table, times, silu=False, dtype=self.dtype)
+
+        # each [b|1, J, d], of the J times
+        table = project(6 * x.shape[-1], self.dtype, "modulation")(times.emb)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(table, 6, axis=-1)
+        (gate_a,), (gate_m,) = (modulation(gate, times, 1, x.shape[1:3]) for gate in (gate_a, gate_m))
         drop = nn.Dropout(self.dropout, deterministic=not self.train)
         # adaLN-zero closes the gates at initialisation, so the attention and MLP outputs themselves start random
-        h = _layer_norm(self.dtype)(x) * (1 + scale_a) + shift_a
         attend = Attention(self.heads, self.dtype, zero_init=False, name="self")
-        x = x + gate_a * drop(attend(flat(h)).reshape(x.shape))
+        x = x + gate_a * drop(attend(flat(modulated(x, scale_a, shift_a))).reshape(x.shape))
         if context is not None:
             cross = Attention(self.heads, self.dtype, name="cross")
-            x = x + cross(flat(_layer_norm(self.dtype)(x)), *context).reshape(x.shape)
-        h = _layer_norm(self.dtype)(x) * (1 + scale_m) + shift_m
+            x = x + cross(flat(normalise(x, "layer").astype(self.dtype)), *context).reshape(x.shape)
+        h = modulated(x, scale_m, shift_m)
         h = nn.gelu(nn.Dense(self.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp_in")(h), approximate=True)
         return x + gate_m * drop(nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(h)), None
-
-
-def _layer_norm(dtype: Any) -> nn.LayerNorm:
-    return nn.LayerNorm(1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype)
 
 
 class DiT(nn.Module):
     """A diffusion transformer `(x, t, cond) -> (out, aux)` whose field may have any grid from 1x1 to per pixel.
 
-    A field finer than the tokens is averaged over each token's pixels.
+    A token's modulation is the mean of those at its pixels' times.
 
     Attributes:
         patch: side of a token's patch in pixels; height and width must be multiples of it.
@@ -131,7 +134,7 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Image, t: TimeField, cond: Condition | None = None, *, train: bool = False
+        self, x: Image, t: TimeField | FewTimes, cond: Condition | None = None, *, train: bool = False
     ) -> tuple[Image, dict[str, jax.Array]]:
         """Predict from x [b, h, w, c] at field t [b, gh, gw, 1]: out [b, h, w, c] in float32, and aux.
 
@@ -151,8 +154,7 @@ class DiT(nn.Module):
         label, context = ConditionEmbedding(
             self.num_classes, self.context_dim, self.width, self.dtype, name="condition"
         )(cond, b)
-        emb = TimeEmbedding(self.width, self.dtype, name="time")(t, grid)
-        emb = emb if label is None else emb + label
+        (times,) = TimeEmbedding(self.width, self.dtype, name="time")(t, label, [grid])
 
         patches = rearrange(x.astype(self.dtype), "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
         x = nn.Dense(self.width, dtype=self.dtype, name="patches")(patches)
@@ -167,10 +169,11 @@ class DiT(nn.Module):
             length=self.depth,
             unroll=1 if self.scan else self.depth,
         )
-        x, _ = stack(self.heads, self.mlp_ratio, self.dropout, self.dtype, train, name="blocks")(x, emb, context)
+        x, _ = stack(self.heads, self.mlp_ratio, self.dropout, self.dtype, train, name="blocks")(x, times, context)
 
-        shift, scale = Modulation(2, self.dtype, name="modulation_out")(x, emb)
-        x = _layer_norm(self.dtype)(x) * (1 + scale) + shift
+        shift, scale = jnp.split(project(2 * self.width, self.dtype, "modulation_out")(times.emb), 2, axis=-1)
+        table = jnp.concatenate([scale, shift], axis=-1)
+        x = modulated_norm(x, "layer", None, None, table, times, silu=False, dtype=self.dtype)
 
         def unpatch(features: int, x: Tokens, name: str) -> Image:
             dense = nn.Dense(self.patch**2 * features, kernel_init=nn.initializers.zeros, dtype=self.dtype, name=name)

@@ -1,4 +1,4 @@
-"""Layers that UNet and DiT share: embeddings of a time field, FiLM, norms, attention, and what conditions them.
+"""Layers that UNet and DiT share: norms, modulation by the time field (FiLM), attention, and what conditions them.
 
 Norms and softmax reduce in float32 whatever the compute type.
 """
@@ -12,13 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from asyncpatch_jax import timefield
-from asyncpatch_jax.timefield import Grid
-from asyncpatch_jax.types import Condition, TimeField
+from asyncpatch_jax.models.times import LevelTimes, modulation
+from asyncpatch_jax.types import Condition
 
 NormKind = Literal["group", "rms"]
 Features = Float[Array, "b h w d"]
-Embedding = Float[Array, "b _eh _ew e"]
 
 # names of the axes of these layers' parameters, by the end of their path: see `logical_axes`
 AXES: dict[str, tuple[str | None, ...]] = {
@@ -29,7 +27,9 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "label/embedding": ("classes", "embedding"),
     "null_token": (None, None, "embedding"),
     "tokens/kernel": ("context", "embedding"),
-    "dense/kernel": ("embedding", "channels"),  # of a modulation
+    "film/kernel": ("embedding", "channels"),
+    "modulation/kernel": ("embedding", "channels"),
+    "modulation_out/kernel": ("embedding", "channels"),
     "qkv/kernel": ("channels", None, "heads", "head_dim"),
     "q/kernel": ("channels", "heads", "head_dim"),
     "kv/kernel": ("channels", None, "heads", "head_dim"),
@@ -63,32 +63,8 @@ def logical_axes(params: Any, table: Mapping[str, tuple[str | None, ...]]) -> An
     return jax.tree_util.tree_map_with_path(names, params)
 
 
-def sinusoid(t: Float[Array, "..."], width: int, max_period: float = 10_000.0) -> Float[Array, "... {width}"]:
-    """Sinusoidal features of times in [0, 1], float32 (Vaswani et al. 2017; in thousandths, as in DDPM)."""
-    freqs = jnp.exp(-math.log(max_period) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
-    angles = 1000.0 * t[..., None] * freqs.reshape((1,) * t.ndim + (-1,))
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-class TimeEmbedding(nn.Module):
-    """A field resized to a level of the network, then embedded: [b, eh, ew, width].
-
-    The embedding has the field's own grid where that is coarser than the level's: 1x1 for a synchronous field.
-    """
-
-    width: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, t: TimeField, grid: Grid) -> Embedding:
-        cells = timefield.coarsen(t, grid)
-        features = sinusoid(cells[..., 0], 256).astype(self.dtype)
-        hidden = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="in")(features))
-        return nn.Dense(self.width, dtype=self.dtype, name="out")(hidden)
-
-
 class ConditionEmbedding(nn.Module):
-    """Label embedding [b, 1, 1, width] and cross-attention context ([b, 1 + l, width], which of it counts).
+    """Label embedding [b, 1, width] and cross-attention context ([b, 1 + l, width], which of it counts).
 
     The label table's last row, `num_classes`, is "no class"; the context begins with one learned token that always
     counts, so that an empty prompt is well defined.
@@ -105,7 +81,7 @@ class ConditionEmbedding(nn.Module):
     @nn.compact
     def __call__(
         self, cond: Condition | None, batch: int
-    ) -> tuple[Embedding | None, tuple[Float[Array, "b l d"], Bool[Array, "b l"]] | None]:
+    ) -> tuple[Float[Array, "b 1 e"] | None, tuple[Float[Array, "b l d"], Bool[Array, "b l"]] | None]:
         cond = cond or Condition()
         if cond.label is not None and not self.num_classes:
             raise ValueError("expected no labels (the model has num_classes = 0), got labels")
@@ -121,7 +97,7 @@ class ConditionEmbedding(nn.Module):
                 dtype=self.dtype,
                 name="label",
             )
-            label = table(index)[:, None, None, :]
+            label = table(index)[:, None, :]
         if self.context_dim:
             null = self.param("null_token", nn.initializers.normal(0.02), (1, 1, self.width))
             tokens = jnp.broadcast_to(null, (batch, 1, self.width)).astype(self.dtype)
@@ -139,37 +115,93 @@ class ConditionEmbedding(nn.Module):
         return label, context
 
 
-def norm(kind: NormKind, channels: int, dtype: Any, name: str) -> nn.Module:
-    """A norm by name. Not the fast variance: it loses all digits where a mean is large against its spread."""
-    if kind == "group":
-        return nn.GroupNorm(math.gcd(32, channels), epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+def normalise(x: Features, kind: Literal["group", "rms", "layer"]) -> Features:
+    """x over its root mean square ("rms"), or less its mean over its deviation, per pixel or per group; in float32.
+
+    Groups have all pixels of 1/32 of the channels (or as near to 32 groups as divide them). Two passes: the mean of
+    squares less the square of the mean loses all digits where a mean is large against its spread.
+    """
+    x = x.astype(jnp.float32)
     if kind == "rms":
-        return nn.RMSNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
-    raise ValueError(f"expected norm = 'group' or 'rms', got {kind!r}")
+        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+    if kind == "layer":
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + 1e-6)
+    if kind != "group":
+        raise ValueError(f"expected norm = 'group' or 'rms', got {kind!r}")
+    b, h, w, channels = x.shape
+    groups = math.gcd(32, channels)
+
+    def mean(x: Features) -> Float[Array, "b 1 1 d"]:
+        per_group = x.reshape(b, h, w, groups, channels // groups).mean((1, 2, 4))
+        return jnp.repeat(per_group, channels // groups, axis=1)[:, None, None]
+
+    centred = x - mean(x)
+    return centred * jax.lax.rsqrt(mean(centred * centred) + 1e-5)
 
 
-class Modulation(nn.Module):
-    """`num` maps [b, h|1, w|1, d] from an embedding, zero at initialisation; spread to the level's grid if coarser."""
+def _affine(module: nn.Module, kind: NormKind, channels: int) -> tuple[jax.Array, jax.Array | None]:
+    """A norm's own scale and (of a group norm) bias [1, 1, 1, d]."""
+    shape = (channels,)
+    scale = module.param("scale", nn.initializers.ones, shape).reshape(1, 1, 1, -1)
+    bias = module.param("bias", nn.initializers.zeros, shape).reshape(1, 1, 1, -1) if kind == "group" else None
+    return scale, bias
 
-    num: int
+
+class Norm(nn.Module):
+    """Group norm (Wu & He 2018) or RMS norm, by name, with a learned scale and (group) bias."""
+
+    kind: NormKind
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Features, emb: Embedding) -> list[Float[Array, "b _h _w d"]]:
-        dense = nn.Dense(self.num * x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype, name="dense")
-        maps = timefield.resize(dense(nn.silu(emb)), x.shape[1:3])
-        return jnp.split(maps, self.num, axis=-1)
+    def __call__(self, x: Features) -> Features:
+        scale, bias = _affine(self, self.kind, x.shape[-1])
+        h = normalise(x, self.kind) * scale
+        return (h if bias is None else h + bias).astype(self.dtype)
 
 
-class FiLM(nn.Module):
-    """`x * (1 + scale) + shift` per cell (Perez et al. 2018), the identity at initialisation."""
+def modulated_norm(
+    x: Features,
+    kind: Literal["group", "rms", "layer"],
+    scale: Float[Array, "1 1 1 d"] | None,
+    bias: Float[Array, "1 1 1 d"] | None,
+    table: Float[Array, "_b j d2"],
+    times: LevelTimes,
+    *,
+    silu: bool,
+    dtype: Any,
+) -> Features:
+    """`norm(x) * (1 + scale) + shift` per pixel (FiLM, Perez et al. 2018), [silu]: all between two convolutions.
 
+    Args:
+        scale, bias: the norm's own; None for none.
+        table: scale and shift of each of the J times [b|1, J, 2 d].
+    """
+    h = normalise(x, kind)
+    h = h if scale is None else h * scale
+    h = (h if bias is None else h + bias).astype(dtype)
+    film_scale, film_shift = modulation(table, times, 2, x.shape[1:3])
+    h = h * (1 + film_scale) + film_shift
+    return nn.silu(h) if silu else h
+
+
+class ModulatedNorm(nn.Module):
+    """A norm, scale and shift from the time field, and silu; the plain norm at initialisation."""
+
+    kind: NormKind
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Features, emb: Embedding) -> Features:
-        scale, shift = Modulation(2, self.dtype, name="modulation")(x, emb)
-        return x * (1 + scale) + shift
+    def __call__(self, x: Features, times: LevelTimes) -> Features:
+        scale, bias = _affine(self, self.kind, x.shape[-1])
+        table = project(2 * x.shape[-1], self.dtype, "film")(times.emb)
+        return modulated_norm(x, self.kind, scale, bias, table, times, silu=True, dtype=self.dtype)
+
+
+def project(features: int, dtype: Any, name: str) -> nn.Dense:
+    """The projection of embedded times to modulations, zero at initialisation."""
+    return nn.Dense(features, kernel_init=nn.initializers.zeros, dtype=dtype, name=name)
 
 
 class Attention(nn.Module):

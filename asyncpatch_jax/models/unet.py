@@ -1,6 +1,7 @@
 """UNet after Dhariwal & Nichol 2021 (arXiv 2105.05233), told its noise level per cell.
 
-Every residual block gets scale and shift (FiLM) from the time field, resized to the block's level and embedded there.
+Every residual block gets scale and shift (FiLM) from the time field: their mean over the pixels that a cell of the
+block's level stands for.
 """
 
 from typing import Any
@@ -15,15 +16,14 @@ from asyncpatch_jax.models.layers import (
     AXES,
     Attention,
     ConditionEmbedding,
-    Embedding,
     Features,
-    FiLM,
+    ModulatedNorm,
+    Norm,
     NormKind,
-    TimeEmbedding,
     logical_axes,
-    norm,
 )
-from asyncpatch_jax.types import Condition, Image, TimeField
+from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding
+from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
 # The paper names parameter counts; its widths are lost from its text. 600M (634 M) keeps the shape of the nearest
 # public ImageNet-64 configuration (multipliers 1-2-3-4, attention on the two lowest levels, dropout .1), whose base of
@@ -68,12 +68,12 @@ class ResBlock(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: Features, emb: Embedding) -> Changed:
+    def __call__(self, x: Features, times: LevelTimes) -> Changed:
         change = {"": lambda h: h, "down": _downsample, "up": _upsample}[self.resample]
-        h = nn.silu(norm(self.norm, x.shape[-1], self.dtype, "norm_in")(x))
+        h = nn.silu(Norm(self.norm, self.dtype, name="norm_in")(x))
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv_in")(change(h))
-        h = FiLM(self.dtype, name="film")(norm(self.norm, self.features, self.dtype, "norm_out")(h), emb)
-        h = nn.Dropout(self.dropout, deterministic=not self.train)(nn.silu(h))
+        h = ModulatedNorm(self.norm, self.dtype, name="norm_out")(h, times)
+        h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
         h = nn.Conv(self.features, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(h)
         x = change(x)
         if x.shape[-1] != self.features:
@@ -95,10 +95,10 @@ class AttentionBlock(nn.Module):
             raise ValueError(f"expected a width that head_dim = {self.head_dim} divides, got {d}")
         heads = d // self.head_dim
         # flat before the norm only for attention: group norm must see the whole level
-        flat = norm(self.norm, d, self.dtype, "norm")(x).reshape(b, h * w, d)
+        flat = Norm(self.norm, self.dtype, name="norm")(x).reshape(b, h * w, d)
         x = x + Attention(heads, self.dtype, name="self")(flat).reshape(x.shape)
         if context is not None:
-            flat = norm(self.norm, d, self.dtype, "norm_context")(x).reshape(b, h * w, d)
+            flat = Norm(self.norm, self.dtype, name="norm_context")(x).reshape(b, h * w, d)
             x = x + Attention(heads, self.dtype, name="cross")(flat, *context).reshape(x.shape)
         return x
 
@@ -115,10 +115,10 @@ class Block(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: Features, skip: Changed | None, emb: Embedding, context: Any) -> tuple[Changed, Changed]:
+    def __call__(self, x: Features, skip: Changed | None, times: LevelTimes, context: Any) -> tuple[Changed, Changed]:
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
-        x = ResBlock(self.features, "", self.norm, self.dropout, self.dtype, self.train, name="res")(x, emb)
+        x = ResBlock(self.features, "", self.norm, self.dropout, self.dtype, self.train, name="res")(x, times)
         if self.attend:
             x = AttentionBlock(self.head_dim, self.norm, self.dtype, name="attention")(x, context)
         return x, x
@@ -166,7 +166,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Image, t: TimeField, cond: Condition | None = None, *, train: bool = False
+        self, x: Image, t: TimeField | FewTimes, cond: Condition | None = None, *, train: bool = False
     ) -> tuple[Image, dict[str, jax.Array]]:
         """Predict from x [b, h, w, c] at field t [b, gh, gw, 1]: out [b, h, w, c] in float32, and aux.
 
@@ -186,13 +186,11 @@ class UNet(nn.Module):
         widths = [self.base * m for m in self.multipliers]
         emb_width = 4 * self.base
 
-        embed = TimeEmbedding(emb_width, self.dtype, name="time")
         label, context = ConditionEmbedding(
             self.num_classes, self.context_dim, emb_width, self.dtype, name="condition"
         )(cond, b)
-        embs = [embed(t, (height >> level, width >> level)) for level in range(levels)]
-        if label is not None:
-            embs = [emb + label for emb in embs]
+        grids = [(height >> level, width >> level) for level in range(levels)]
+        times = TimeEmbedding(emb_width, self.dtype, name="time")(t, label, grids)
 
         res_class = nn.remat(ResBlock) if self.remat else ResBlock
         block_class = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
@@ -215,29 +213,29 @@ class UNet(nn.Module):
                 length=length,
                 unroll=1 if self.scan else length,
             )
-            return stack(*block_args(level), name=name)(x, skips, embs[level], context)
+            return stack(*block_args(level), name=name)(x, skips, times[level], context)
 
         x = nn.Conv(self.base, (3, 3), dtype=self.dtype, name="stem")(x.astype(self.dtype))
         entries, firsts, rest = [], [], []  # per level: its input, its first block's output, the other blocks' outputs
         for level in range(levels):
             if level:
-                x = resample(level - 1, "down", f"down_{level}")(x, embs[level])
+                x = resample(level - 1, "down", f"down_{level}")(x, times[level])
             entries.append(x)
-            x, _ = block_class(*block_args(level), name=f"encode_{level}_first")(x, None, embs[level], context)
+            x, _ = block_class(*block_args(level), name=f"encode_{level}_first")(x, None, times[level], context)
             firsts.append(x)
             if self.blocks > 1:
                 x, outs = repeat(level, None, x, f"encode_{level}")
                 rest.append(outs)
 
-        x = resample(levels - 1, "", "middle_in")(x, embs[-1])
+        x = resample(levels - 1, "", "middle_in")(x, times[-1])
         if self.attention:
             x = AttentionBlock(self.head_dim, self.norm, self.dtype, name="middle_attention")(x, context)
-        x = resample(levels - 1, "", "middle_out")(x, embs[-1])
+        x = resample(levels - 1, "", "middle_out")(x, times[-1])
 
         for level in reversed(range(levels)):
             # last in, first out: the skips of blocks n .. 2 come stacked, then the first block's and the level's input
             last = rest[level][-1] if self.blocks > 1 else firsts[level]
-            x, _ = block_class(*block_args(level), name=f"decode_{level}_first")(x, last, embs[level], context)
+            x, _ = block_class(*block_args(level), name=f"decode_{level}_first")(x, last, times[level], context)
             if self.blocks > 1:
                 skips = (
                     jnp.concatenate([rest[level][-2::-1], firsts[level][None]])
@@ -245,11 +243,13 @@ class UNet(nn.Module):
                     else firsts[level][None]
                 )
                 x, _ = repeat(level, skips, x, f"decode_{level}")
-            x, _ = block_class(*block_args(level), name=f"decode_{level}_last")(x, entries[level], embs[level], context)
+            x, _ = block_class(*block_args(level), name=f"decode_{level}_last")(
+                x, entries[level], times[level], context
+            )
             if level:
-                x = resample(level, "up", f"up_{level}")(x, embs[level - 1])
+                x = resample(level, "up", f"up_{level}")(x, times[level - 1])
 
-        x = nn.silu(norm(self.norm, x.shape[-1], self.dtype, "norm_out")(x))
+        x = nn.silu(Norm(self.norm, self.dtype, name="norm_out")(x))
         zeros = nn.initializers.zeros
         out = nn.Conv(channels, (3, 3), kernel_init=zeros, dtype=self.dtype, name="out")(x).astype(jnp.float32)
         aux = {}

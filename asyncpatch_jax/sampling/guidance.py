@@ -1,14 +1,16 @@
 """Guidance: denoisers in, denoiser out. It owns *which* prediction a solver sees."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
 from asyncpatch_jax.process import Kind, Process, output, predict, renoise
 from asyncpatch_jax.sampling.schedules.uncertainty import doubt
-from asyncpatch_jax.types import Denoiser, Image, Prediction, TimeField, Times
+from asyncpatch_jax.types import Denoiser, FewTimes, Image, Prediction, TimeField, Times
 
 Number = float | Float[Array, ""]
 Scale = Number | Float[Array, "_b"]
@@ -71,19 +73,17 @@ def input_guidance(
         known = timefield.like(jnp.broadcast_to(hint, (batch, *hint.shape[1:])), x) < 0.5
         noise = keys_lib.normal(keys_lib.per_image(key, batch), x.shape[1:])
 
-        def raised(t: TimeField) -> TimeField:
-            return jnp.where(known, jnp.maximum(t, noisier), t)
+        def raised(t: Float[Array, "..."]) -> Float[Array, "..."]:
+            return jnp.maximum(t, noisier)
 
-        told = timefield.like(times.told, x)
-        level_plus = raised(t)
+        level_plus = jnp.where(known, raised(t), t)
         x_plus = renoise(process, x, noise, t, level_plus)
         # both fields must share a shape to be interleaved: that of the one with the hint
-        whole = level_plus.shape
         both = denoise(
             _interleave(x, x_plus),
             Times(
-                _interleave(jnp.broadcast_to(t, whole), level_plus),
-                _interleave(jnp.broadcast_to(told, whole), raised(told)),
+                _interleave(jnp.broadcast_to(t, level_plus.shape), level_plus),
+                _both(times.told, x, known, hint, raised),
             ),
         )
         here, there = (jax.tree.map(lambda leaf, k=k: leaf[k::2], both) for k in (0, 1))
@@ -121,17 +121,39 @@ def look_ahead(
         free = jnp.broadcast_to(timefield.resize(times.level, cells), (x.shape[0], *cells, 1))
         certain = (doubt(pred, cells, free) < confident).astype(jnp.float32)
 
-        def jump(t: TimeField) -> TimeField:
-            grid = (max(t.shape[1], cells[0]), max(t.shape[2], cells[1]))
-            return jnp.where(timefield.resize(certain, grid) > 0.5, jnp.maximum(1.0 - ratio * (1.0 - t), 0.0), t)
+        def jump(t: Float[Array, "..."]) -> Float[Array, "..."]:
+            return jnp.maximum(1.0 - ratio * (1.0 - t), 0.0)
 
-        there = Times(jump(times.level), jump(times.told))
+        told = timefield.as_few(times.told) or times.told
+        there = Times(*(timefield.changed(t, certain > 0.5, jump) for t in (times.level, told)))
         t_there, here = timefield.like(there.level, x), timefield.like(certain, x) > 0.5
         further = process.alpha(t_there) * pred.x0 + process.sigma(t_there) * pred.eps
         second = denoise(jnp.where(here, further, x), there)
         return Prediction(jnp.where(here, pred.x0, second.x0), jnp.where(here, pred.eps, second.eps), pred.aux)
 
     return ahead
+
+
+def _both(
+    told: TimeField | FewTimes,
+    x: Image,
+    known: Bool[Array, "b _h _w 1"],
+    hint: Float[Array, "_b _gh2 _gw2 1"],
+    raised: Callable[[jax.Array], jax.Array],
+) -> Float[Array, "_b3 _h _w 1"] | FewTimes:
+    """What the network is told of an image and, next to it, of its copy with a noisier hint."""
+    batch, few = x.shape[0], timefield.as_few(told)
+    nested = few and all(max(n, m) % min(n, m) == 0 for n, m in zip(few.index.shape[1:3], hint.shape[1:3], strict=True))
+    if not nested:
+        told = timefield.like(told, x)
+        plus = jnp.where(known, raised(told), told)
+        return _interleave(jnp.broadcast_to(told, plus.shape), plus)
+    # both choose from the same times, those before and after the hint is raised
+    plus = timefield.changed(few, hint < 0.5, raised)
+    whole = (batch, *plus.index.shape[1:])
+    index = jnp.broadcast_to(timefield.resize(few.index, whole[1:3]), whole)
+    values = plus.values if plus.values.shape[0] == 1 else jnp.repeat(plus.values, 2, axis=0)
+    return timefield.few(values, _interleave(index, jnp.broadcast_to(plus.index, whole)))
 
 
 def _per_image(scale: Scale, batch: int) -> Float[Array, "_b 1 1 1"]:
@@ -144,5 +166,5 @@ def _per_image(scale: Scale, batch: int) -> Float[Array, "_b 1 1 1"]:
     return scale.reshape(-1, 1, 1, 1)
 
 
-def _interleave(a: Float[Array, "b ..."], b: Float[Array, "b ..."]) -> Float[Array, "_b2 ..."]:
+def _interleave(a: Shaped[Array, "b ..."], b: Shaped[Array, "b ..."]) -> Shaped[Array, "_b2 ..."]:
     return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 from jaxtyping import Array, Key
 
 from asyncpatch_jax import keys as keys_lib
@@ -12,7 +13,7 @@ from asyncpatch_jax import timefield
 from asyncpatch_jax.process import Process, diffuse
 from asyncpatch_jax.sampling.schedules.base import Schedule
 from asyncpatch_jax.sampling.solvers import Solver
-from asyncpatch_jax.types import Denoiser, Image, Prediction, Times
+from asyncpatch_jax.types import Denoiser, FewTimes, Image, Prediction, Times
 
 # fold-in constants that keep the three uses of an image's key apart
 _START, _INIT, _STEP = 0, 1, 2
@@ -81,6 +82,7 @@ def sample(
         )
     times, schedule_carry = schedule.init(keys_lib.fold_in(keys, _INIT), x)
     timefield.like(times.level, x)
+    _check_distinct(schedule, times)
     state = SamplerState(x, times, solver.init(x), schedule_carry)
 
     def body(state: SamplerState, i: jax.Array) -> tuple[SamplerState, Any]:
@@ -91,6 +93,7 @@ def sample(
             raise ValueError(
                 f"expected a schedule whose fields stay {state.times.level.shape}, got {times_next.level.shape}"
             )
+        _check_distinct(schedule, times_next)
         x, solver_carry = solver.step(denoise, pred, state.x, state.times, times_next, key_solver, state.solver)
         # told apart bit for bit, so that a known or waiting cell never drifts, whatever the solver's arithmetic
         moved = timefield.like((times_next.level != state.times.level).astype(jnp.float32), x) > 0
@@ -98,3 +101,29 @@ def sample(
         return after, None if trace is None else trace(state, pred)
 
     return jax.lax.scan(body, state, jnp.arange(num_steps))
+
+
+def _check_distinct(schedule: Schedule, times: Times) -> None:
+    """Hold a schedule to the number of distinct times that it declares.
+
+    Raises:
+        ValueError: it tells a field of few times that may hold more. A field that is written out is right with any
+            number of times; more than declared are an error under `jax.experimental.checkify` (of no cost elsewhere).
+    """
+    most = getattr(schedule, "distinct", None)
+    if most is None:
+        return
+    if isinstance(times.told, FewTimes):
+        if times.told.values.shape[1] > most:
+            raise ValueError(
+                f"expected at most {most} distinct times, which this {type(schedule).__name__} declares, got a field "
+                f"of {times.told.values.shape[1]}"
+            )
+        return
+    t = jnp.sort(times.told.reshape(times.told.shape[0], -1))
+    count = 1 + (t[:, 1:] != t[:, :-1]).sum(1)
+    checkify.debug_check(
+        jnp.all(count <= most),
+        f"expected at most {most} distinct times, which this {type(schedule).__name__} declares, got {{count}}",
+        count=count.max(),
+    )

@@ -22,7 +22,7 @@ from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
 from asyncpatch_jax.process import Process, diffuse
 from asyncpatch_jax.timefield import Grid
-from asyncpatch_jax.types import Denoiser, Image, ImageKeys, TimeField, Times
+from asyncpatch_jax.types import Denoiser, FewTimes, Image, ImageKeys, TimeField, Times
 
 PerImage = Float[Array, "b"]
 
@@ -45,7 +45,7 @@ class Elbo(NamedTuple):
 class Path(Protocol):
     """A family of monotone paths, as a way to draw one point of them."""
 
-    def __call__(self, keys: ImageKeys, u: PerImage, log_range: float) -> tuple[TimeField, TimeField]:
+    def __call__(self, keys: ImageKeys, u: PerImage, log_range: float) -> tuple[TimeField | FewTimes, TimeField]:
         """A field on the path, and how much log-time each cell's integrand counts there.
 
         The mean over keys and uniform u of `sum_i count_i f_i(field)` is `E_path sum_i integral f_i d(log t_i)`, each
@@ -76,14 +76,15 @@ class Raster:
 
     grid: Grid
 
-    def __call__(self, keys: ImageKeys, u: PerImage, log_range: float) -> tuple[TimeField, TimeField]:
+    def __call__(self, keys: ImageKeys, u: PerImage, log_range: float) -> tuple[FewTimes, TimeField]:
         cells = self.grid[0] * self.grid[1]
         which, place = jnp.floor(u * cells), (u * cells) % 1.0
         order = jnp.arange(cells, dtype=jnp.float32)[None]
-        active = order == which[:, None]
-        t = jnp.where(active, jnp.exp(-log_range * place)[:, None], (order > which[:, None]).astype(jnp.float32))
-        count = jnp.where(active, log_range * cells, 0.0)
-        return t.reshape(-1, *self.grid, 1), count.reshape(-1, *self.grid, 1)
+        # 0, 1 or 2: done, its turn, waiting
+        index = (1 + jnp.sign(order - which[:, None])).astype(jnp.int8)
+        values = jnp.stack([jnp.zeros_like(u), jnp.exp(-log_range * place), jnp.ones_like(u)], 1)
+        count = jnp.where(index == 1, log_range * cells, 0.0).reshape(-1, *self.grid, 1)
+        return timefield.few(values, index.reshape(-1, *self.grid, 1)), count
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,10 @@ def elbo(
     def draw(k: Array) -> tuple[PerImage, PerImage]:
         key_u, key_path, key_noise, key_end = keys_lib.split(keys_lib.fold_in(keys, k), 4)
         u = (k // 2 + jax.vmap(jax.random.uniform)(key_u)) / (num_samples // 2)
-        t, count = path(key_path, u, log_range)
+        told, count = path(key_path, u, log_range)
+        t = timefield.dense(told)
         eps = keys_lib.normal(key_noise, x0.shape[1:])
-        error = x0 - denoise(diffuse(process, x0, eps, t), Times(t, t)).x0
+        error = x0 - denoise(diffuse(process, x0, eps, t), Times(t, told)).x0
         count, t = timefield.like(count, x0), timefield.like(t, x0)
         # cells that do not move may be clean, where the rate is infinite
         t = jnp.where(count > 0, t, 0.5)

@@ -126,10 +126,11 @@ def loss(
         ValueError: a grid that does not tile the image, an unknown kind, or uncertainty without a log-variance head.
     """
     keys = keys_lib.per_image(key, x0.shape[0])
-    t = times(keys_lib.fold_in(keys, _TIMES), x0.shape[0], tuple(grid) or x0.shape[1:3])
+    told = times(keys_lib.fold_in(keys, _TIMES), x0.shape[0], tuple(grid) or x0.shape[1:3])
+    t = timefield.dense(told)
     eps = keys_lib.normal(keys_lib.fold_in(keys, _NOISE), x0.shape[1:])
     dropout = {"dropout": keys_lib.fold_in(keys, _DROPOUT)[0]}
-    out, aux = model.apply({"params": params}, diffuse(process, x0, eps, t), t, cond, train=True, rngs=dropout)
+    out, aux = model.apply({"params": params}, diffuse(process, x0, eps, t), told, cond, train=True, rngs=dropout)
 
     out, t = out.astype(jnp.float32), timefield.like(t, x0)
     sigma = process.sigma(t)

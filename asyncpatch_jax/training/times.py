@@ -1,8 +1,9 @@
 """Training times: how noisy each cell of a training image is. AsyncPatch, and the samplers that it is compared with.
 
 A sampler is a frozen dataclass called as `sampler(key, batch, grid)`. It gives a time field [batch, gh, gw, 1] in
-[0, 1] (0 = data, 1 = noise), and image i depends on its own key alone. Everything random, the size of patches included,
-is drawn on the device, so that nothing recompiles. docs/training_times.md compares them.
+[0, 1] (0 = data, 1 = noise), as `FewTimes` where it holds few of them, and image i depends on its own key alone.
+Everything random, the size of patches included, is drawn on the device, so that nothing recompiles.
+docs/training_times.md compares them.
 """
 
 import math
@@ -15,9 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax import timefield
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.perlin import by_rank, perlin_noise
-from asyncpatch_jax.types import TimeField
+from asyncpatch_jax.types import FewTimes, TimeField
 
 DISTRIBUTIONS = ("uniform", "logit_normal")
 BASES = ("uniform", "two_level", "mixed")
@@ -29,7 +31,7 @@ Scalar = Float[Array, ""]
 class TimeSampler(Protocol):
     """Draws the time fields of a training batch."""
 
-    def __call__(self, key: Key[Array, "..."], batch: int, grid: Grid) -> TimeField:
+    def __call__(self, key: Key[Array, "..."], batch: int, grid: Grid) -> TimeField | FewTimes:
         """Fields [batch, gh, gw, 1] (or the 1x1 field) out of one key, or one key per image [batch]."""
 
 
@@ -37,9 +39,13 @@ class _PerImage:
     """A sampler that draws every image alike: the subclass says how to draw one, [gh, gw]."""
 
     def __call__(self, key: Key[Array, "..."], batch: int, grid: Grid) -> TimeField:
-        if len(grid) != 2 or min(grid) < 1:
-            raise ValueError(f"expected a grid of (rows, columns) of cells, got {grid}")
+        _check_grid(grid)
         return jax.vmap(lambda k: self.image(k, grid))(keys_lib.per_image(key, batch))[..., None]
+
+
+def _check_grid(grid: Grid) -> None:
+    if len(grid) != 2 or min(grid) < 1:
+        raise ValueError(f"expected a grid of (rows, columns) of cells, got {grid}")
 
 
 def _check_distribution(distribution: str, scale: float) -> None:
@@ -117,17 +123,23 @@ def _perlin_mask(key: Key[Array, ""], grid: Grid) -> Cells:
 
 
 @dataclass(frozen=True)
-class Perlin(_PerImage):
+class Perlin:
     """Two independent uniform times, one inside and one outside of a region cut from Perlin noise.
 
     The fields of RAD (region-aware diffusion), which AsyncPatch is compared with: the noise's lattice cells have a side
     ~ U(1, longer side of the grid), and the region covers a share ~ U(0, 1) of the image.
     """
 
-    def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
-        key_mask, key_times = jax.random.split(key)
-        inside, outside = jax.random.uniform(key_times, (2,))
-        return jnp.where(_perlin_mask(key_mask, grid) > 0, inside, outside)
+    def __call__(self, key: Key[Array, "..."], batch: int, grid: Grid) -> FewTimes:
+        _check_grid(grid)
+
+        def image(key: Key[Array, ""]) -> tuple[Float[Array, "2"], Int[Array, "gh gw"]]:
+            key_mask, key_times = jax.random.split(key)
+            inside = _perlin_mask(key_mask, grid) > 0
+            return jax.random.uniform(key_times, (2,)), jnp.where(inside, 0, 1)
+
+        values, index = jax.vmap(image)(keys_lib.per_image(key, batch))
+        return timefield.few(values, index[..., None])
 
 
 def _symmetric_beta(key: Key[Array, ""], a: np.ndarray) -> Float[Array, "n"]:

@@ -1,15 +1,16 @@
 """Autoregression: groups of cells, one after the other, each in n steps."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.sampling.schedules.base import Planned, length
+from asyncpatch_jax.types import FewTimes
 
 
 def raster(cells: timefield.Grid, patch: tuple[int, int] = (1, 1)) -> Int[np.ndarray, "1 gh gw 1"]:
@@ -41,12 +42,15 @@ class Autoregressive(Planned):
     order: Any  # Int[Array, "b gh gw 1"]
     grid: Any  # Float[Array, "s"]: the times of one group
     groups: int = struct.field(pytree_node=False)
+    distinct: ClassVar[int] = 3
 
     @property
     def num_steps(self) -> int:
         return self.groups * length(self.grid)
 
-    def field(self, i: int | Int[Array, ""]) -> Float[Array, "_b gh gw 1"]:
-        n = length(self.grid)
-        own_step = jnp.clip(i - n * jnp.asarray(self.order).astype(jnp.int32), 0, n)
-        return jnp.asarray(self.grid, jnp.float32)[own_step]
+    def field(self, i: int | Int[Array, ""]) -> FewTimes:
+        n, grid = length(self.grid), jnp.asarray(self.grid, jnp.float32)
+        own_step = i - n * jnp.asarray(self.order).astype(jnp.int32)
+        # waiting, done, and the one group in between, whose own step is what is left of i
+        index = jnp.where(own_step <= 0, 0, jnp.where(own_step >= n, 1, 2))
+        return timefield.few(jnp.stack([grid[0], grid[n], grid[i % n]])[None], index)

@@ -1,13 +1,13 @@
 """What a schedule is: it owns *when* each cell moves."""
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from asyncpatch_jax import timefield
-from asyncpatch_jax.types import Image, ImageKeys, Prediction, TimeField, Times
+from asyncpatch_jax.types import FewTimes, Image, ImageKeys, Prediction, TimeField, Times
 
 if TYPE_CHECKING:
     from asyncpatch_jax.sampling.loop import SamplerState
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class Schedule(Protocol):
     """Decides where each cell goes next and what the network is told; a `flax.struct.dataclass`, since it holds arrays.
 
-    A schedule of a fixed length also has a `num_steps`, which the loop compares with its own.
+    A schedule of a fixed length also has a `num_steps`, which the loop compares with its own. One whose images never
+    hold more than so many distinct times may say so in `distinct` (None, or no such attribute: any number) and give
+    `told` as `FewTimes` of at most so many; the loop holds it to that.
     """
 
     def init(self, keys: ImageKeys, x: Image) -> tuple[Times, Any]:
@@ -30,25 +32,33 @@ class Schedule(Protocol):
 class Planned:
     """Base of the schedules whose fields are known before the run: they only say `num_steps` and `field`."""
 
+    distinct: ClassVar[int | None] = None
+
     @property
     def num_steps(self) -> int:
         """How many steps the schedule lasts."""
         raise NotImplementedError
 
-    def field(self, i: int | Int[Array, ""]) -> Float[Array, "_b gh gw 1"]:
+    def field(self, i: int | Int[Array, ""]) -> Float[Array, "_b gh gw 1"] | FewTimes:
         """The field after i steps, for every image [b, gh, gw, 1] or one for all of them [1, gh, gw, 1]."""
         raise NotImplementedError
 
     def init(self, keys: ImageKeys, x: Image) -> tuple[Times, None]:
-        return same_for_network(spread(self.field(0), x.shape[0])), None
+        return same_for_network(self.field(0), x.shape[0]), None
 
     def next(self, i: jax.Array, state: "SamplerState", pred: Prediction, keys: ImageKeys) -> tuple[Times, None]:
-        return same_for_network(spread(self.field(i + 1), state.x.shape[0])), None
+        return same_for_network(self.field(i + 1), state.x.shape[0]), None
 
 
-def same_for_network(level: TimeField) -> Times:
-    """The network is told the true times."""
-    return Times(level, level)
+def same_for_network(t: Float[Array, "_b gh gw 1"] | FewTimes, batch: int) -> Times:
+    """The network is told the true times; a field for all images [1, gh, gw, 1] is repeated for each of them.
+
+    Raises:
+        ValueError: no float32 field, or one of another batch.
+    """
+    timefield.check(t, batch)
+    level = spread(timefield.dense(t), batch)
+    return Times(level, t if isinstance(t, FewTimes) else level)
 
 
 def spread(t: Float[Array, "_b gh gw 1"], batch: int) -> TimeField:

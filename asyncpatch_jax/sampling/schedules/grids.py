@@ -1,6 +1,6 @@
 """Grids of times [num_steps + 1] from 1 to 0, and the schedules that follow one as it is: synchronous, or any table."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import struct
@@ -78,6 +78,7 @@ class Synchronous(Planned):
     """All cells on one grid of times [num_steps + 1]: ordinary diffusion, at the price of a scalar time."""
 
     grid: Any  # Float[Array, "s"]
+    distinct: ClassVar[int] = 1
 
     @property
     def num_steps(self) -> int:

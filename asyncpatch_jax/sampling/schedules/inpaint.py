@@ -1,6 +1,6 @@
 """Schedules for images of which something is known: inpainting, outpainting, textures, differential editing."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import struct
@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.sampling.schedules.base import Planned, length
+from asyncpatch_jax.types import FewTimes
 
 
 @struct.dataclass
@@ -21,13 +22,15 @@ class Inpaint(Planned):
 
     mask: Any  # Float[Array, "b gh gw 1"]
     grid: Any  # Float[Array, "s"]
+    distinct: ClassVar[int] = 2
 
     @property
     def num_steps(self) -> int:
         return length(self.grid)
 
-    def field(self, i: int | Int[Array, ""]) -> Float[Array, "_b gh gw 1"]:
-        return timefield.from_mask(self.mask, jnp.asarray(self.grid, jnp.float32)[i])
+    def field(self, i: int | Int[Array, ""]) -> FewTimes:
+        values = jnp.stack([jnp.float32(0), jnp.asarray(self.grid, jnp.float32)[i]])[None]
+        return timefield.few(values, (jnp.asarray(self.mask) > 0.5).astype(jnp.int8))
 
 
 @struct.dataclass

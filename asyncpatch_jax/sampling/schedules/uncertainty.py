@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.sampling.schedules.base import length, same_for_network, spread
@@ -46,13 +46,13 @@ def _free(mask: Any, cells: timefield.Grid, batch: int) -> TimeField:
     return spread(timefield.from_mask(mask, grid=cells), batch)
 
 
-def _hold(mask: Any, level: TimeField) -> Times:
-    """The cells' times, with known pixels of an inpainting mask at 0."""
-    if mask is not None:
-        mask = spread(timefield.from_mask(mask), level.shape[0])
-        finer = (max(mask.shape[1], level.shape[1]), max(mask.shape[2], level.shape[2]))
-        level = jnp.where(timefield.resize(mask, finer) > 0, timefield.resize(level, finer), 0.0)
-    return same_for_network(level)
+def _hold(mask: Any, cells: Shaped[Array, "b _gh _gw 1"], value: float | int) -> Shaped[Array, "b _gh2 _gw2 1"]:
+    """What the cells have, and `value` where an inpainting mask knows the pixels, on the finer of the two grids."""
+    if mask is None:
+        return cells
+    mask = spread(timefield.from_mask(mask), cells.shape[0])
+    finer = (max(mask.shape[1], cells.shape[1]), max(mask.shape[2], cells.shape[2]))
+    return jnp.where(timefield.resize(mask, finer) > 0, timefield.resize(cells, finer), value)
 
 
 @struct.dataclass
@@ -99,7 +99,7 @@ class UncertaintyGuided:
     def _times(self, place: Float[Array, "b gh gw 1"]) -> Times:
         grid = jnp.asarray(self.grid, jnp.float32)
         level = jnp.interp(place, jnp.arange(self.num_steps + 1, dtype=jnp.float32), grid)
-        return _hold(self.mask, level)
+        return same_for_network(_hold(self.mask, level, 0.0), place.shape[0])
 
 
 @struct.dataclass
@@ -129,14 +129,23 @@ class DualLoop:
     def num_steps(self) -> int:
         return self.substeps * length(self.grid)
 
+    @property
+    def distinct(self) -> int:
+        """A step's two levels, and 0 where a mask knows the pixels."""
+        return 2 if self.mask is None else 3
+
     def init(self, keys: ImageKeys, x: Image) -> tuple[Times, Bool[Array, "b gh gw 1"]]:
-        level = jnp.full((x.shape[0], *self.cells, 1), self.grid[0], jnp.float32)
-        return _hold(self.mask, level), jnp.zeros_like(level, bool)
+        fast = jnp.zeros((x.shape[0], *self.cells, 1), bool)
+        return self._times(self.grid[0], self.grid[0], fast), fast
 
     def next(self, i: jax.Array, state: Any, pred: Prediction, keys: ImageKeys) -> tuple[Times, jax.Array]:
         grid, k, part = jnp.asarray(self.grid, jnp.float32), i // self.substeps, i % self.substeps + 1
         free = _free(self.mask, self.cells, state.x.shape[0])
         fast = jnp.where(part == 1, doubt(pred, self.cells, free) < self.confident, state.schedule)
         slow_level = grid[k] + (grid[k + 1] - grid[k]) * part / self.substeps
-        level = jnp.where(fast | (part == self.substeps), grid[k + 1], slow_level)
-        return _hold(self.mask, level), fast
+        return self._times(grid[k + 1], jnp.where(part == self.substeps, grid[k + 1], slow_level), fast), fast
+
+    def _times(self, fast_level: Any, slow_level: Any, fast: Bool[Array, "b gh gw 1"]) -> Times:
+        values = jnp.stack([jnp.float32(level) for level in (slow_level, fast_level, 0.0)[: self.distinct]])[None]
+        index = _hold(self.mask, fast.astype(jnp.int8), 2)
+        return same_for_network(timefield.few(values, index), fast.shape[0])

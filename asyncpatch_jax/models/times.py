@@ -1,0 +1,186 @@
+"""From a time field to what modulates each level of a network.
+
+One rule: *the modulation of a cell is the area mean, over its pixels, of the modulation at each pixel's time*. It is
+linear in the embedding (after its silu), so every field is a combination of J embedded times, and a network embeds and
+projects J times instead of one per pixel:
+
+- synchronous: J = 1;
+- `FewTimes`: its k times, chosen per pixel; on coarser levels, mixed by the share of pixels that has each;
+- a field of at most KNOTS cells: the times of its cells;
+- any other: KNOTS times evenly spaced, interpolated by Keys' cubic convolution.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from asyncpatch_jax import timefield
+from asyncpatch_jax.timefield import Grid
+from asyncpatch_jax.types import FewTimes, TimeField
+
+# Knots lie 1 / STEPS apart on [0, 1], and one beyond each end, for the cubic reads two knots on either side.
+STEPS = 64
+KNOTS = STEPS + 3
+# Radians that the fastest feature of a time turns from t = 0 to 1: a quarter of a radian between knots, where the cubic
+# convolution of a wave is off by .25^3 / 60 = .03 %, and that of random networks' modulations by .2 % of their spread
+# (tested). DDPM's 1000 would need a thousand knots; EDM's features (Karras et al. 2022) turn by 2.6.
+MAX_FREQUENCY = 16.0
+# and of the slowest: less is next to a constant
+MIN_FREQUENCY = 0.5
+# up to so many times are cheaper to choose from, in the elementwise operation itself, than to multiply by weights
+CHOSEN = 8
+
+Embedded = Float[Array, "_b j e"]
+
+
+@struct.dataclass
+class LevelTimes:
+    """The times of a level of h x w pixels: J embedded times, and how the level is made of them. One of three sorts.
+
+    cells: neither position nor weights. The times are those of `grid`, row by row; 1x1 for a synchronous field.
+    position: where each cell of [b|1, ph, pw, 1] is among the J times; the level repeats the cells. An integer chooses
+        one; a float32 interpolates by cubic convolution (`knot_weights`), which at an integer is that choice too.
+    weights: the share of each time in each pixel, [b|1, h|1, w|1, J]; they add up to 1.
+    """
+
+    emb: Any  # Float[Array, "b|1 J e"]: after silu, with the label added
+    position: Any = None
+    weights: Any = None
+    grid: Grid | None = struct.field(pytree_node=False, default=None)
+
+
+def sinusoid(t: Float[Array, "..."], width: int) -> Float[Array, "... {width}"]:
+    """Sines and cosines of times in [0, 1], float32, at frequencies evenly spaced in log (Vaswani et al. 2017)."""
+    share = jnp.arange(width // 2, dtype=jnp.float32) / (width // 2 - 1)
+    freqs = MAX_FREQUENCY * (MIN_FREQUENCY / MAX_FREQUENCY) ** share
+    angles = t[..., None] * freqs.reshape((1,) * t.ndim + (-1,))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def knot_weights(position: Float[Array, "..."] | Int[Array, "..."], knots: int) -> Float[Array, "..."]:
+    """Weights of knots 0 ... knots - 1 at positions [..., 1]: Keys' cubic convolution, a = -1/2 (1981, eq. 15).
+
+    One-hot at integers, four weights that add up to 1 in between; of third order.
+    """
+    away = jnp.abs(
+        position.astype(jnp.float32) - jnp.arange(knots, dtype=jnp.float32).reshape((1,) * (position.ndim - 1) + (-1,))
+    )
+    near = (1.5 * away - 2.5) * away**2 + 1.0
+    far = ((2.5 - 0.5 * away) * away - 4.0) * away + 2.0
+    return jnp.where(away < 1, near, jnp.where(away < 2, far, 0.0))
+
+
+class TimeEmbedding(nn.Module):
+    """A field, embedded for each level of a network; J times are embedded, however many levels there are."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, t: TimeField | FewTimes, label: Float[Array, "_b 1 {self.width}"] | None, grids: Sequence[Grid]
+    ) -> list[LevelTimes]:
+        """One `LevelTimes` for each of `grids` (rows and columns); `label` is added to each time's embedding."""
+        into = nn.Dense(self.width, dtype=self.dtype, name="in")
+        out = nn.Dense(self.width, dtype=self.dtype, name="out")
+
+        def embed(times: Float[Array, "_b j"]) -> Embedded:
+            emb = out(nn.silu(into(sinusoid(times, 256).astype(self.dtype))))
+            return nn.silu(emb if label is None else emb + label)
+
+        if isinstance(t, FewTimes):
+            values, index = timefield.few(*t)
+            if math.prod(index.shape[1:3]) > values.shape[1]:
+                emb = embed(values)
+                return [_chosen(emb, index, grid) for grid in grids]
+            t = timefield.dense(t)
+        cells = t.shape[1:3]
+        if math.prod(cells) <= KNOTS:
+            emb = embed(t.reshape(t.shape[0], -1))
+            emb = emb.reshape(-1, *cells, self.width)
+            return [_cells(timefield.coarsen(emb, grid)) for grid in grids]
+        emb = embed((jnp.arange(KNOTS, dtype=jnp.float32)[None] - 1.0) / STEPS)
+        return [_between(emb, STEPS * t + 1.0, grid) for grid in grids]
+
+
+def _cells(emb: Float[Array, "_b gh gw e"]) -> LevelTimes:
+    return LevelTimes(emb.reshape(emb.shape[0], -1, emb.shape[-1]), grid=emb.shape[1:3])
+
+
+def _refines(grid: Grid, cells: tuple[int, ...]) -> bool:
+    return all(g % n == 0 for g, n in zip(grid, cells, strict=True))
+
+
+def _chosen(emb: Embedded, index: Int[Array, "_b gh gw 1"], grid: Grid) -> LevelTimes:
+    times = emb.shape[1]
+    if math.prod(grid) > times and _refines(grid, index.shape[1:3]):
+        return LevelTimes(emb, position=index)
+    hot = (index == jnp.arange(times, dtype=index.dtype).reshape(1, 1, 1, -1)).astype(jnp.float32)
+    return _mixed(emb, _pool(hot, grid), grid)
+
+
+def _between(emb: Embedded, position: Float[Array, "_b gh gw 1"], grid: Grid) -> LevelTimes:
+    times = emb.shape[1]
+    if math.prod(grid) > times and _refines(grid, position.shape[1:3]):
+        return LevelTimes(emb, position=position)
+    return _mixed(emb, _pool(knot_weights(position, times), grid), grid)
+
+
+def _mixed(emb: Embedded, weights: Float[Array, "_b _h _w j"], grid: Grid) -> LevelTimes:
+    if math.prod(grid) > emb.shape[1]:
+        return LevelTimes(emb, weights=weights.astype(emb.dtype))
+    # fewer pixels than times: from here on one time a pixel, so that blocks project those
+    weights = jnp.broadcast_to(weights, (weights.shape[0], *grid, weights.shape[-1]))
+    mixed = matmul(weights.reshape(weights.shape[0], -1, weights.shape[-1]), emb)
+    return LevelTimes(mixed, grid=grid)
+
+
+def _pool(weights: Float[Array, "_b gh gw j"], grid: Grid) -> Float[Array, "_b _h _w j"]:
+    """The area mean of weights on a coarser grid; an axis of size 1 stays.
+
+    Where cells are whole, as one reduction, which XLA computes together with the weights: they are never stored.
+    """
+    h, w = (1 if n == 1 else g for n, g in zip(weights.shape[1:3], grid, strict=True))
+    if weights.shape[1] % h or weights.shape[2] % w:
+        return timefield.resize(weights, grid)
+    b, gh, gw, j = weights.shape
+    return weights.reshape(b, h, gh // h, w, gw // w, j).mean((2, 4))
+
+
+def matmul(weights: Float[Array, "_b n j"], rows: Float[Array, "_b2 j d"]) -> Float[Array, "_b3 n d"]:
+    """Mixtures of rows, in the rows' type; float32 stays float32 on every device, for the weights are exact."""
+    precision = "highest" if rows.dtype == jnp.float32 else None
+    return jnp.matmul(weights.astype(rows.dtype), rows, precision=precision)
+
+
+def modulation(
+    table: Float[Array, "_b j d"], times: LevelTimes, num: int, grid: Grid
+) -> list[Float[Array, "_b2 _h _w _d2"]]:
+    """`num` maps [b|1, h|1, w|1, d / num] from a projection of the J embedded times [b|1, J, d]."""
+    batch, count, width = table.shape
+    if times.grid is not None:
+        maps = timefield.resize(table.reshape(batch, *times.grid, width), grid)
+        return jnp.split(maps, num, axis=-1)
+    if count <= CHOSEN:
+        return [_choose(part, times, grid) for part in jnp.split(table, num, axis=-1)]
+    weights = knot_weights(times.position, count) if times.weights is None else times.weights
+    b, h, w, _ = weights.shape
+    maps = matmul(weights.reshape(b, h * w, count), table).reshape(-1, h, w, width)
+    return jnp.split(timefield.resize(maps, grid), num, axis=-1)
+
+
+def _choose(rows: Float[Array, "_b j d"], times: LevelTimes, grid: Grid) -> Float[Array, "_b2 _h _w d"]:
+    """Elementwise, so that XLA does it within the operation that reads it: no map is ever stored."""
+    first, *others = (rows[:, None, None, j] for j in range(rows.shape[1]))
+    if times.weights is None:
+        index, out = timefield.resize(times.position, grid), first
+        for j, row in enumerate(others, 1):
+            out = jnp.where(index == j, row, out)
+        return out
+    # the first time's share is what the others leave: the shares add up to 1 whatever their rounding
+    return first + sum(times.weights[..., j : j + 1] * (row - first) for j, row in enumerate(others, 1))
