@@ -1,0 +1,148 @@
+"""One program compiled for TPUs that are not there, and what the compiler says of it, as it says it.
+
+`launch.apart` runs this file in a process of its own: `python -m launch.aot REQUEST ANSWER`, two JSON files.
+`launch.report` makes sense of the answer.
+"""
+
+import json
+import re
+import resource
+import sys
+import time
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from asyncpatch_jax import sharding
+from asyncpatch_jax.data.dataset import Dataset
+from launch import build, cost, fields, hlo, programs
+from launch.flops import model_flops
+from launch.topology import Topology
+
+_SIZE = r"([\d.]+)([KMGT]?)"
+_OUT_OF_MEMORY = (
+    re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+)
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Compile here.
+
+    Args:
+        request: "config" (plain), "topology", "slices", "classes" (of the data), "program" (train, sample, forward,
+            gradient), "effort" (None: the compiler's own), "batch" (not of train), "times" (as `launch.fields`, of
+            forward and gradient).
+
+    Returns:
+        "chips", "images" (of one run), "parameters", "seconds" {"trace", "compile"}, "host_bytes" (the most that this
+        process held), "argument_bytes" (by the shapes and layouts), "model_flops" (of all chips; see `launch.flops`);
+        and "memory" {name: bytes}, "xla" {"flops", "bytes"}, "once" and "total" {name: value}, "collectives" {kind:
+        {name: value}}, "kernels", "loops" and "conditionals" as `launch.cost.Count` has them; or, of a program that
+        does not fit, "needs" and "has" (bytes; None if the compiler does not say) and "message".
+
+    Raises:
+        ValueError: the request makes no sense.
+    """
+    where = Topology(request["topology"], request["slices"])
+    config = ConfigDict(request["config"])
+    run = _run(config, request["classes"])
+    mesh = sharding.make_mesh(**config.mesh, devices=where.devices())
+    program = _program(request, config, run, mesh)
+    start = time.perf_counter()
+    lowered = program.fn.lower(*program.args)
+    traced = time.perf_counter()
+    found = {
+        "chips": mesh.size,
+        "images": config.train.batch if request["program"] == "train" else request["batch"],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        "argument_bytes": sum(_bytes_on_chip(leaf) for leaf in jax.tree.leaves(program.args)),
+        "model_flops": _model_flops(request, config, program),
+    }
+    counted = time.perf_counter()
+    options = {"xla_optimization_level": request["effort"]} if request["effort"] else None
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found |= _too_large(str(error))
+    else:
+        found |= _read(compiled, mesh.size)
+    seconds = {"trace": traced - start, "compile": time.perf_counter() - counted}
+    host = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {**found, "seconds": seconds, "host_bytes": host}
+
+
+def _run(config: ConfigDict, classes: int) -> build.Run:
+    size = config.data.size
+    return build.untrained(config, Dataset(None, classes, (), (size, size, config.data.channels)))
+
+
+def _program(request: dict[str, Any], config: ConfigDict, run: build.Run, mesh: Mesh) -> programs.Program:
+    if request["program"] == "train":
+        return programs.training(config, run, mesh)
+    if request["program"] == "sample":
+        return programs.sampling(config, run, mesh, request["batch"])
+    make = {"forward": fields.forward, "gradient": fields.gradient}[request["program"]]
+    return make(config, run, mesh, request["batch"], request["times"])
+
+
+def _model_flops(request: dict[str, Any], config: ConfigDict, program: programs.Program) -> float:
+    if config.model.remat and request["program"] in ("train", "gradient"):
+        # what is computed again to save memory is no work of the model
+        config = config.copy_and_resolve_references()
+        config.model.remat = False
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        program = _program(request, config, _run(config, request["classes"]), mesh)
+    return model_flops(program.fn, *program.args)
+
+
+def _bytes_on_chip(leaf: Any) -> int:
+    return prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _read(compiled: Any, chips: int) -> dict[str, Any]:
+    memory, xla = compiled.memory_analysis(), compiled.cost_analysis()
+    counted = cost.count(hlo.parse(compiled.as_text()), chips)
+    return {
+        "memory": {
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes,
+            "aliased": memory.alias_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+            "peak": memory.peak_memory_in_bytes,
+        },
+        "xla": {"flops": xla["flops"], "bytes": xla["bytes accessed"]},
+        "once": counted.once._asdict(),
+        "total": counted.total._asdict(),
+        "collectives": {kind: one._asdict() for kind, one in counted.collectives.items()},
+        "kernels": counted.kernels,
+        "loops": counted.loops,
+        "conditionals": counted.conditionals,
+    }
+
+
+def _too_large(message: str) -> dict[str, Any]:
+    """What the compiler says when a program does not fit."""
+    found = next(filter(None, (pattern.search(message) for pattern in _OUT_OF_MEMORY)), None)
+    scale = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    needs, has = (float(found[i]) * scale[found[i + 1]] for i in (1, 3)) if found else (None, None)
+    return {"needs": needs, "has": has, "message": message.splitlines()[0]}
+
+
+def _main(asked: str, answered: str) -> None:
+    try:
+        result = answer(json.loads(Path(asked).read_text()))
+    except ValueError as error:
+        result = {"mistake": str(error)}
+    Path(answered).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,78 @@
+"""What a time field costs a network: one call of the denoiser, and one gradient of the loss, for a given field.
+
+The images, the noise and the loss are the same whatever the field; so the ratio of two programs is the price of the
+field alone.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from asyncpatch_jax import sharding, timefield
+from asyncpatch_jax.denoiser import bind
+from asyncpatch_jax.training import losses
+from asyncpatch_jax.types import Condition, FewTimes, Times
+from launch import build
+from launch.programs import Program
+
+PIXELS = "pixels"  # an arbitrary time for each pixel
+
+
+def field(times: int | str, batch: int, size: tuple[int, int]) -> Any:
+    """Shapes of a field of `times` distinct times (1: synchronous), or of `PIXELS`."""
+    if times == PIXELS:
+        return jax.ShapeDtypeStruct((batch, *size, 1), jnp.float32)
+    if times == 1:
+        return jax.ShapeDtypeStruct((batch, 1, 1, 1), jnp.float32)
+    index = jax.ShapeDtypeStruct((batch, *size, 1), jnp.int8)
+    return FewTimes(jax.ShapeDtypeStruct((batch, int(times)), jnp.float32), index)
+
+
+def forward(config: ConfigDict, run: build.Run, mesh: Mesh, batch: int, times: int | str) -> Program:
+    """One call of the denoiser `(params, x, label, field) -> (x0, eps)`."""
+
+    def call(params: Any, x: jax.Array, label: jax.Array, told: Any) -> tuple[jax.Array, jax.Array]:
+        with sharding.using(mesh):
+            cond = Condition(label=label) if run.num_classes else None
+            denoise = bind(run.model, params, run.process, run.kind, cond)
+            pred = denoise(x, Times(timefield.dense(told), told))
+            return pred.x0, pred.eps
+
+    params, *inputs = _arguments(run, mesh, batch, times)
+    return Program(jax.jit(call), (params, *inputs))
+
+
+def gradient(config: ConfigDict, run: build.Run, mesh: Mesh, batch: int, times: int | str) -> Program:
+    """The gradient of the configured loss `(params, x, label, field, key) -> (loss, gradient)`."""
+
+    def call(params: Any, x: jax.Array, label: jax.Array, told: Any, key: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            return losses.loss(
+                params,
+                key,
+                x,
+                Condition(label=label) if run.num_classes else None,
+                model=run.model,
+                process=run.process,
+                kind=run.kind,
+                times=lambda *_: told,
+                grid=run.shape[:2],
+                weight=build.weight(config),
+                uncertainty=config.loss.uncertainty if run.model.log_variance else 0.0,
+            )[0]
+
+        with sharding.using(mesh):
+            return jax.value_and_grad(loss)(params)
+
+    key = sharding.abstract(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(mesh))
+    return Program(jax.jit(call), (*_arguments(run, mesh, batch, times), key))
+
+
+def _arguments(run: build.Run, mesh: Mesh, batch: int, times: int | str) -> tuple[Any, ...]:
+    images = jax.ShapeDtypeStruct((batch, *run.shape), jnp.float32)
+    label = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    inputs = sharding.abstract((images, label, field(times, batch, run.shape[:2])), sharding.batch(mesh))
+    return sharding.abstract(run.params, build.layout(run, mesh)), *inputs
