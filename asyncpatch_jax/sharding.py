@@ -29,8 +29,9 @@ from jax.tree_util import keystr
 AXES = ("data", "fsdp", "tensor")
 _BATCH = ("data", "fsdp")
 _RULES = {"batch": _BATCH, "heads": "tensor", "hidden": "tensor"}
-# axes that FSDP leaves alone: those of a stack of layers, of which a loop takes one after another, and of a window
-_WHOLE = ("layers", "window")
+# axes that FSDP leaves alone: those of a stack of layers, of which a loop takes one after another, of a window, and of a
+# table in which each device looks up what its images need
+_WHOLE = ("layers", "window", "table")
 # a smaller parameter is kept on every device: to gather it would take longer than it saves
 MIN_SIZE = 2**14
 
@@ -86,12 +87,13 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in _BATCH)
 
 
-def parameter(mesh: Mesh, shape: Sequence[int], names: Names, min_size: int = MIN_SIZE) -> NamedSharding:
+def parameter(mesh: Mesh, shape: Sequence[int], names: Names) -> NamedSharding:
     """Of one parameter: named axes by the rules, then `fsdp` on the largest axis that is left and that it divides.
+
+    A parameter of fewer than MIN_SIZE elements is not split over `fsdp`.
 
     Args:
         names: of each axis; None for one without a rule.
-        min_size: parameters of fewer elements are not split over `fsdp`.
 
     Raises:
         ValueError: another number of names than axes.
@@ -99,7 +101,7 @@ def parameter(mesh: Mesh, shape: Sequence[int], names: Names, min_size: int = MI
     if len(names) != len(shape):
         raise ValueError(f"expected a name for each axis of {tuple(shape)}, got {tuple(names)}")
     axes = _axes(mesh, shape, names)
-    if mesh.shape["fsdp"] > 1 and math.prod(shape) >= min_size:
+    if mesh.shape["fsdp"] > 1 and math.prod(shape) >= MIN_SIZE:
         free = [i for i, axis in enumerate(axes) if axis is None and names[i] not in _WHOLE]
         free = [i for i in free if shape[i] % mesh.shape["fsdp"] == 0]
         if free:
@@ -107,9 +109,9 @@ def parameter(mesh: Mesh, shape: Sequence[int], names: Names, min_size: int = MI
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-def parameters(mesh: Mesh, params: Any, names: Any, min_size: int = MIN_SIZE) -> Any:
+def parameters(mesh: Mesh, params: Any, names: Any) -> Any:
     """The tree of `parameter` shardings of a tree of parameters (or shapes), with `model.logical_axes(params)`."""
-    return jax.tree.map(lambda leaf, axes: parameter(mesh, leaf.shape, axes, min_size), params, names)
+    return jax.tree.map(lambda leaf, axes: parameter(mesh, leaf.shape, axes), params, names)
 
 
 def alike(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
@@ -206,17 +208,19 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
     Processes that a tensor axis connects read the same part.
 
     Raises:
-        ValueError: the parts of the processes overlap in part, which no shape of the mesh of whole hosts does.
+        ValueError: processes would read parts that overlap, as no mesh of whole hosts makes them.
     """
-    rows = mesh.devices.reshape(batch_parts(mesh), -1)
-    parts: dict[int, frozenset[int]] = {}
-    for row, devices in enumerate(rows):
-        for device in devices:
-            parts[device.process_index] = parts.get(device.process_index, frozenset()) | {row}
-    distinct = sorted(set(parts.values()), key=min)
-    if sum(map(len, distinct)) != len(rows) or len(set(map(len, distinct))) != 1:
-        raise ValueError(f"expected a mesh whose batch parts are shared out evenly to hosts, got {dict(mesh.shape)}")
-    return distinct.index(parts[jax.process_index()]), len(distinct)
+    owners = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    return part(owners.reshape(batch_parts(mesh), -1), jax.process_index())
+
+
+def part(owners: np.ndarray, process: int) -> tuple[int, int]:
+    """`process_shard` of a process, from the processes [parts, devices] that hold each part of the batch."""
+    rows = {index: frozenset(np.flatnonzero((owners == index).any(1)).tolist()) for index in np.unique(owners).tolist()}
+    distinct = sorted(set(rows.values()), key=min)
+    if sum(map(len, distinct)) != len(owners) or len(set(map(len, distinct))) != 1:
+        raise ValueError(f"expected a mesh that shares the parts of a batch out evenly to hosts, got {owners.tolist()}")
+    return distinct.index(rows[process]), len(distinct)
 
 
 def place_batch(mesh: Mesh, local: Any) -> Any:

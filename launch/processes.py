@@ -31,9 +31,7 @@ def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
             return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
         except (KeyError, ValueError) as error:
             got = {name: environment[name] for name in given}
-            raise ValueError(
-                f"expected COORDINATOR_ADDRESS=HOST:PORT and numbers for the others of {_EXPLICIT}, got {got}"
-            ) from error
+            raise ValueError(f"expected an address and two numbers in {', '.join(_EXPLICIT)}, got {got}") from error
     if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
         return {}
     tpu = environment.get("JAX_PLATFORMS", "tpu").startswith("tpu") and importlib.util.find_spec("libtpu")

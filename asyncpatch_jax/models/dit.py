@@ -22,6 +22,7 @@ from asyncpatch_jax.models.layers import (
     project,
 )
 from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding, modulation
+from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
 Tokens = Float[Array, "b th tw d"]
@@ -79,7 +80,7 @@ class DiTBlock(nn.Module):
             return modulated_norm(x, "layer", None, None, table, times, silu=False, dtype=self.dtype)
 
         # each [b|1, J, d], of the J times
-        table = project(6 * x.shape[-1], self.dtype, "modulation")(times.emb)
+        table = project(times.emb, 6 * x.shape[-1], self.dtype, "modulation")
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(table, 6, axis=-1)
         (gate_a,), (gate_m,) = (modulation(gate, times, 1, x.shape[1:3]) for gate in (gate_a, gate_m))
         drop = nn.Dropout(self.dropout, deterministic=not self.train)
@@ -90,8 +91,10 @@ class DiTBlock(nn.Module):
             cross = Attention(self.heads, self.dtype, name="cross")
             x = x + cross(flat(normalise(x, "layer").astype(self.dtype)), *context).reshape(x.shape)
         h = modulated(x, scale_m, shift_m)
-        h = nn.gelu(nn.Dense(self.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp_in")(h), approximate=True)
-        return x + gate_m * drop(nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(h)), None
+        h = nn.Dense(self.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp_in")(h)
+        h = nn.gelu(constrain(h, "batch", None, None, "hidden"), approximate=True)
+        x = x + gate_m * drop(nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(h))
+        return constrain(x, "batch", None, None, None), None
 
 
 class DiT(nn.Module):
@@ -157,7 +160,7 @@ class DiT(nn.Module):
         (times,) = TimeEmbedding(self.width, self.dtype, name="time")(t, label, [grid])
 
         patches = rearrange(x.astype(self.dtype), "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
-        x = nn.Dense(self.width, dtype=self.dtype, name="patches")(patches)
+        x = constrain(nn.Dense(self.width, dtype=self.dtype, name="patches")(patches), "batch", None, None, None)
         x = x + positions(*grid, self.width).astype(self.dtype)
 
         block_class = nn.remat(DiTBlock, prevent_cse=not self.scan) if self.remat else DiTBlock
@@ -171,7 +174,7 @@ class DiT(nn.Module):
         )
         x, _ = stack(self.heads, self.mlp_ratio, self.dropout, self.dtype, train, name="blocks")(x, times, context)
 
-        shift, scale = jnp.split(project(2 * self.width, self.dtype, "modulation_out")(times.emb), 2, axis=-1)
+        shift, scale = jnp.split(project(times.emb, 2 * self.width, self.dtype, "modulation_out"), 2, axis=-1)
         table = jnp.concatenate([scale, shift], axis=-1)
         x = modulated_norm(x, "layer", None, None, table, times, silu=False, dtype=self.dtype)
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from asyncpatch_jax.models.times import LevelTimes, modulation
+from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition
 
 NormKind = Literal["group", "rms"]
@@ -24,7 +25,7 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "scale": ("channels",),
     "time/in/kernel": ("frequencies", "embedding"),
     "time/out/kernel": ("embedding", "embedding"),
-    "label/embedding": ("classes", "embedding"),
+    "label/embedding": ("table", "table"),
     "null_token": (None, None, "embedding"),
     "tokens/kernel": ("context", "embedding"),
     "film/kernel": ("embedding", "channels"),
@@ -195,13 +196,14 @@ class ModulatedNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Features, times: LevelTimes) -> Features:
         scale, bias = _affine(self, self.kind, x.shape[-1])
-        table = project(2 * x.shape[-1], self.dtype, "film")(times.emb)
+        table = project(times.emb, 2 * x.shape[-1], self.dtype, "film")
         return modulated_norm(x, self.kind, scale, bias, table, times, silu=True, dtype=self.dtype)
 
 
-def project(features: int, dtype: Any, name: str) -> nn.Dense:
-    """The projection of embedded times to modulations, zero at initialisation."""
-    return nn.Dense(features, kernel_init=nn.initializers.zeros, dtype=dtype, name=name)
+def project(emb: Float[Array, "_b j e"], features: int, dtype: Any, name: str) -> Float[Array, "_b j {features}"]:
+    """Modulations of the embedded times, zero at initialisation."""
+    dense = nn.Dense(features, kernel_init=nn.initializers.zeros, dtype=dtype, name=name)
+    return constrain(dense(emb), "batch", None, None)
 
 
 class Attention(nn.Module):
@@ -235,6 +237,7 @@ class Attention(nn.Module):
             q = nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name="q")(x)
             kv = nn.DenseGeneral((2, *shape), use_bias=False, dtype=self.dtype, name="kv")(context)
             k, v = kv[:, :, 0], kv[:, :, 1]
+        q, k, v = (constrain(part, "batch", None, "heads", None) for part in (q, k, v))
         q = nn.RMSNorm(use_fast_variance=False, dtype=self.dtype, name="q_norm")(q)
         k = nn.RMSNorm(use_fast_variance=False, dtype=self.dtype, name="k_norm")(k)
         out = jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None, None, :])

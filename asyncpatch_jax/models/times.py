@@ -20,6 +20,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from asyncpatch_jax import timefield
+from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.types import FewTimes, TimeField
 
@@ -90,7 +91,8 @@ class TimeEmbedding(nn.Module):
         out = nn.Dense(self.width, dtype=self.dtype, name="out")
 
         def embed(times: Float[Array, "_b j"]) -> Embedded:
-            emb = out(nn.silu(into(sinusoid(times, 256).astype(self.dtype))))
+            hidden = constrain(into(sinusoid(times, 256).astype(self.dtype)), "batch", None, None)
+            emb = constrain(out(nn.silu(hidden)), "batch", None, None)
             return nn.silu(emb if label is None else emb + label)
 
         if isinstance(t, FewTimes):

@@ -23,6 +23,7 @@ from asyncpatch_jax.models.layers import (
     logical_axes,
 )
 from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding
+from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
 # The paper names parameter counts; its widths are lost from its text. 600M (634 M) keeps the shape of the nearest
@@ -72,13 +73,15 @@ class ResBlock(nn.Module):
         change = {"": lambda h: h, "down": _downsample, "up": _upsample}[self.resample]
         h = nn.silu(Norm(self.norm, self.dtype, name="norm_in")(x))
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv_in")(change(h))
+        h = constrain(h, "batch", None, None, None)  # what comes next looks at all channels of a pixel
         h = ModulatedNorm(self.norm, self.dtype, name="norm_out")(h, times)
+        h = constrain(h, "batch", None, None, None)
         h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
         h = nn.Conv(self.features, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(h)
         x = change(x)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
-        return x + h
+        return constrain(x + h, "batch", None, None, None)
 
 
 class AttentionBlock(nn.Module):
@@ -216,6 +219,7 @@ class UNet(nn.Module):
             return stack(*block_args(level), name=name)(x, skips, times[level], context)
 
         x = nn.Conv(self.base, (3, 3), dtype=self.dtype, name="stem")(x.astype(self.dtype))
+        x = constrain(x, "batch", None, None, None)
         entries, firsts, rest = [], [], []  # per level: its input, its first block's output, the other blocks' outputs
         for level in range(levels):
             if level:
