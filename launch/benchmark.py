@@ -1,61 +1,29 @@
-"""What each schedule costs, as a ratio to synchronous sampling in the same run; and each sampler of training times.
+"""What each schedule, each sampler of training times and each kind of field costs, as a ratio to synchronous ones.
 
   python -m launch.benchmark --config=configs/digits.py
   python -m launch.benchmark --config=configs/imagenet64_60m.py --batch=32 --repeats=9 --out=v6e.json
-  python -m launch.benchmark --workdir=runs/digits
+  python -m launch.benchmark --workdir=runs/digits --parts=training,torch      # against PyTorch too
 
-Prints a table and writes it as JSON to --out. The weights are random unless --workdir names a trained run: they do not
+Prints tables and writes them as JSON to --out. The weights are random unless --workdir names a trained run: they do not
 change what a run costs. See docs/benchmark.md for what is measured, and how.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from asyncpatch_jax.files import check_writable, refuse_existing, write_json
 from asyncpatch_jax.sampling import repaint_cost
-from launch import build, cases, cli, pictures, trained
+from launch import build, cache, cases, cli, pictures, reference, trained, versus
 from launch.generate import Inputs, image_keys
+from launch.timing import compiled, interleaved, row, table
 
-
-def compiled(lower: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], float, float]:
-    """Compile ahead of time: the function, the seconds it took, and the MiB that it needs."""
-    start = time.perf_counter()
-    done = lower(*arguments).compile()
-    seconds = time.perf_counter() - start
-    memory = done.memory_analysis()
-    parts = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return done, seconds, (parts - memory.alias_size_in_bytes) / 2**20
-
-
-def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, `repeats` times in turn, so that a machine that slows down slows all of them alike.
-
-    Every call is made once before, untimed.
-    """
-    for call in calls.values():
-        jax.block_until_ready(call())
-    seconds = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratio(seconds: list[float], baseline: list[float]) -> dict[str, float]:
-    """Median, lowest and highest of the ratios within each repetition."""
-    ratios = [a / b for a, b in zip(seconds, baseline, strict=True)]
-    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+PARTS = ("sampling", "training", "fields", "torch")
 
 
 def sampling_rows(run: build.Run, batch: int, repeats: int) -> list[dict[str, Any]]:
@@ -69,42 +37,27 @@ def sampling_rows(run: build.Run, batch: int, repeats: int) -> list[dict[str, An
     chosen, calls, costs = cases.schedules(run), {}, {}
     for name, case in chosen.items():
         print(f"compiling {name}", flush=True)
-        call, *costs[name] = compiled(jax.jit(partial(case.images, net)).lower, run.params, inputs)
-        calls[name] = partial(call, run.params, inputs)
+        costs[name] = compiled(jax.jit(partial(case.images, net)), run.params, inputs)
+        calls[name] = partial(costs[name].call, run.params, inputs)
     print(f"sampling {batch} images {repeats} times along each", flush=True)
     seconds = interleaved(calls, repeats)
     rows = []
     for name, case in chosen.items():
-        evaluations = cases.model_calls(case, net, inputs)
-        median = statistics.median(seconds[name])
-        rows.append(
-            {
-                "name": name,
-                "steps": case.steps,
-                "model_calls": evaluations,
-                "images_per_s": batch / median,
-                "ms_per_step": 1e3 * median / case.steps,
-                "to_sync": ratio(seconds[name], seconds["sync"]),
-                "compile_s": costs[name][0],
-                "memory_mib": costs[name][1],
-                "seconds": seconds[name],
-            }
-        )
-    for row in rows:
+        made = row(name, batch, seconds[name], seconds["sync"], costs[name])
+        more = {"steps": case.steps, "model_calls": cases.model_calls(case, net, inputs)}
+        rows.append({**made, **more, "ms_per_step": made.pop("ms") / case.steps})
+    for made in rows:
         # what a schedule costs beyond the calls that it makes
-        row["to_sync_per_call"] = row["to_sync"]["median"] * rows[0]["model_calls"] / row["model_calls"]
+        made["to_sync_per_call"] = made["to_sync"]["median"] * rows[0]["model_calls"] / made["model_calls"]
     return rows
 
 
 def training_rows(run: build.Run, batch: int, repeats: int) -> list[dict[str, Any]]:
     """One row for each sampler of training times."""
-    rng = np.random.default_rng(0)
-    data = {
-        "image": jnp.asarray(rng.uniform(-1, 1, (batch, *run.shape)), jnp.float32),
-        "label": jnp.zeros(batch, jnp.int32),
-    }
-    key = jax.random.key(0)
-    state, lowered = cases.train_steps(run)
+    data, key = cases.batch_of(run, batch), jax.random.key(0)
+    state, steps = cases.train_steps(run)
+    # what is computed a second time to save memory is no work of the model's
+    _, plain = cases.train_steps(run._replace(model=run.model.clone(remat=False)))
     calls, costs = {}, {}
 
     def step(done: Callable[..., Any]) -> Any:
@@ -112,67 +65,78 @@ def training_rows(run: build.Run, batch: int, repeats: int) -> list[dict[str, An
         state, metrics = done(state, data, key)
         return state, metrics
 
-    for name, lower in lowered.items():
+    for name, fn in steps.items():
         print(f"compiling a training step, {name}", flush=True)
-        call, *costs[name] = compiled(lower, state, data, key)
-        calls[name] = partial(step, call)
+        costs[name] = compiled(fn, state, data, key, counted=plain[name])
+        calls[name] = partial(step, costs[name].call)
     print(f"training on {batch} images {repeats} times with each", flush=True)
     seconds = interleaved(calls, repeats)
-    return [
-        {
-            "name": name,
-            "ms_per_step": 1e3 * statistics.median(seconds[name]),
-            "images_per_s": batch / statistics.median(seconds[name]),
-            "to_sync": ratio(seconds[name], seconds["synchronous"]),
-            "compile_s": costs[name][0],
-            "memory_mib": costs[name][1],
-            "seconds": seconds[name],
-        }
-        for name in lowered
-    ]
+    return [row(name, batch, seconds[name], seconds["synchronous"], costs[name]) for name in steps]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as aligned text: names to the left, numbers to the right."""
-    columns = {
-        "name": ("", "{}"),
-        "steps": ("steps", "{}"),
-        "model_calls": ("model calls", "{:g}"),
-        "images_per_s": ("images/s", "{:.4g}"),
-        "ms_per_step": ("ms/step", "{:.4g}"),
-        "to_sync": ("x sync (low ... high)", "{0[median]:.3f} ({0[low]:.3f} ... {0[high]:.3f})"),
-        "to_sync_per_call": ("x sync per call", "{:.3f}"),
-        "compile_s": ("compile s", "{:.1f}"),
-        "memory_mib": ("memory MiB", "{:.1f}"),
-    }
-    shown = {key: column for key, column in columns.items() if key in rows[0]}
-    cells = [[title for title, _ in shown.values()]]
-    cells += [[text.format(row[key]) for key, (_, text) in shown.items()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    line = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
-    return "\n".join(line.format(*row) for row in cells)
+def field_rows(run: build.Run, batch: int, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """What the field alone costs the network: one call, and one gradient, with a row for each kind of field."""
+    tables = {}
+    for what, programs in cases.field_programs(run, batch).items():
+        calls, costs = {}, {}
+        for name, program in programs.items():
+            print(f"compiling {what}, {name}", flush=True)
+            given = cases.arguments(run, program)
+            costs[name] = compiled(program.fn, *given)
+            calls[name] = partial(costs[name].call, *given)
+        seconds = interleaved(calls, repeats)
+        tables[what] = [row(name, batch, seconds[name], seconds["synchronous"], costs[name]) for name in programs]
+    return tables
 
 
-def benchmark(run: build.Run, batch: int, repeats: int) -> dict[str, Any]:
-    """All rows of a network, and what they were measured on.
+def benchmark(run: build.Run, batch: int, repeats: int, parts: list[str], *, compile_torch: bool) -> dict[str, Any]:
+    """The rows of the parts asked for, and what they were measured on.
 
     Raises:
-        ValueError: settings that do not make sense.
+        ValueError: settings that do not make sense, or an unknown part.
     """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        raise ValueError(f"expected --parts out of {', '.join(PARTS)}, got {', '.join(unknown) or 'none'}")
+    if "torch" in parts:
+        reference.check(run)
     device = jax.devices()[0]
     calls, renoised = repaint_cost(250)
+    make = {
+        "sampling": sampling_rows,
+        "training": training_rows,
+        "fields": field_rows,
+        "torch": partial(versus.compare, compile_torch=compile_torch),
+    }
     return {
         "device": f"{device.platform} ({device.device_kind})",
         "jax": jax.__version__,
         "image": run.shape,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        "dtype": run.config.model.dtype,
         "solver": run.config.sample.solver,
         "batch": batch,
         "repeats": repeats,
-        "sampling": sampling_rows(run, batch, repeats),
-        "training": training_rows(run, batch, repeats),
+        **{part: make[part](run, batch, repeats) for part in PARTS if part in parts},
         "repaint_as_published": {"steps": 250, "model_calls": calls, "renoised_levels": renoised},
     }
+
+
+def text(report: dict[str, Any]) -> str:
+    """A report's tables, to be read."""
+    lines = ["{device}, {parameters:,} parameters, {dtype}, batch {batch}, {repeats} repeats".format(**report)]
+    if "sampling" in report:
+        about = "RePaint as published: {steps} steps, {model_calls} model calls, {renoised_levels} re-noised levels"
+        lines += ["", table(report["sampling"]), about.format(**report["repaint_as_published"])]
+    if "training" in report:
+        lines += ["", table(report["training"])]
+    for what, rows in report.get("fields", {}).items():
+        lines += ["", f"{what}:", table(rows)]
+    if "torch" in report:
+        about = "PyTorch {torch}, {threads} threads; parameters: {parameters[0]:,} here, {parameters[1]:,} there"
+        lines += ["", f"{about}; outputs differ by {{difference:.1e}}:".format(**report["torch"])]
+        lines += [table(report["torch"]["rows"])]
+    return "\n".join(lines)
 
 
 def network(config: ConfigDict, workdir: str | None, steps: int | None) -> build.Run:
@@ -198,12 +162,9 @@ def main(config: ConfigDict) -> None:
     refuse_existing(values.out, values.overwrite)
     run = network(config, values.workdir, values.steps)
     check_writable(values.out)
-    report = benchmark(run, values.batch, values.repeats)
-    published = report["repaint_as_published"]
-    print("\n{device}, {parameters:,} parameters, batch {batch}, {repeats} repeats".format(**report))
-    print(f"\n{table(report['sampling'])}\n\n{table(report['training'])}\n")
-    about = "RePaint as published: {steps} steps, {model_calls} model calls, {renoised_levels} re-noised levels"
-    print(about.format(**published))
+    cache.stop()
+    report = benchmark(run, values.batch, values.repeats, values.parts, compile_torch=values.torch_compile)
+    print(f"\n{text(report)}\n")
     write_json(values.out, report, overwrite=values.overwrite)
     print(f"wrote {values.out}")
 
@@ -213,6 +174,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 16, "Images at a time.", lower_bound=1)
     flags.DEFINE_integer("steps", None, "Steps of a synchronous run; config.sample.steps unless given.")
     flags.DEFINE_integer("repeats", 5, "Timed repetitions; the table shows medians.", lower_bound=1)
+    flags.DEFINE_list("parts", ["sampling", "training", "fields"], f"What to measure, out of {', '.join(PARTS)}.")
+    flags.DEFINE_bool("torch_compile", False, "Run PyTorch's network through torch.compile too (slow to compile).")
     flags.DEFINE_string("out", "benchmark.json", "File to write.")
     flags.DEFINE_bool("overwrite", False, "Replace --out.")
     cli.main(main, __doc__)

@@ -1,4 +1,4 @@
-"""What the benchmark runs: every schedule on one network, and a training step with every sampler of times."""
+"""What the benchmark runs: every schedule, a training step with every sampler of times, and single calls by field."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,14 +10,16 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array
 
+from asyncpatch_jax import sharding
 from asyncpatch_jax.data import masks
 from asyncpatch_jax.sampling import Graded, Inpaint, Table, repaint, sample, start
 from asyncpatch_jax.training.step import TrainState, create, train_step
-from asyncpatch_jax.types import Image
-from launch import build
+from asyncpatch_jax.types import FewTimes, Image
+from launch import build, fields
 from launch.generate import Inputs, Net, denoiser, generate
 from launch.inpaint import field
 from launch.plans import Plan, plan
+from launch.programs import Program
 
 
 class Case(NamedTuple):
@@ -106,11 +108,17 @@ def _marks(program: Any) -> int:
     return total
 
 
-def train_steps(run: build.Run) -> tuple[TrainState, dict[str, Callable[[TrainState, Any, Array], Any]]]:
-    """A state, and for each sampler of times how to lower a step `(state, batch, key)`; "synchronous" comes first."""
+def batch_of(run: build.Run, batch: int) -> dict[str, Array]:
+    """A batch to train on."""
+    images = np.random.default_rng(0).uniform(-1, 1, (batch, *run.shape))
+    return {"image": jnp.asarray(images, jnp.float32), "label": jnp.zeros(batch, jnp.int32)}
+
+
+def train_steps(run: build.Run, only: str = "") -> tuple[TrainState, dict[str, Any]]:
+    """A state, and for each sampler of times (or `only` one) a jitted step of it and a batch; "synchronous" first."""
     optimizer = build.optimizer(run.config)
     steps = {}
-    for name in sorted(build.TIMES, key=lambda name: name != "synchronous"):
+    for name in [only] if only else sorted(build.TIMES, key=lambda name: name != "synchronous"):
         config = run.config.copy_and_resolve_references()
         with config.ignore_type():
             config.times.update({setting: None for setting in config.times if setting not in ("name", "grid")})
@@ -122,5 +130,39 @@ def train_steps(run: build.Run) -> tuple[TrainState, dict[str, Callable[[TrainSt
             ema=config.optim.ema,
             accumulate=config.optim.accumulate,
         )
-        steps[name] = jax.jit(step, donate_argnums=0).lower
+        steps[name] = jax.jit(step, donate_argnums=0)
     return create(jax.tree.map(jnp.copy, run.params), optimizer), steps
+
+
+FIELDS: dict[str, int | str] = {
+    "synchronous": 1,
+    "2 times (inpainting)": 2,
+    "3 times (autoregression)": 3,
+    "a time per pixel": fields.PIXELS,
+}
+
+
+def field_programs(run: build.Run, batch: int) -> dict[str, dict[str, Program]]:
+    """One call of the denoiser, and one gradient of the loss, for each of `FIELDS`, by name."""
+    mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
+    made = {"one call": fields.forward, "one gradient": fields.gradient}
+    return {
+        what: {name: make(run.config, run, mesh, batch, times) for name, times in FIELDS.items()}
+        for what, make in made.items()
+    }
+
+
+def arguments(run: build.Run, program: Program) -> tuple[Any, ...]:
+    """The run's parameters, and numbers of the shapes of a field's program: images, labels, field [, key]."""
+    rng = np.random.default_rng(0)
+    _, images, label, told, *key = program.args
+    x = jnp.asarray(rng.normal(size=images.shape), images.dtype)
+    if isinstance(told, FewTimes):
+        # each of the times somewhere in every image
+        index = rng.integers(0, told.values.shape[1], told.index.shape)
+        times: Any = FewTimes(
+            jnp.asarray(rng.uniform(size=told.values.shape), jnp.float32), jnp.asarray(index, jnp.int8)
+        )
+    else:
+        times = jnp.asarray(rng.uniform(size=told.shape), jnp.float32)
+    return run.params, x, jnp.zeros(label.shape, jnp.int32), times, *([jax.random.key(0)] if key else [])

@@ -15,7 +15,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from launch import processes
+from launch import cache, processes
 
 DEFAULT = "configs/digits.py"
 _USER_ERRORS = (ValueError, OSError, FloatingPointError, flags.Error)
@@ -57,6 +57,7 @@ def _start(run: Callable[[], None], parse: Callable[[Sequence[str]], list[str]])
         if len(argv) > 1:
             raise ValueError(f"expected flags only (--name=value), got {argv[1]!r}")
         logging.set_verbosity(logging.ERROR)
+        cache.start(os.environ)
         processes.start()
         run()
 

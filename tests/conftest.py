@@ -7,6 +7,8 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# what a test compiles, no earlier run has compiled for it
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
 
