@@ -29,8 +29,8 @@ from jax.tree_util import keystr
 AXES = ("data", "fsdp", "tensor")
 _BATCH = ("data", "fsdp")
 _RULES = {"batch": _BATCH, "heads": "tensor", "hidden": "tensor"}
-# axes that FSDP leaves alone: those of a stack of layers, of which a loop takes one after another, of a window, and of a
-# table in which each device looks up what its images need
+# axes that FSDP leaves alone: those of a stack of layers, of which a loop takes one after another, of a window, and of
+# a table in which each device looks up what its images need
 _WHOLE = ("layers", "window", "table")
 # a smaller parameter is kept on every device: to gather it would take longer than it saves
 MIN_SIZE = 2**14

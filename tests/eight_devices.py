@@ -1,0 +1,284 @@
+"""What `test_sharding.py` runs in a process with eight devices: on any mesh, the same as on one device."""
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from asyncpatch_jax import sharding
+from asyncpatch_jax.models import DiT, UNet
+from asyncpatch_jax.training.checkpoints import Checkpoints
+from asyncpatch_jax.training.step import adam, create
+from launch import build, cli, pictures, programs
+from launch.generate import generate
+from launch.plans import plan
+
+ROOT = Path(__file__).parent.parent
+UNET = {"model.base": 16, "model.head_dim": 8, "model.multipliers": (1,), "model.attention": (0,)}
+NETWORKS = {
+    "unet, group norm": UNET,
+    "unet, rms norm, scan": {
+        **UNET,
+        "model.blocks": 2,
+        "model.norm": "rms",
+        "model.scan": True,
+        "model.log_variance": False,
+        "optim.accumulate": 2,
+    },
+    "dit": {
+        "model.name": "dit",
+        "model.preset": "",
+        "model.width": 32,
+        "model.depth": 2,
+        "model.heads": 4,
+        "model.patch": 4,
+    },
+}
+MESHES = {
+    "unet, group norm": [(4, 2, 1), (2, 2, 2)],
+    "unet, rms norm, scan": [(1, 8, 1), (1, 4, 2)],
+    "dit": [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2), (1, 2, 4)],
+}
+CASES = [(name, mesh) for name, meshes in MESHES.items() for mesh in meshes]
+CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5)
+
+
+@pytest.fixture(autouse=True)
+def split_everything(monkeypatch):
+    assert jax.device_count() == 8
+    monkeypatch.setattr(sharding, "MIN_SIZE", 64)
+
+
+@functools.cache
+def case(name):
+    """A run with random parameters (those of a fresh network are zero where they matter), and a batch."""
+    config = cli.load(str(ROOT / "configs" / "digits.py"))
+    common = {
+        "times.name": "independent",
+        "times.grid": (2, 2),
+        "train.batch": 16,
+        "optim.warmup": 0,
+        "sample.steps": 3,
+        "sample.guidance": 2.0,
+    }
+    config.update_from_flattened_dict({**common, **NETWORKS[name]})
+    run = build.untrained(config, build.dataset(config))
+    leaves, tree = jax.tree.flatten(run.params)
+    rng = np.random.default_rng(0)
+    values = [rng.normal(0.5 if leaf.ndim < 2 else 0, 0.2, leaf.shape).astype(np.float32) for leaf in leaves]
+    images = {
+        "image": rng.uniform(-1, 1, (16, *run.shape)).astype(np.float32),
+        "label": rng.integers(0, 10, 16).astype(np.int32),
+    }
+    return run._replace(params=jax.tree.unflatten(tree, values)), images
+
+
+def mesh_of(shape):
+    return sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+
+
+def placed(tree, like):
+    return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), tree, like)
+
+
+def trained(name, shape, steps=2):
+    run, images = case(name)
+    program = programs.training(run.config, run, mesh_of(shape))
+    like, batch, key = program.args
+    compiled = program.fn.lower(*program.args).compile()
+    state, images = placed(create(run.params, build.optimizer(run.config)), like), placed(images, batch)
+    curve = []
+    for _ in range(steps):
+        state, metrics = compiled(state, images, jax.device_put(jax.random.key(3), key.sharding))
+        curve.append(jax.device_get(metrics))
+    return compiled, state, curve
+
+
+@functools.cache
+def on_one_device(name):
+    _, state, curve = trained(name, (1, 1, 1))
+    return jax.device_get(state), curve
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_training(name, shape):
+    """Metrics, gradients (in Adam's moments), parameters and averages; each lies where its parameter does."""
+    reference, curve = on_one_device(name)
+    compiled, state, sharded_curve = trained(name, shape)
+    for a, b in zip(sharded_curve, curve, strict=True):
+        jax.tree.map(CLOSE, a, b)
+    (mu, nu), (mu_one, nu_one) = moments(state), moments(reference)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(mu_one))
+    for one, other, atol in ((mu, mu_one, 1e-6 * largest), (nu, nu_one, 1e-6 * largest**2)):
+        jax.tree.map(functools.partial(CLOSE, atol=atol), one, other)
+    rate = case(name)[0].config.optim.learning_rate
+    for one, other in ((state.params, reference.params), (state.ema, reference.ema)):
+        # Adam takes a whole step along a gradient next to zero, whatever its sign is by rounding
+        sure = jax.tree.map(lambda leaf: np.abs(leaf) > 1e-3 * largest, mu_one)
+        jax.tree.map(lambda a, b, s: CLOSE(np.asarray(a)[s], b[s], atol=0.1 * rate), one, other, sure)
+
+    for copy in (mu, nu, state.ema):
+        same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), copy, state.params)
+        assert all(jax.tree.leaves(same))
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(reference.params))
+    own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.params))
+    assert own < 1.15 * whole / shape[1]
+    assert not re.findall(r" all-to-all(?:-start)?\(", compiled.as_text())
+
+
+def moments(state):
+    adams = jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu"))
+    return next((s.mu, s.nu) for s in adams if hasattr(s, "mu"))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("unet, group norm", (4, 2, 1)), ("dit", (2, 2, 2)), ("dit", (1, 8, 1))])
+def test_sampling(name, shape):
+    """Classifier-free guidance gives the same images, and moves none of the batch between devices."""
+    run, _ = case(name)
+
+    batch = pictures.inputs(run, jax.random.key(1), np.zeros((16, *run.shape)), np.arange(16) % 10)
+    schedule, num_steps, _ = plan("sync", run)
+    alone = generate(pictures.net(run), run.params, schedule, batch, num_steps=num_steps).images
+    program = programs.sampling(run.config, run, mesh_of(shape), 16)
+    compiled = program.fn.lower(*program.args).compile()
+    CLOSE(compiled(*placed((run.params, schedule, batch), program.args)).images, alone, atol=1e-4)
+    assert not re.findall(r" all-to-all(?:-start)?\(", compiled.as_text())
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_sampled_all_the_same():
+    run, _ = case("dit")
+    batch = pictures.inputs(run, jax.random.key(1), np.zeros((3, *run.shape)), np.arange(3))
+    schedule, num_steps, _ = plan("sync", run)
+    images = [
+        generate(pictures.net(run._replace(mesh=mesh)), run.params, schedule, batch, num_steps=num_steps).images
+        for mesh in (None, mesh_of((8, 1, 1)))
+    ]
+    CLOSE(*images, atol=1e-4)
+
+
+def test_a_checkpoint_moves_to_any_mesh(tmp_path):
+    run, _ = case("dit")
+    optimizer = build.optimizer(run.config)
+    state, batches = create(run.params, optimizer), Position({"next_index": 7})
+    like = programs.training(run.config, run, mesh_of((2, 2, 2))).args[0]
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, placed(state, like), batches)
+    for shape in ((1, 1, 1), (1, 2, 1), (2, 1, 2), (1, 8, 1)):
+        like, batches = programs.training(run.config, run, mesh_of(shape)).args[0], Position({})
+        with Checkpoints(tmp_path / "c", read_only=True) as checkpoints:
+            restored = checkpoints.restore(like, batches)
+        assert batches.state == {"next_index": 7}
+        for a, b, c in zip(*map(jax.tree.leaves, (restored, state, like)), strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert a.sharding == c.sharding
+
+
+class Position:
+    """Of a stream of batches."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+
+def test_the_state_of_any_optimizer_lies_where_its_parameters_do(monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SIZE", 8)
+    params = {"a": {"w": jnp.ones((16, 8))}, "head": {"w": jnp.ones((8, 8)), "b": jnp.ones(8)}}
+    mesh = mesh_of((1, 8, 1))
+    names = jax.tree.map(lambda x: (None,) * x.ndim, params)
+    layout = sharding.parameters(mesh, params, names)
+    assert (layout["a"]["w"].spec, layout["head"]["b"].spec) == (P("fsdp", None), P("fsdp"))
+    expected = {(16, 8): P("fsdp", None), (8, 8): P("fsdp", None), (8,): P("fsdp"), (): P()}
+    for optimizer in (adam(1e-3), adam(1e-3, only="head"), optax.MultiSteps(optax.lamb(1e-3), 2)):
+        state = optimizer.init(params)
+        found = sharding.alike(mesh, state, params, layout)
+        assert jax.tree.structure(found) == jax.tree.structure(state)
+        for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True):
+            assert place.spec == expected[leaf.shape]
+    # what has a parameter's name but not its shape, as the rows and columns of a factored moment
+    assert sharding.alike(mesh, {"v_row": {"a": {"w": jnp.ones(16)}}}, params, layout)["v_row"]["a"]["w"].spec == P()
+
+
+def test_layouts_of_parameters(monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SIZE", 32)
+    mesh = mesh_of((2, 2, 2))
+    spec = lambda shape, *names: sharding.parameter(mesh, shape, names).spec  # noqa: E731
+    conv = ("window", "window", "channels", "hidden")
+    assert spec((3, 3, 4, 6), *conv) == P(None, None, "fsdp", "tensor")
+    assert spec((2, 3, 3, 4, 7), "layers", *conv) == P(None, None, None, "fsdp", None)
+    assert spec((8, 4), "channels", "channels") == P("fsdp", None)
+    assert spec((8, 5), "layers", "channels") == P(None, None)
+    assert spec((6, 4), "channels", "channels") == P(None, None)  # too small
+    with pytest.raises(ValueError, match=r"a name for each axis of \(8, 4\), got \('channels',\)"):
+        sharding.parameter(mesh, (8, 4), ("channels",))
+
+
+def test_every_parameter_of_every_network_has_names():
+    for model in (
+        UNet(base=8, multipliers=(1, 2), blocks=2, attention=(1,), head_dim=8, num_classes=3, context_dim=5),
+        DiT(width=16, depth=2, heads=2, num_classes=3, context_dim=5, log_variance=True),
+    ):
+        params = jax.eval_shape(lambda model=model: build.init_params(model, jax.random.key(0), (8, 8, 3)))
+        names = model.logical_axes(params)
+        found = jax.tree.map(lambda leaf, axes: len(axes) == leaf.ndim, params, names)
+        assert all(jax.tree.leaves(found))
+    with pytest.raises(ValueError, match=r"names of the axes of mystery, of shape \(3,\), got None"):
+        model.logical_axes({"mystery": jnp.zeros(3)})
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_each_device_applies_a_function_to_its_part(shape):
+    """With its gradient, also to an argument that all images share."""
+    mesh = mesh_of(shape)
+    seen = []
+
+    @jax.custom_vjp
+    def kernel(x, table):
+        seen.append((x.shape, table.shape))
+        return x * table
+
+    kernel.defvjp(lambda x, t: (kernel(x, t), (x, t)), lambda saved, g: (g * saved[1], (g * saved[0]).sum(0)[None]))
+
+    def loss(x, table):
+        split = sharding.per_shard(kernel, (("batch", "channels"), ("batch", "channels")), ("batch", "channels"))
+        return (split(x, table) ** 2).sum()
+
+    def on_mesh(x, table):
+        with sharding.using(mesh):
+            return loss(x, table)
+
+    x, table = jnp.arange(32.0).reshape(16, 2), jnp.array([[2.0, 3.0]])
+    expected = jax.grad(loss, (0, 1))(x, table)
+    seen.clear()
+    found = jax.jit(jax.grad(on_mesh, (0, 1)))(jax.device_put(x, sharding.batch(mesh)), table)
+    assert seen[0] == ((16 // sharding.batch_parts(mesh), 2), (1, 2))
+    for a, b in zip(found, expected, strict=True):
+        CLOSE(a, b)
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (2, 2, 1), (-1, 3, 1), (0, 8, 1), (-2, 4, 1), (-1, 16, 1)])
+def test_meshes_that_do_not_fit(sizes):
+    with pytest.raises(ValueError, match=r"data x fsdp x tensor = 8, the number of devices .*got "):
+        sharding.make_mesh(*sizes)
+
+
+def test_batches_that_do_not_fit():
+    run, _ = case("dit")
+    config = run.config.copy_and_resolve_references()
+    config.train.batch = 12
+    with pytest.raises(ValueError, match=r"multiple of 8 \(data x fsdp\), got 12"):
+        programs.training(config, run, mesh_of((8, 1, 1)))
+    config.update_from_flattened_dict({"train.batch": 16, "optim.accumulate": 4})
+    with pytest.raises(ValueError, match=r"multiple of 8 \(data x fsdp\) x config.optim.accumulate = 4, got 16"):
+        programs.training(config, run, mesh_of((8, 1, 1)))

@@ -1,0 +1,152 @@
+"""Two real processes on this machine train as one does, through kills, other meshes and other numbers of processes."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from asyncpatch_jax.training.checkpoints import Checkpoints
+from launch import build, processes
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "times.name": "synchronous",
+    "model.name": "dit",
+    "model.preset": "",
+    "model.width": 64,  # the least whose matrices are split
+    "model.depth": 1,
+    "model.heads": 2,
+    "model.patch": 4,
+    "model.log_variance": False,
+    "optim.warmup": 2,
+    "optim.schedule": "constant",  # which leaves the number of steps free
+    "train.batch": 8,
+    "train.steps": 4000,
+    "train.checkpoint_every": 3,
+    "train.log_every": 1,
+    "train.sample_every": 0,
+    "sample.steps": 2,
+    "sample.guidance": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def start(workdir, cache, count, devices, **more):
+    """`count` processes of `devices` each that train together; the first one's output is a pipe."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    settings = {**SMALL, "workdir": workdir, **more}
+    command = [sys.executable, "-m", "launch.train", *(f"--config.{name}={value}" for name, value in settings.items())]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    if count > 1:
+        environment |= {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": str(count)}
+    started = []
+    for i in range(count):
+        with open(f"{workdir}.{i}.txt", "wb") as log:
+            own = {"PROCESS_ID": str(i)} if count > 1 else {}
+            out = subprocess.PIPE if i == 0 else log
+            started.append(
+                subprocess.Popen(command, cwd=ROOT, env={**environment, **own}, stdout=out, stderr=subprocess.STDOUT)
+            )
+    return started
+
+
+def watch(started, step=0, act=lambda: None):
+    """Read the first process's output to its end, and act once it has done `step` steps of this start."""
+    seen, pending = b"", True
+    while chunk := started[0].stdout.read1():
+        seen += chunk
+        if pending and len(set(re.findall(rb"(\d+)/\d+ \[", seen))) > step:
+            pending = False
+            act()
+    for process in started:
+        process.wait()
+    return seen.decode()
+
+
+def losses(workdir):
+    """The loss of every step, as TensorBoard has it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    found = {}
+    for file in sorted(workdir.glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file), {"tensors": 0}).Reload()
+        found |= {event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors("loss")}
+    return found
+
+
+def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_processes(tmp_path, cache):
+    two, one = tmp_path / "two", tmp_path / "one"
+
+    # one is killed, and the other cannot go on
+    pair = start(two, cache, 2, 1)
+    text = watch(pair, 5, lambda: [process.kill() for process in reversed(pair)])
+    assert [process.returncode for process in pair] == [-signal.SIGKILL] * 2, text
+
+    # parameters split within and between processes; one is asked to stop
+    pair = start(two, cache, 2, 2, **{"mesh.data": 1, "mesh.fsdp": -1})
+    text = watch(pair, 4, lambda: pair[1].send_signal(signal.SIGTERM))
+    assert [process.returncode for process in pair] == [0, 0], text
+    assert "stopped as asked to" in text
+    assert "continuing" in text
+    stopped = int(re.search(r"checkpoints \(steps .*?(\d+)\)", text).group(1))
+
+    # a single process goes on, then two again, split by heads and hidden channels, who draw the pages together
+    (single,) = start(two, cache, 1, 1, **{"train.steps": stopped + 3})
+    text = watch([single])
+    assert single.returncode == 0, text
+    assert f"at step {stopped}" in text
+    last = stopped + 6
+    pair = start(two, cache, 2, 1, **{"train.steps": last, "mesh.tensor": 2, "train.sample_every": last})
+    text = watch(pair)
+    assert [process.returncode for process in pair] == [0, 0], text
+    assert f"at step {stopped + 3}" in text
+    assert Path(f"{two}.1.txt").read_text().count("step") == 0  # only the first one speaks
+    assert (two / "samples" / f"{last:07d}" / "autoregressive.gif").exists()
+
+    (single,) = start(one, cache, 1, 1, **{"train.steps": last})
+    assert single.wait() == 0, watch([single])
+    curve, undisturbed = losses(two), losses(one)
+    assert sorted(curve) == sorted(undisturbed) == list(range(1, last + 1))
+    np.testing.assert_allclose([curve[i] for i in undisturbed], list(undisturbed.values()), rtol=2e-4)
+    a, b = build.load_run(two).params, build.load_run(one).params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), a, b)
+    with Checkpoints(two / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest == last
+
+
+def test_where_other_processes_are_named(monkeypatch):
+    monkeypatch.setattr(processes, "glob", lambda pattern: [])
+    explicit = {"COORDINATOR_ADDRESS": "host:1", "NUM_PROCESSES": "4", "PROCESS_ID": "2"}
+    arguments = {"coordinator_address": "host:1", "num_processes": 4, "process_id": 2}
+    step = {"SLURM_STEP_NODELIST": "a,b", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+    assert processes.settings({}) is None
+    assert processes.settings({**explicit, **step}) == arguments
+    assert processes.settings(step) == {}
+    assert processes.settings({**step, "SLURM_NTASKS": "1"}) is None
+    assert processes.settings({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}) is None  # the batch script itself
+    for wrong in ({"NUM_PROCESSES": "2"}, {**explicit, "PROCESS_ID": "first"}):
+        with pytest.raises(ValueError, match="an address and two numbers in COORDINATOR_ADDRESS, NUM_PROCESSES"):
+            processes.settings(wrong)
+    monkeypatch.setattr(processes, "glob", lambda pattern: ["/dev/accel0"])
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: object())
+    assert processes.settings({}) == {}
+    assert processes.settings({"JAX_PLATFORMS": "cpu"}) is None
