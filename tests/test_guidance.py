@@ -169,6 +169,29 @@ def test_look_ahead_predicts_the_uncertain_with_the_certain_further_on():
             look_ahead(denoise, PROCESS, (2, 2), **wrong)
 
 
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2), (4, 4), (3, 1)])
+def test_few_times_are_guided_as_the_field_that_they_are(grid):
+    x = jax.random.normal(jax.random.key(0), (2, 12, 4, 3))
+    values = jax.random.uniform(jax.random.key(1), (2, 2))
+    few = timefield.few(values, jax.random.randint(jax.random.key(2), (2, *grid, 1), 0, 2))
+    level = timefield.dense(few)
+
+    def guided(told):
+        seen = []
+        one = input_guidance(elementwise(0.0, seen=seen), PROCESS, "velocity", MASK, jax.random.key(5), 0.7)
+        two = look_ahead(elementwise(0.0, seen=seen), PROCESS, (12, 4))
+        return [one(x, Times(level, told)), two(x, Times(level, told))], [times.told for _, times in seen]
+
+    (ours, told), (theirs, _) = guided(few), guided(level)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a.x0, b.x0, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a.eps, b.eps, rtol=1e-5, atol=1e-6)
+    hinted, _, ahead = told
+    assert ahead.values.shape[1] == 4
+    # the grids of the hint and of the third field refine each other along no axis: then it is written out
+    assert grid == (3, 1) or hinted.values.shape[1] == 4
+
+
 # -------------------------------------------------------------------------------------------------- paste_back
 def test_known_pixels_come_back_bit_for_bit():
     x, known = jax.random.normal(jax.random.key(0), (2, 1, 8, 8, 3))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.experimental import checkify
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
@@ -235,6 +236,32 @@ def test_a_field_that_changes_its_grid_is_refused():
 
     with pytest.raises(ValueError, match=r"fields stay \(2, 1, 1, 1\), got \(2, 2, 2, 1\)"):
         run_with(Growing(linear(2)))
+
+
+def test_a_schedule_is_held_to_the_times_that_it_declares():
+    class Many(Inpaint):
+        def field(self, i):
+            few = super().field(i)
+            return few._replace(values=jnp.concatenate([few.values, few.values], 1))
+
+    with pytest.raises(
+        ValueError, match="expected at most 2 distinct times, which this Many declares, got a field of 4"
+    ):
+        run_with(Many(MASKS[:2], linear(2)))
+
+    class Written(Graded):
+        distinct = 2
+
+    def end(schedule):
+        return jax.jit(lambda: run_with(schedule)[0].x)
+
+    strength = jnp.linspace(0, 1, 16).reshape(1, 4, 4, 1)
+    schedule = Written(strength, linear(2))
+    assert (end(schedule)() == end(Graded(strength, linear(2)))()).all()
+    error, _ = checkify.checkify(end(schedule))()
+    assert "expected at most 2 distinct times, which this Written declares, got 16" in error.get()
+    error, _ = checkify.checkify(end(Written(jnp.round(strength), linear(2))))()
+    assert error.get() is None
 
 
 def test_keys_of_another_batch_are_refused():

@@ -7,6 +7,8 @@ import pytest
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
+from asyncpatch_jax.denoiser import bind
+from asyncpatch_jax.models import UNet
 from asyncpatch_jax.process import Cosine, Discrete, RectifiedFlow
 from asyncpatch_jax.sampling import (
     DDIM,
@@ -117,6 +119,66 @@ def test_impossible_grids_are_refused():
         Synchronous(jnp.ones((3, 2))).num_steps  # noqa: B018, the property checks
     with pytest.raises(ValueError, match="expected a table of fields"):
         Table(jnp.ones((3, 2))).num_steps  # noqa: B018
+
+
+# ------------------------------------------------------------------------------------------------ distinct times
+class Dense:
+    """A schedule that writes its fields out."""
+
+    def __init__(self, schedule):
+        self.schedule, self.num_steps = schedule, schedule.num_steps
+
+    def init(self, keys, x):
+        times, carry = self.schedule.init(keys, x)
+        return times._replace(told=times.level), carry
+
+    def next(self, i, state, pred, keys):
+        times, carry = self.schedule.next(i, state, pred, keys)
+        return times._replace(told=times.level), carry
+
+
+MASKS = (jax.random.uniform(jax.random.key(3), (2, 8, 8, 1)) > 0.4).astype(jnp.float32)
+DECLARED = {
+    "synchronous": (Synchronous(linear(4)), 1),
+    "table": (Table(jax.random.uniform(jax.random.key(0), (5, 2, 8, 8))), None),
+    "inpaint": (Inpaint(MASKS, linear(4)), 2),
+    "graded": (Graded(0.7 * MASKS, linear(4)), None),
+    "autoregressive": (Autoregressive(jnp.where(MASKS > 0, raster((8, 8), (4, 4)), -1), cosine(3), 4), 3),
+    "uncertainty": (UncertaintyGuided(linear(4), (4, 4), MASKS), None),
+    "dual": (DualLoop(linear(3), (4, 4)), 2),
+    "dual_masked": (DualLoop(linear(3), (2, 4), MASKS), 3),
+    "repaint": (repaint(RectifiedFlow(), linear(6), MASKS, MASKS, jump=3, resample=2)[0], 1),
+}
+NETWORK = UNet(base=8, multipliers=(1, 2), blocks=1, attention=(1,), head_dim=8, log_variance=True)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_schedules_keep_to_the_distinct_times_that_they_declare(name):
+    """A run is also that of the fields written out, for a network that sees each pixel's time."""
+    schedule, most = DECLARED[name]
+    assert getattr(schedule, "distinct", None) == most
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    leaves, tree = jax.tree.flatten(NETWORK.init(jax.random.key(0), x, jnp.zeros((2, 1, 1, 1)))["params"])
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    params = tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+
+    def go(schedule):
+        denoise = bind(NETWORK, params, RectifiedFlow(), "velocity")
+        return sample(
+            denoise,
+            DDIM(RectifiedFlow()),
+            schedule,
+            jax.random.key(0),
+            x,
+            num_steps=schedule.num_steps,
+            trace=lambda state, _: (state.times.level, timefield.dense(state.times.told)),
+        )
+
+    (end, (level, told)), (written, _) = jax.jit(lambda: (go(schedule), go(Dense(schedule))))()
+    np.testing.assert_array_equal(jnp.broadcast_to(told, level.shape), level)
+    np.testing.assert_allclose(end.x, written.x, rtol=1e-3, atol=1e-4)
+    if most is not None:
+        assert max(len(np.unique(image)) for step in np.asarray(told) for image in step) <= most
 
 
 # ------------------------------------------------------------------------------------------------------- plans

@@ -2,11 +2,13 @@
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import checkify
 
 from asyncpatch_jax import timefield
 
@@ -87,6 +89,64 @@ def test_what_is_no_field_is_refused():
         timefield.check(jnp.zeros((2, 1, 1, 1), jnp.bfloat16), 2)
     with pytest.raises(ValueError, match="a maximum needs whole cells"):
         timefield.resize(draw(0, (4, 4)), (3, 3), "max")
+
+
+def test_a_field_of_few_times_is_that_field():
+    values, index = draw(0, (1, 3))[:, 0, :, 0], jnp.asarray([[2, 0], [1, 1]]).reshape(1, 2, 2, 1)
+    t = timefield.few(values, index)
+    assert (timefield.dense(t)[..., 0] == values[:, index[0, :, :, 0]]).all()
+    x = jnp.zeros((2, 4, 6, 3))
+    assert (timefield.like(t, x) == timefield.like(timefield.dense(t), x)).all()
+    assert (timefield.dense(timefield.as_few(draw(0, (1, 1)))) == draw(0, (1, 1))).all()
+    assert timefield.as_few(draw(0, (2, 1))) is None
+
+
+@EXAMPLES
+@given(st.integers(0, 99), SIZES, SIZES, SIZES, SIZES)
+def test_times_change_where_a_mask_says_so(seed, gh, gw, mh, mw):
+    t, where = draw(seed, (gh, gw)), draw(seed + 1, (mh, mw)) > 0.5
+    few = timefield.few(draw(seed, (1, 2))[:, 0, :, 0], (t > 0.5).astype(jnp.int8))
+    if any(max(n, m) % min(n, m) for n, m in ((gh, mh), (gw, mw))):
+        with pytest.raises(ValueError, match="one refines the other"):
+            timefield.changed(few, where, jnp.sqrt)
+        return
+    grid = (max(gh, mh), max(gw, mw))
+    fine = timefield.resize(timefield.dense(few), grid)
+    expected = jnp.where(timefield.resize(where, grid), jnp.sqrt(fine), fine)
+    for t in (few, timefield.dense(few)):
+        np.testing.assert_allclose(timefield.dense(timefield.changed(t, where, jnp.sqrt)), expected, rtol=1e-6)
+
+
+def test_an_index_outside_is_an_error_in_debug_and_the_nearest_elsewhere():
+    def f(index):
+        return timefield.dense(timefield.few(jnp.asarray([[0.25, 0.5]]), index)).reshape(-1)
+
+    index = jnp.asarray([-3, 0, 1, 7]).reshape(1, 2, 2, 1)
+    assert jax.jit(f)(index).tolist() == [0.25, 0.25, 0.5, 0.5]
+    error, _ = checkify.checkify(jax.jit(f))(index)
+    assert "expected an index in 0 ... 1, got -3 to 7" in error.get()
+    error, _ = checkify.checkify(jax.jit(f))(jnp.clip(index, 0, 1))
+    assert error.get() is None
+
+
+@pytest.mark.parametrize(
+    ("values", "index", "message"),
+    [
+        (jnp.zeros(2), jnp.zeros((1, 2, 2, 1), int), r"values of a field as \[b, k\]"),
+        (jnp.zeros((1, 2), jnp.bfloat16), jnp.zeros((1, 2, 2, 1), int), "expected float32 times"),
+        (jnp.zeros((1, 2)), jnp.zeros((1, 2, 2, 1)), "as integers"),
+        (jnp.zeros((1, 2)), jnp.zeros((1, 2, 2), int), "as integers"),
+        (jnp.zeros((3, 2)), jnp.zeros((2, 2, 2, 1), int), "of one batch"),
+    ],
+)
+def test_what_is_no_field_of_few_times_is_refused(values, index, message):
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(timefield.few)(values, index)
+
+
+def test_a_field_of_few_times_of_another_batch_is_refused():
+    with pytest.raises(ValueError, match="expected a time field of 3 images"):
+        timefield.check(timefield.few(jnp.zeros((2, 2)), jnp.zeros((1, 2, 2, 1), int)), 3)
 
 
 def test_a_mask_is_a_field_and_a_cell_with_any_unknown_pixel_is_unknown():
