@@ -17,10 +17,9 @@ from asyncpatch_jax.models.layers import (
     Attention,
     ConditionEmbedding,
     logical_axes,
-    modulated_norm,
-    normalise,
     project,
 )
+from asyncpatch_jax.models.modulated import modulated_norm, normalise
 from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding, modulation
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField

@@ -3,7 +3,6 @@
 Norms and softmax reduce in float32 whatever the compute type.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,7 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from asyncpatch_jax.models.times import LevelTimes, modulation
+from asyncpatch_jax.models.attention import attend
+from asyncpatch_jax.models.modulated import modulated_norm, normalise
+from asyncpatch_jax.models.times import LevelTimes
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition
 
@@ -116,31 +117,6 @@ class ConditionEmbedding(nn.Module):
         return label, context
 
 
-def normalise(x: Features, kind: Literal["group", "rms", "layer"]) -> Features:
-    """x over its root mean square ("rms"), or less its mean over its deviation, per pixel or per group; in float32.
-
-    Groups have all pixels of 1/32 of the channels (or as near to 32 groups as divide them). Two passes: the mean of
-    squares less the square of the mean loses all digits where a mean is large against its spread.
-    """
-    x = x.astype(jnp.float32)
-    if kind == "rms":
-        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
-    if kind == "layer":
-        centred = x - x.mean(-1, keepdims=True)
-        return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + 1e-6)
-    if kind != "group":
-        raise ValueError(f"expected norm = 'group' or 'rms', got {kind!r}")
-    b, h, w, channels = x.shape
-    groups = math.gcd(32, channels)
-
-    def mean(x: Features) -> Float[Array, "b 1 1 d"]:
-        per_group = x.reshape(b, h, w, groups, channels // groups).mean((1, 2, 4))
-        return jnp.repeat(per_group, channels // groups, axis=1)[:, None, None]
-
-    centred = x - mean(x)
-    return centred * jax.lax.rsqrt(mean(centred * centred) + 1e-5)
-
-
 def _affine(module: nn.Module, kind: NormKind, channels: int) -> tuple[jax.Array, jax.Array | None]:
     """A norm's own scale and (of a group norm) bias [1, 1, 1, d]."""
     shape = (channels,)
@@ -160,31 +136,6 @@ class Norm(nn.Module):
         scale, bias = _affine(self, self.kind, x.shape[-1])
         h = normalise(x, self.kind) * scale
         return (h if bias is None else h + bias).astype(self.dtype)
-
-
-def modulated_norm(
-    x: Features,
-    kind: Literal["group", "rms", "layer"],
-    scale: Float[Array, "1 1 1 d"] | None,
-    bias: Float[Array, "1 1 1 d"] | None,
-    table: Float[Array, "_b j d2"],
-    times: LevelTimes,
-    *,
-    silu: bool,
-    dtype: Any,
-) -> Features:
-    """`norm(x) * (1 + scale) + shift` per pixel (FiLM, Perez et al. 2018), [silu]: all between two convolutions.
-
-    Args:
-        scale, bias: the norm's own; None for none.
-        table: scale and shift of each of the J times [b|1, J, 2 d].
-    """
-    h = normalise(x, kind)
-    h = h if scale is None else h * scale
-    h = (h if bias is None else h + bias).astype(dtype)
-    film_scale, film_shift = modulation(table, times, 2, x.shape[1:3])
-    h = h * (1 + film_scale) + film_shift
-    return nn.silu(h) if silu else h
 
 
 class ModulatedNorm(nn.Module):
@@ -240,6 +191,6 @@ class Attention(nn.Module):
         q, k, v = (constrain(part, "batch", None, "heads", None) for part in (q, k, v))
         q = nn.RMSNorm(use_fast_variance=False, dtype=self.dtype, name="q_norm")(q)
         k = nn.RMSNorm(use_fast_variance=False, dtype=self.dtype, name="k_norm")(k)
-        out = jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None, None, :])
+        out = attend(q, k, v, mask=None if mask is None else mask[:, None, None, :])
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=init, dtype=self.dtype, name="out")(out)

@@ -63,17 +63,24 @@ def sinusoid(t: Float[Array, "..."], width: int) -> Float[Array, "... {width}"]:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def keys(away: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Weight of a knot so far away, in knots, in Keys' cubic convolution with a = -1/2 (1981, eq. 15)."""
+    near = (1.5 * away - 2.5) * away * away + 1.0
+    far = ((2.5 - 0.5 * away) * away - 4.0) * away + 2.0
+    return jnp.where(away < 1, near, jnp.where(away < 2, far, 0.0))
+
+
 def knot_weights(position: Float[Array, "..."] | Int[Array, "..."], knots: int) -> Float[Array, "..."]:
-    """Weights of knots 0 ... knots - 1 at positions [..., 1]: Keys' cubic convolution, a = -1/2 (1981, eq. 15).
+    """Weights of knots 0 ... knots - 1 at positions [..., 1], by `keys`.
 
     One-hot at integers, four weights that add up to 1 in between; of third order.
     """
-    away = jnp.abs(
-        position.astype(jnp.float32) - jnp.arange(knots, dtype=jnp.float32).reshape((1,) * (position.ndim - 1) + (-1,))
+    return keys(
+        jnp.abs(
+            position.astype(jnp.float32)
+            - jnp.arange(knots, dtype=jnp.float32).reshape((1,) * (position.ndim - 1) + (-1,))
+        )
     )
-    near = (1.5 * away - 2.5) * away**2 + 1.0
-    far = ((2.5 - 0.5 * away) * away - 4.0) * away + 2.0
-    return jnp.where(away < 1, near, jnp.where(away < 2, far, 0.0))
 
 
 class TimeEmbedding(nn.Module):

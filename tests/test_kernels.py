@@ -1,0 +1,125 @@
+"""The TPU's kernel, interpreted, against the XLA form of the same function: values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asyncpatch_jax.models import kernels
+from asyncpatch_jax.models.modulated import modulated_norm
+from asyncpatch_jax.models.times import LevelTimes
+
+
+def case(b, h, w, d, j, *, shared=False, mixed=False, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    x, scale = normal(b, h, w, d).astype(dtype), 1 + 0.1 * normal(1, 1, 1, d)
+    table = normal(1 if shared else b, j, 2 * d).astype(dtype)
+    if j == 1:
+        times = LevelTimes(None, grid=(1, 1))
+    elif mixed:
+        times = LevelTimes(None, weights=jax.nn.softmax(normal(b, h, w, j)))
+    elif j <= 12:
+        times = LevelTimes(None, position=jnp.asarray(rng.integers(0, j, (b, h, w, 1))))
+    else:
+        times = LevelTimes(None, position=jnp.asarray(rng.uniform(1, j - 2, (b, h, w, 1)), jnp.float32))
+    return x, scale, table, times
+
+
+def both(x, scale, table, times, kind, silu):
+    """(value, gradients with respect to x, scale and table), from the kernel and from XLA."""
+    cotangent = jax.random.normal(jax.random.key(1), x.shape).astype(x.dtype)
+
+    def run(interpret):
+        def call(x, scale, table):
+            own = None if kind == "layer" else scale
+            return modulated_norm(x, kind, own, None, table, times, silu=silu, dtype=x.dtype, interpret=interpret)
+
+        y, pull = jax.vjp(jax.jit(call), x, scale, table)
+        assert y.dtype == x.dtype
+        return y, *pull(cotangent)
+
+    return run(True), run(False)
+
+
+def close(got, expected, share):
+    got, expected = (np.asarray(a, np.float32) for a in (got, expected))
+    assert np.abs(got - expected).max() <= share * max(np.abs(expected).max(), 1e-3)
+
+
+@pytest.mark.parametrize(("kind", "silu"), [("rms", True), ("layer", False)])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((8, 3, 8, 128, 9), {}),  # 24 cells
+        ((16, 4, 4, 128, 12), {"mixed": True}),
+        ((3, 4, 4, 256, 12), {"shared": True}),
+        ((2, 8, 16, 128, 67), {"shared": True}),
+        ((8, 9, 16, 128, 67), {}),
+        ((8, 9, 16, 128, 67), {"mixed": True, "shared": True}),
+    ],
+)
+def test_kernel_equals_xla(kind, silu, shape, options):
+    x, scale, table, times = case(*shape, **options)
+    b, h, w, d, j = shape
+    assert kernels.blocks((b, h * w, d), j, not options.get("shared"), kind == "rms" and b % 8 == 0, 4) is not None
+    for got, expected in zip(*both(x, scale, table, times, kind, silu), strict=True):
+        assert got.shape == expected.shape
+        assert got.dtype == expected.dtype
+        close(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize(("b", "j"), [(16, 12), (8, 67), (2, 67)])
+def test_bfloat16(b, j):
+    """Against XLA in float32: the kernel reduces in float32 and rounds activations and weights once."""
+    x, scale, table, times = case(b, 8, 16, 128, j, dtype=jnp.bfloat16)
+    got = both(x, scale, table, times, "rms", True)[0]
+    exact = both(x.astype(jnp.float32), scale, table.astype(jnp.float32), times, "rms", True)[1]
+    for mine, truth in zip(got, exact, strict=True):
+        close(mine, truth, 0.03)
+
+
+def test_sizes_that_do_not_fit_run_by_xla():
+    for shape, j in [((2, 15, 128), 9), ((2, 16, 96), 9), ((2, 16, 2**20), 67)]:
+        assert kernels.blocks(shape, j, True, False, 4) is None
+    x, scale, table, times = case(2, 3, 5, 96, 67)
+    for got, expected in zip(*both(x, scale, table, times, "rms", True), strict=True):
+        close(got, expected, 1e-5)
+
+
+def test_cells_of_a_coarse_field_are_chosen():
+    x, scale, table, _ = case(8, 8, 8, 128, 16)
+    times = LevelTimes(None, grid=(4, 4))
+    for got, expected in zip(*both(x, scale, table, times, "rms", True), strict=True):
+        close(got, expected, 1e-5)
+
+
+def test_times_have_gradients_when_asked_for():
+    x, scale, table, times = case(8, 3, 5, 128, 16)
+
+    def loss(position, interpret):
+        at = times.replace(position=position)
+        y = modulated_norm(x, "rms", scale, None, table, at, silu=True, dtype=x.dtype, interpret=interpret)
+        return jnp.sum(jnp.sin(y))
+
+    got, expected = (jax.grad(loss)(times.position, interpret) for interpret in (True, False))
+    assert np.abs(expected).max() > 0
+    close(got, expected, 1e-5)
+
+
+def test_inside_scan_and_remat():
+    x, scale, table, times = case(8, 3, 5, 128, 67)
+
+    def loss(scale, interpret):
+        @jax.checkpoint
+        def block(h, _):
+            y = modulated_norm(h, "rms", scale, None, table, times, silu=True, dtype=x.dtype, interpret=interpret)
+            return h + y, None
+
+        return jnp.sum(jax.lax.scan(block, x, None, length=3)[0])
+
+    got, expected = (jax.jit(jax.grad(loss), static_argnums=1)(scale, interpret) for interpret in (True, False))
+    close(got, expected, 1e-5)
