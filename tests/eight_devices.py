@@ -12,12 +12,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.models import DiT, UNet
+from asyncpatch_jax.models import DiT, UNet, attention
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
 from launch import build, cli, pictures, programs
 from launch.generate import generate
 from launch.plans import plan
+from tests import test_attention, test_kernels
 
 ROOT = Path(__file__).parent.parent
 UNET = {"model.base": 16, "model.head_dim": 8, "model.multipliers": (1,), "model.attention": (0,)}
@@ -282,3 +283,22 @@ def test_batches_that_do_not_fit():
     config.update_from_flattened_dict({"train.batch": 16, "optim.accumulate": 4})
     with pytest.raises(ValueError, match=r"multiple of 8 \(data x fsdp\) x config.optim.accumulate = 4, got 16"):
         programs.training(config, run, mesh_of((8, 1, 1)))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_device_runs_the_kernel_on_its_own_images(shared):
+    """Interpreted, and the gradients of what they share are summed."""
+    args = test_kernels.case(32, 3, 5, 128, 67, shared=shared)
+    whole = test_kernels.both(*args, "rms", True)[1]
+    with sharding.using(mesh_of((2, 2, 2))):
+        for got, expected in zip(test_kernels.both(*args, "rms", True)[0], whole, strict=True):
+            test_kernels.close(got, expected, 1e-5)
+
+
+def test_each_device_runs_attention_on_its_own_images_and_heads(monkeypatch):
+    args = test_attention.heads(4, 256, 2, 16, jnp.bfloat16)
+    whole = test_attention.run(functools.partial(attention.flash, 256, interpret=True), *args)
+    monkeypatch.setattr(attention, "FLASH_FROM", 256)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args, interpret=True))
+    with sharding.using(mesh_of((2, 2, 2))):
+        test_attention.close(test_attention.run(lambda *qkv: attention.attend(*qkv), *args), whole, 1e-5)

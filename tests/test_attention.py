@@ -1,0 +1,122 @@
+"""The TPU's kernel, interpreted, against XLA's attention; and which form a platform gets."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asyncpatch_jax.models import attention
+from asyncpatch_jax.models.layers import Attention
+
+
+def heads(b, n, h, d, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    return [jax.random.normal(key, (b, n, h, d)).astype(dtype) for key in keys]
+
+
+def run(form, q, k, v, cotangent):
+    """(value, gradients)."""
+    y, pull = jax.vjp(jax.jit(form), q, k, v)
+    assert y.dtype == q.dtype
+    return y, *pull(cotangent)
+
+
+def close(got, expected, share):
+    for a, b in zip(got, expected, strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        assert np.abs(a - b).max() <= share * np.abs(b).max()
+
+
+interpreted = partial(attention.flash, 128, interpret=True)
+
+
+# one block, several blocks, heads that are no power of two, heads as wide as a TPU's lanes
+@pytest.mark.parametrize(("n", "d"), [(128, 16), (384, 8), (128, 72), (256, 128)])
+def test_kernel_equals_xla(n, d):
+    args = heads(2, n, 3, d)
+    close(run(interpreted, *args), run(jax.nn.dot_product_attention, *args), 1e-5)
+
+
+def test_bfloat16():
+    """Against XLA in float32."""
+    args = heads(2, 256, 2, 24, jnp.bfloat16)
+    exact = run(jax.nn.dot_product_attention, *(a.astype(jnp.float32) for a in args))
+    close(run(interpreted, *args), exact, 0.02)
+
+
+def test_long_sequences_without_the_kernel_equal_xla():
+    args = heads(1, attention.FLASH_FROM, 2, 8, jnp.bfloat16)
+    close(run(attention.attend, *args), run(jax.nn.dot_product_attention, *args), 0.01)
+
+
+def _lowered(platform, shape=(2, attention.FLASH_FROM, 2, 64), dtype=jnp.bfloat16, mask=None, grad=False):
+    q = jax.ShapeDtypeStruct(shape, dtype)
+    form = partial(attention.attend, mask=mask)
+    if grad:
+        form = jax.grad(lambda *qkv: attention.attend(*qkv, mask=mask).astype(jnp.float32).sum(), (0, 1, 2))
+    return jax.jit(form).trace(q, q, q).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """As on a machine with a GPU."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(attention, "_has_cudnn", lambda: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("cudnn")
+def test_long_sequences_go_to_the_platforms_kernel():
+    for platform, call in [("tpu", "tpu_custom_call"), ("cuda", "__cudnn$fmha")]:
+        for grad in (False, True):
+            text = _lowered(platform, grad=grad)
+            assert text.count("@" + call) == 1 + grad
+            assert f"{attention.FLASH_FROM}x{attention.FLASH_FROM}x" not in text  # nor are XLA's logits kept
+    assert "custom_call" not in _lowered("cpu")
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shape": (2, 256, 2, 64)},
+        {"dtype": jnp.float32},
+        {"shape": (2, attention.FLASH_FROM, 2, 12)},
+        {"shape": (2, attention.FLASH_FROM, 2, 256)},
+        {"mask": jnp.ones((2, 1, 1, attention.FLASH_FROM), bool)},
+    ],
+)
+def test_all_else_goes_to_xla(options):
+    for platform in ("tpu", "cuda", "cpu"):
+        assert "custom_call" not in _lowered(platform, **options)
+
+
+@pytest.mark.parametrize("n", [attention.FLASH_FROM + 64, 1408])  # into blocks that are too small
+def test_lengths_that_the_tpus_kernel_does_not_take(n):
+    assert "custom_call" not in _lowered("tpu", (2, n, 2, 64))
+
+
+def test_machines_without_a_gpu_trace_no_cudnn():
+    assert not attention._has_cudnn()
+    assert "custom_call" not in _lowered("cuda")
+
+
+def test_masked_keys_do_not_count():
+    q, k, v, _ = heads(2, 8, 2, 4)
+    mask = jnp.arange(8)[None] < jnp.array([[3], [8]])
+    got = attention.attend(q, k, v, mask=mask[:, None, None, :])
+    np.testing.assert_allclose(got[:1], attention.attend(q[:1], k[:1, :3], v[:1, :3]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[1:], attention.attend(q[1:], k[1:], v[1:]), rtol=1e-5, atol=1e-6)
+
+
+def test_layer_runs_it(monkeypatch):
+    """With the kernel in its place, the layer is the same."""
+    layer, x = Attention(2, jnp.bfloat16, zero_init=False), heads(2, 128, 1, 32, jnp.bfloat16)[0][:, :, 0]
+    y, params = layer.init_with_output(jax.random.key(0), x)
+    monkeypatch.setattr("asyncpatch_jax.models.layers.attend", lambda q, k, v, mask: interpreted(q, k, v))
+    close([layer.apply(params, x)], [y], 0.03)
