@@ -4,8 +4,9 @@ Networks name what the axes of their parameters and activations are (`model.logi
 knows the axes of the mesh:
 
 - `data`: copies of the network, each on its part of the batch
-- `fsdp`: the batch is split over it too, and so are parameters, optimiser state and averages, which are gathered for
-  use, layer by layer (ZeRO-3, Rajbhandari et al. 2020; the choice of the axis is big_vision's)
+- `fsdp`: the batch is split over it too, and so are parameters, gradients, optimiser state and averages (ZeRO,
+  Rajbhandari et al. 2020; the choice of the axis is big_vision's). A program gathers the parameters once, in the type
+  that it computes in (`gather`)
 - `tensor`: heads and hidden channels within a layer (Megatron, Shoeybi et al. 2019)
 
 A mesh of one device is a mesh like any other, and so is one of many processes, or of devices that only a compiler sees
@@ -16,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -51,8 +52,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     devices = list(jax.devices() if devices is None else devices)
     sizes = (data, fsdp, tensor)
     known, count = math.prod(size for size in sizes if size != -1), len(devices)
-    fits = count % known == 0 if sizes.count(-1) == 1 else count == known if -1 not in sizes else False
-    if min(size for size in sizes if size != -1) < 1 or not fits:
+    sensible = sizes.count(-1) <= 1 and all(size == -1 or size > 0 for size in sizes)
+    if not sensible or (count % known if -1 in sizes else count != known):
         raise ValueError(
             f"expected data x fsdp x tensor = {count}, the number of devices (one of them may be -1: what the others "
             f"leave), got {data} x {fsdp} x {tensor}"
@@ -169,6 +170,45 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*_axes(mesh, x.shape, names))))
 
 
+def gather(params: Any, names: Any, dtype: Any) -> Any:
+    """Parameters as a network uses them: kernels (two axes or more) in its compute type, and whole over `fsdp`.
+
+    Their gradient is summed straight to where each part lies, in the compute type, as XLA sums the gradients of
+    parameters that are cast where they are used. To gather once costs least: what each layer gathers for itself, the
+    backward pass has to gather again, and in the compute type all parameters take a quarter of what the split saves.
+
+    Args:
+        names: `model.logical_axes(params)`.
+        dtype: of the computation.
+    """
+    mesh = _active.get()
+
+    def use(leaf: jax.Array, axes: Names) -> jax.Array:
+        leaf = leaf.astype(dtype) if sum(axis != "layers" for axis in axes) > 1 else leaf
+        if mesh is None or "fsdp" not in (split := parameter(mesh, leaf.shape, axes)).spec:
+            return leaf
+        return _whole(split, NamedSharding(mesh, PartitionSpec(*_axes(mesh, leaf.shape, axes))), leaf)
+
+    return jax.tree.map(use, params, names)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _whole(split: NamedSharding, whole: NamedSharding, x: jax.Array) -> jax.Array:
+    # in this order: what is sent is in the compute type
+    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, split), whole)
+
+
+def _whole_forward(split: NamedSharding, whole: NamedSharding, x: jax.Array) -> tuple[jax.Array, None]:
+    return _whole(split, whole, x), None
+
+
+def _whole_backward(split: NamedSharding, whole: NamedSharding, _: None, g: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(g, split),)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
+
+
 def per_shard(function: Callable[..., Any], in_names: Sequence[Names], out_names: Names) -> Callable[..., Any]:
     """A function that each device applies to its own part of the arguments, for kernels that XLA cannot divide.
 
@@ -224,7 +264,12 @@ def part(owners: np.ndarray, process: int) -> tuple[int, int]:
 
 
 def place_batch(mesh: Mesh, local: Any) -> Any:
-    """A global batch from the part that each process has read: arrays [b / count, ...] become global [b, ...]."""
+    """A global batch from the part that each process has read: arrays [b / count, ...] become global [b, ...].
+
+    Processes' parts follow each other in the order of their rows of the mesh. Where a process's rows are not next to
+    each other, as on some tori, an image has another index in the batch than one process alone would give it, and so
+    other random keys.
+    """
     _, count = process_shard(mesh)
 
     def place(x: np.ndarray) -> jax.Array:
@@ -235,9 +280,14 @@ def place_batch(mesh: Mesh, local: Any) -> Any:
 
 def any_process(flag: bool) -> jax.Array:
     """Whether the flag is up in any process. All must ask alike; none waits until it reads the answer."""
-    mesh = make_mesh()
+    mesh = _all_devices()
     flags = jax.make_array_from_process_local_data(batch(mesh), np.full(len(mesh.local_devices), flag), (mesh.size,))
     return _any(flags, replicated(mesh))
+
+
+@cache
+def _all_devices() -> Mesh:
+    return make_mesh()
 
 
 @partial(jax.jit, static_argnums=1)

@@ -64,7 +64,7 @@ def few(values: Float[Array, "_b k"], index: Int[Array, "_b2 gh gw 1"]) -> FewTi
 def as_few(t: TimeField | FewTimes) -> FewTimes | None:
     """A field as one of few times, if it is one by construction: the 1x1 field is a field of one time."""
     if isinstance(t, FewTimes):
-        return t
+        return few(*t)
     return few(t[:, 0, 0], jnp.zeros((1, 1, 1, 1), jnp.int8)) if t.shape[1:3] == (1, 1) else None
 
 

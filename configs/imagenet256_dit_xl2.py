@@ -21,13 +21,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config = settings(arg)
     config.workdir = "runs/imagenet256_dit_xl2"
     config.data.update({"name": "tfds", "dataset": "imagenet2012", "size": 32, "channels": 4})
-    config.model.update({"name": "dit", "preset": "XL/2", "dtype": "bfloat16", "scan": True, "remat": True})
+    config.model.update({"name": "dit", "preset": "XL/2", "dtype": "bfloat16", "scan": True, "remat": "blocks"})
     config.optim.update({"learning_rate": 1e-4, "schedule": "constant", "warmup": 0, "b2": 0.999, "ema": 0.9999})
     config.train.update(
         {"steps": 7_000_000, "batch": 256, "checkpoint_every": 5000, "log_every": 100, "sample_every": 50_000}
     )
     # 675M parameters with their average and Adam's moments are 10.8 GB: too much for one v5e chip beside activations
-    config.mesh.fsdp = 4
+    config.mesh.update({"data": 1, "fsdp": -1})
     if arg == "smoke":
         config.data.update({"name": "photos", "dataset": "", "size": 16, "channels": 3})
         shrink(config)

@@ -93,14 +93,14 @@ def _program(request: dict[str, Any], config: ConfigDict, run: build.Run, mesh: 
     if request["program"] == "sample":
         return programs.sampling(config, run, mesh, request["batch"])
     make = {"forward": fields.forward, "gradient": fields.gradient}[request["program"]]
-    return make(config, run, mesh, request["batch"], request["times"])
+    return make(run, mesh, request["batch"], request["times"])
 
 
 def _model_flops(request: dict[str, Any], config: ConfigDict, program: programs.Program) -> float:
-    if config.model.remat and request["program"] in ("train", "gradient"):
+    if config.model.remat != "none" and request["program"] in ("train", "gradient"):
         # what is computed again to save memory is no work of the model
         config = config.copy_and_resolve_references()
-        config.model.remat = False
+        config.model.remat = "none"
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         program = _program(request, config, _run(config, request["classes"]), mesh)
     return model_flops(program.fn, *program.args)

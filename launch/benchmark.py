@@ -57,7 +57,7 @@ def training_rows(run: build.Run, batch: int, repeats: int) -> list[dict[str, An
     data, key = cases.batch_of(run, batch), jax.random.key(0)
     state, steps = cases.train_steps(run)
     # what is computed a second time to save memory is no work of the model's
-    _, plain = cases.train_steps(run._replace(model=run.model.clone(remat=False)))
+    _, plain = cases.train_steps(run._replace(model=run.model.clone(remat="none")))
     calls, costs = {}, {}
 
     def step(done: Callable[..., Any]) -> Any:

@@ -153,8 +153,11 @@ def weight(config: ConfigDict) -> losses.Weight:
     return losses.Uniform() if name == "uniform" else losses.SiD2(config.loss.bias)
 
 
-def loss(config: ConfigDict, model: nn.Module) -> LossFn:
+def loss(config: ConfigDict, model: nn.Module, sampler: times_lib.TimeSampler | None = None) -> LossFn:
     """The loss of a batch `(params, keys, {"image", "label"}) -> (scalar, metrics)`, labels dropped at their rate.
+
+    Args:
+        sampler: of training times; None for what is configured.
 
     Raises:
         ValueError: a setting out of range, or the weight of a head that the model does not have.
@@ -175,7 +178,7 @@ def loss(config: ConfigDict, model: nn.Module) -> LossFn:
         "model": model,
         "process": process(config),
         "kind": kind(config),
-        "times": times(config),
+        "times": sampler or times(config),
         "grid": field_grid(config),
         "weight": weight(config),
         "uncertainty": uncertainty,
@@ -184,6 +187,7 @@ def loss(config: ConfigDict, model: nn.Module) -> LossFn:
 
     def loss_fn(params: Any, keys: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         cond = losses.drop_labels(keys, Condition(label=batch["label"]), rate, null) if null else None
+        params = sharding.gather(params, model.logical_axes(params), model.dtype)
         return losses.loss(params, keys, batch["image"], cond, **static)
 
     return loss_fn

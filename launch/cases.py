@@ -84,6 +84,10 @@ class Marker(nn.Module):
     """Stands in for a network where its calls are counted."""
 
     num_classes: int
+    dtype: Any = jnp.float32
+
+    def logical_axes(self, params: Any) -> Any:
+        return params  # it has none
 
     def __call__(self, x: Image, t: Any, cond: Any) -> tuple[Image, dict[str, Array]]:
         return _network(x), {"log_variance": jnp.zeros((*x.shape[:3], 1))}
@@ -147,8 +151,7 @@ def field_programs(run: build.Run, batch: int) -> dict[str, dict[str, Program]]:
     mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
     made = {"one call": fields.forward, "one gradient": fields.gradient}
     return {
-        what: {name: make(run.config, run, mesh, batch, times) for name, times in FIELDS.items()}
-        for what, make in made.items()
+        what: {name: make(run, mesh, batch, times) for name, times in FIELDS.items()} for what, make in made.items()
     }
 
 

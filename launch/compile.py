@@ -2,7 +2,7 @@
 
   pip install libtpu        # the TPU's compiler; it runs on any x86 Linux machine
   python -m launch.compile --config=configs/imagenet64_600m.py --topology=v6e:8x8
-  python -m launch.compile --config=configs/imagenet64_600m.py --topology=v5e:4x4 --slices=2 --config.mesh.fsdp=16
+  python -m launch.compile --config=configs/imagenet64_600m.py --topology=v5e:4x4 --slices=2 --config.mesh.data=2
   python -m launch.compile --config=configs/imagenet64_60m.py --program=train --against=times.name=synchronous
   python -m launch.compile --config=configs/imagenet64_60m.py --program=sample --against=configs/imagenet64_600m.py
 

@@ -9,11 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from asyncpatch_jax import sharding, timefield
 from asyncpatch_jax.denoiser import bind
-from asyncpatch_jax.training import losses
 from asyncpatch_jax.types import Condition, FewTimes, Times
 from launch import build
 from launch.programs import Program
@@ -31,11 +29,12 @@ def field(times: int | str, batch: int, size: tuple[int, int]) -> Any:
     return FewTimes(jax.ShapeDtypeStruct((batch, int(times)), jnp.float32), index)
 
 
-def forward(config: ConfigDict, run: build.Run, mesh: Mesh, batch: int, times: int | str) -> Program:
+def forward(run: build.Run, mesh: Mesh, batch: int, times: int | str) -> Program:
     """One call of the denoiser `(params, x, label, field) -> (x0, eps)`."""
 
     def call(params: Any, x: jax.Array, label: jax.Array, told: Any) -> tuple[jax.Array, jax.Array]:
         with sharding.using(mesh):
+            params = sharding.gather(params, run.model.logical_axes(params), run.model.dtype)
             cond = Condition(label=label) if run.num_classes else None
             denoise = bind(run.model, params, run.process, run.kind, cond)
             pred = denoise(x, Times(timefield.dense(told), told))
@@ -45,27 +44,13 @@ def forward(config: ConfigDict, run: build.Run, mesh: Mesh, batch: int, times: i
     return Program(jax.jit(call), (params, *inputs))
 
 
-def gradient(config: ConfigDict, run: build.Run, mesh: Mesh, batch: int, times: int | str) -> Program:
-    """The gradient of the configured loss `(params, x, label, field, key) -> (loss, gradient)`."""
+def gradient(run: build.Run, mesh: Mesh, batch: int, times: int | str) -> Program:
+    """The gradient of the configured loss `(params, x, label, field, key) -> ((loss, metrics), gradient)`."""
 
     def call(params: Any, x: jax.Array, label: jax.Array, told: Any, key: jax.Array) -> Any:
-        def loss(params: Any) -> jax.Array:
-            return losses.loss(
-                params,
-                key,
-                x,
-                Condition(label=label) if run.num_classes else None,
-                model=run.model,
-                process=run.process,
-                kind=run.kind,
-                times=lambda *_: told,
-                grid=run.shape[:2],
-                weight=build.weight(config),
-                uncertainty=config.loss.uncertainty if run.model.log_variance else 0.0,
-            )[0]
-
+        loss = build.loss(run.config, run.model, sampler=lambda *_: told)
         with sharding.using(mesh):
-            return jax.value_and_grad(loss)(params)
+            return jax.value_and_grad(loss, has_aux=True)(params, key, {"image": x, "label": label})
 
     key = sharding.abstract(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(mesh))
     return Program(jax.jit(call), (*_arguments(run, mesh, batch, times), key))

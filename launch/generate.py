@@ -94,6 +94,7 @@ def generate(
     The batch is spread over the net's mesh if that divides it; every device (of every process) gets the whole result.
     """
     with sharding.using(net.mesh):
+        params = sharding.gather(params, net.model.logical_axes(params), net.model.dtype)
         result = _generate(net, params, schedule, inputs, num_steps, ahead, watch)
         return jax.tree.map(lambda x: sharding.constrain(x, *(None,) * x.ndim), result)
 

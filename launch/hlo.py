@@ -276,7 +276,7 @@ def parse(text: str) -> Program:
             operands = tuple(re.findall(r"%([\w.\-]+)", inside))
             instructions[ident] = Instruction(ident, opcode, arrays(shape), operands, inside, rest)
             root = ident if is_root else root
-        elif line == "}" and instructions:
+        elif line.startswith("}") and instructions:  # its thread may follow
             computations[name] = Computation(instructions, root)
     if entry not in computations:
         raise ValueError("expected the text of a compiled program with an ENTRY computation, got none")

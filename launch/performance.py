@@ -26,9 +26,9 @@ NETWORKS = {
     "DiT-XL/2": "configs/imagenet256_dit_xl2.py",
 }
 PLACES = {
-    "UNet 60M": ("v6e:8x8",),
-    "UNet 600M": ("v6e:8x8",),
-    "DiT-XL/2": ("v5e:4x4", "v5p:2x2x4"),
+    "UNet 60M": (topology.parse("v6e:8x8"),),
+    "UNet 600M": (topology.parse("v6e:8x8"), topology.parse("v6e:4x8", slices=2)),
+    "DiT-XL/2": (topology.parse("v5e:4x4"), topology.parse("v5p:2x2x4")),
 }
 FIELDS = {1: "synchronous", 2: "2 times", 4: "4 times", fields.PIXELS: "a time for each pixel"}
 STEPS = 50  # of a sampler
@@ -48,12 +48,12 @@ class Case(NamedTuple):
     def name(self) -> str:
         """Of its file."""
         request = self.request
-        words = (self.network, self.what, request["topology"], request["effort"])
+        words = (self.network, self.what, str(self.where), request["effort"])
         return re.sub(r"\W+", "_", " ".join(words)).strip("_")
 
     @property
     def where(self) -> topology.Topology:
-        return topology.parse(self.request["topology"])
+        return topology.parse(self.request["topology"], self.request["slices"])
 
 
 def sizes() -> list[Case]:
@@ -63,7 +63,10 @@ def sizes() -> list[Case]:
         for place in places:
             config = cli.load(cli.resolve(NETWORKS[network]))
             config.sample.steps = STEPS
+            config.mesh.data = place.slices
             found.append(_case(network, "training step", config, "train", place))
+            if place.slices > 1:
+                continue
             if network != "DiT-XL/2":
                 plain = compile.changed(config, "times.name=synchronous")
                 found.append(_case(network, "training step, synchronous", plain, "train", place))
@@ -77,15 +80,15 @@ def prices() -> list[Case]:
     for network, name in NETWORKS.items():
         config = cli.load(cli.resolve(name))
         config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
+        one = topology.parse("v6e:1x1")
         for program in ("forward", "gradient"):
             for times, field in FIELDS.items():
                 what = f"{program}, {field}"
-                found.append(_case(network, what, config, program, "v6e:1x1", batch=IMAGES, times=times))
+                found.append(_case(network, what, config, program, one, batch=IMAGES, times=times))
     return found
 
 
-def _case(network: str, what: str, config: Any, program: str, place: str, **more: Any) -> Case:
-    where = topology.parse(place)
+def _case(network: str, what: str, config: Any, program: str, where: topology.Topology, **more: Any) -> Case:
     versions = {name: version(name) for name in ("jax", "libtpu")}
     request = compile.request(config, program, where, classes=_CLASSES, effort=EFFORT, versions=versions, **more)
     return Case(network, what, request)
@@ -103,7 +106,7 @@ def stored(case: Case, runs: Path) -> dict[str, Any] | None:
 def compile_all(cases: list[Case], runs: Path, timeout: float, say: Callable[[str], None] = print) -> None:
     """Compile what is not there yet. A compiler that fails is told, and asked again by the next run."""
     for at, case in enumerate(cases, 1):
-        title = f"[{at}/{len(cases)}] {case.network} on {case.request['topology']}: {case.what}"
+        title = f"[{at}/{len(cases)}] {case.network} on {case.where}: {case.what}"
         if stored(case, runs) is not None:
             say(f"{title}: is there")
             continue
@@ -125,7 +128,7 @@ def size_table(cases: list[Case], runs: Path) -> str:
         answer = stored(case, runs)
         if answer is None:
             continue
-        start = [case.network, case.what, case.request["topology"], str(answer["images"])]
+        start = [case.network, case.what, str(case.where), str(answer["images"])]
         if "memory" not in answer:
             rows.append([*start, _refusal(answer), *["" for _ in titles[5:]]])
             continue

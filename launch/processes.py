@@ -32,9 +32,9 @@ def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
         except (KeyError, ValueError) as error:
             got = {name: environment[name] for name in given}
             raise ValueError(f"expected an address and two numbers in {', '.join(_EXPLICIT)}, got {got}") from error
-    if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+    if "SLURM_STEP_NODELIST" in environment and environment.get("SLURM_NTASKS", "1") != "1":
         return {}
-    tpu = environment.get("JAX_PLATFORMS", "tpu").startswith("tpu") and importlib.util.find_spec("libtpu")
+    tpu = (environment.get("JAX_PLATFORMS") or "tpu").startswith("tpu") and importlib.util.find_spec("libtpu")
     return {} if tpu and (glob("/dev/accel[0-9]*") or glob("/dev/vfio/[0-9]*")) else None
 
 

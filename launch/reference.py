@@ -31,7 +31,7 @@ def check(run: build.Run) -> None:
     """
     missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"expected PyTorch and diffusers for --torch, found no {' and no '.join(missing)}")
+        raise ValueError(f"expected PyTorch and diffusers for --parts=torch, found no {' and no '.join(missing)}")
     model = run.model
     if not isinstance(model, UNet):
         raise ValueError(f"expected a UNet to compare with PyTorch's, got {type(model).__name__}")

@@ -150,8 +150,11 @@ def advice(answer: dict[str, Any], where: Topology, config: dict[str, Any], prog
     chips, mesh = answer["chips"], config["mesh"]
     smaller, accumulated = [], []
     if program == "train":
-        if not config["model"]["remat"]:
-            smaller.append("--config.model.remat=True: recompute blocks in the backward pass, a third more arithmetic")
+        if config["model"]["remat"] != "blocks":
+            smaller.append(
+                "--config.model.remat=blocks: compute blocks again in the backward pass, a third more arithmetic "
+                "(products: only what is between convolutions and matrix products, which saves less)"
+            )
         parts = config["optim"]["accumulate"]
         most = answer["images"] // (parts * chips)
         room = hbm - arguments
@@ -162,9 +165,11 @@ def advice(answer: dict[str, Any], where: Topology, config: dict[str, Any], prog
                 f"1/{min(wanted, most)} of the temporaries"
             )
     share = []
-    if mesh["fsdp"] < chips:
+    spread = chips // (where.slices * mesh["tensor"])  # slices lie along data
+    fsdp = mesh["fsdp"] if mesh["fsdp"] > 0 else chips // (mesh["data"] * mesh["tensor"])
+    if fsdp < spread:
         share.append(
-            f"--config.mesh.fsdp={chips}: each chip keeps 1/{chips // max(mesh['fsdp'], 1)} of the "
+            f"--config.mesh.data={where.slices} --config.mesh.fsdp={spread}: each chip keeps 1/{spread // fsdp} of the "
             f"{_gib(arguments)} of arguments, nearly all of them weights and their copies"
         )
     fewer = "--config.train.batch" if program == "train" else "--batch"

@@ -27,7 +27,10 @@ from asyncpatch_jax.training.step import TrainState, create
 from launch import build, cli, pictures, programs
 
 # what may change between two starts of a run, since it does not change what is learned
-_FREE = ("workdir", "mesh", "sample", "train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep")
+_FREE = (
+    *("workdir", "mesh", "sample", "model.remat", "model.scan"),
+    *("train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep"),
+)
 
 
 def run(config: ConfigDict) -> None:

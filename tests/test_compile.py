@@ -177,7 +177,7 @@ def tiny(**more):
     """A request for a network that compiles in seconds, and a place to change it."""
     config = digits.get_config()
     with config.ignore_type():
-        config.model = {"name": "dit", "preset": "", "dtype": "float32", "log_variance": False, "remat": False}
+        config.model = {"name": "dit", "preset": "", "dtype": "float32", "log_variance": False, "remat": "none"}
         config.model.update(patch=4, width=128, depth=2, heads=2, scan=True)
     config.train.batch = 16
     config.sample.update({"steps": 3, "guidance": 1.0})

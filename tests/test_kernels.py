@@ -123,3 +123,14 @@ def test_inside_scan_and_remat():
 
     got, expected = (jax.jit(jax.grad(loss), static_argnums=1)(scale, interpret) for interpret in (True, False))
     close(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("cells", [(1, 16), (16, 1), (4, 4)])
+def test_a_field_of_one_row_or_column_is_laid_out_over_the_image(cells):
+    x, scale, table, _ = case(8, 16, 16, 128, 16)
+    times = LevelTimes(None, grid=cells)
+    at = jnp.arange(16.0).reshape(1, *cells, 1).repeat(16 // cells[0], 1).repeat(16 // cells[1], 2)
+    expected = both(x, scale, table, LevelTimes(None, position=at), "rms", True)[1]
+    for form in both(x, scale, table, times, "rms", True):
+        for got, want in zip(form, expected, strict=True):
+            close(got, want, 1e-5)

@@ -72,12 +72,12 @@ def test_res_block_is_the_scale_shift_block_of_dhariwal_and_nichol(resample):
     """With a constant embedding the block is diffusers' ResnetBlock2D in scale_shift mode, weights carried over."""
     from diffusers.models.resnet import ResnetBlock2D
 
-    block = ResBlock(12, resample, "group", 0.0, jnp.float32, False)
+    block = ResBlock(12, resample, "group", 0.0, jnp.float32)
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 8))
     emb = jax.random.normal(jax.random.key(1), (2, 1, 1, 10))
     times = LevelTimes(jax.nn.silu(emb[:, 0]), grid=(1, 1))
-    params = randomised(block.init(jax.random.key(2), x, times)["params"])
-    ours = block.apply({"params": params}, x, times)
+    params = randomised(block.init(jax.random.key(2), x, times, None)["params"])
+    ours = block.apply({"params": params}, x, times, None)
 
     ref = ResnetBlock2D(
         in_channels=8, out_channels=12, temb_channels=10, groups=8, groups_out=4, eps=1e-5,
@@ -132,12 +132,12 @@ def test_attention_against_pytorch(cross):
 
 
 def test_dit_block_against_pytorch_with_a_modulation_per_token():
-    block = DiTBlock(2, 4, 0.0, jnp.float32, False)
+    block = DiTBlock(2, 4, 0.0, jnp.float32)
     x = jax.random.normal(jax.random.key(0), (2, 2, 3, 8))
     emb = jax.random.normal(jax.random.key(1), (2, 2, 3, 10))
     times = LevelTimes(jax.nn.silu(emb).reshape(2, 6, 10), grid=(2, 3))
-    params = randomised(block.init(jax.random.key(2), x, times, None)["params"])
-    ours, _ = block.apply({"params": params}, x, times, None)
+    params = randomised(block.init(jax.random.key(2), x, None, times, None)["params"])
+    ours, _ = block.apply({"params": params}, x, None, times, None)
 
     p = jax.tree.map(lambda a: torch.tensor(np.asarray(a)), params)
     h = torch.tensor(np.asarray(x)).reshape(2, 6, 8)
@@ -188,10 +188,11 @@ def test_synchronous_field_does_not_pay_for_a_full_one(model):
     assert flops(t[:, :1, :1]) < 0.8 * flops(t)
 
 
+@pytest.mark.parametrize("remat", ["products", "blocks"])
 @MODELS
-def test_scan_remat_and_unrolled_agree_with_the_same_parameters(model):
+def test_scan_remat_and_unrolled_agree_with_the_same_parameters(model, remat):
     x, t, cond = inputs()
-    other = model.clone(scan=True, remat=True)
+    other = model.clone(scan=True, remat=remat)
 
     def loss(m):
         return jax.jit(jax.value_and_grad(lambda p: (m.apply({"params": p}, x, t, cond)[0] ** 2).mean()))
@@ -200,6 +201,22 @@ def test_scan_remat_and_unrolled_agree_with_the_same_parameters(model):
     np.testing.assert_allclose(a, b, rtol=1e-5)
     for u, v in zip(jax.tree.leaves(ga), jax.tree.leaves(gb), strict=True):
         np.testing.assert_allclose(u, v, atol=1e-4, rtol=1e-3)
+
+
+@MODELS
+def test_remat_keeps_less_for_the_backward_pass(model):
+    x, t, cond = inputs()
+
+    def kept(remat):
+        other = model.clone(remat=remat)
+        residuals = jax.eval_shape(lambda p: jax.vjp(lambda p: other.apply({"params": p}, x, t, cond)[0], p)[1], params)
+        return sum(leaf.size for leaf in jax.tree.leaves(residuals))
+
+    params = params_of(model)
+    everything, products, blocks = (kept(remat) for remat in ("none", "products", "blocks"))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert blocks < 0.8 * products < 0.8**2 * everything
+    assert weights < blocks
 
 
 @MODELS

@@ -57,7 +57,7 @@ def test_the_page_is_filled_and_what_is_there_is_not_compiled_again(compiler, tm
     assert asked == len(performance.sizes()) + len(performance.prices())
     # everything beside the tables is as it was
     assert page.split("<!--")[0] == PAGE.read_text().split("<!--")[0]
-    row = rows(page, "UNet 600M", "training step |", "v6e:8x8")[0]
+    row = rows(page, "UNet 600M", "training step |", "| v6e:8x8")[0]
     assert row[3:8] == ["64", "1.0 of 32 GiB", "0.918", "1.64", "0"]
     assert row[8:] == ["1 ms", "arithmetic", "64,000", "100%", f"{64 / 64000 * 1e6 / 3600:.3g}", "2"]
     assert rows(page, "UNet 600M", "sampler")[0][4] == "does not fit: 40.0 GiB"

@@ -26,6 +26,7 @@ _QUICK = (
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
     "jax_disable_most_optimizations",
+    "jax_enable_compilation_cache",
 )
 SMALL = {
     "times.name": "synchronous",  # compiles fastest
@@ -49,7 +50,7 @@ def cache(tmp_path_factory):
     """Every run here compiles the same step: once is enough, and it need not be fast code."""
     folder = tmp_path_factory.mktemp("cache")
     before = {name: jax.config.values[name] for name in _QUICK}
-    for name, value in zip(_QUICK, (str(folder), 0, -1, True), strict=True):
+    for name, value in zip(_QUICK, (str(folder), 0, -1, True, True), strict=True):
         jax.config.update(name, value)
     compilation_cache.reset_cache()
     yield folder
@@ -79,6 +80,7 @@ def leaves(workdir, step):
 def start(workdir, cache):
     flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
     cached = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -194,6 +196,14 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_good_checkpoint(tmp_pa
         if step > 1:
             assert f"the last good checkpoint is step {step - 1}" in str(caught.value)
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(build.load_run(tmp_path / "wild").params))
+
+
+def test_parameters_that_overflow_are_not_saved(tmp_path):
+    wild = {"optim.learning_rate": 1e39, "optim.warmup": 0, "optim.schedule": "constant"}
+    with pytest.raises(FloatingPointError, match="parameters are not finite after step 1, which is not saved"):
+        train.run(small(tmp_path / "wild", **wild, **{"train.steps": 2, "train.checkpoint_every": 1}))
+    with Checkpoints(tmp_path / "wild" / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest is None
 
 
 @pytest.mark.parametrize(

@@ -40,21 +40,36 @@ def attend(
     Args:
         mask: which keys each query may attend to; None for all of them.
     """
-    xla = jax.nn.dot_product_attention
     n, d = q.shape[1], q.shape[3]
     if mask is not None or q.shape != k.shape or q.dtype != jnp.bfloat16 or d % 8 or d > 128:
-        return xla(q, k, v, mask=mask)
+        return plain(q, k, v, mask)
     kernels = {}
     block = next((size for size in range(_LARGEST_BLOCK, FLASH_FROM - 1, -128) if n % size == 0), None)
     if block is not None:
         kernels["tpu"] = partial(flash, block)
     if n >= FLASH_FROM and _has_cudnn():
-        kernels["cuda"] = partial(xla, implementation="cudnn")
+        kernels["cuda"] = partial(jax.nn.dot_product_attention, implementation="cudnn")
     if not kernels:
-        return xla(q, k, v)
+        return plain(q, k, v)
     # what any of the platforms' forms keeps for the backward pass is kept: XLA's computes the logits anew
-    form = partial(jax.lax.platform_dependent, **kernels, default=jax.checkpoint(xla))
+    form = partial(jax.lax.platform_dependent, **kernels, default=jax.checkpoint(plain))
     return sharding.per_shard(form, [_LAYOUT] * 3, _LAYOUT)(q, k, v)
+
+
+def plain(
+    q: Heads, k: Float[Array, "b m h d"], v: Float[Array, "b m h d"], mask: Bool[Array, "b #h #n m"] | None = None
+) -> Heads:
+    """Attention as XLA runs it.
+
+    Heads before positions: of 12 heads and 256 positions, the other order (that of `jax.nn.dot_product_attention`) ends
+    the TPU's compiler (libtpu 0.0.52: "Unimplemented DMA from hbm to hbm"); where both compile, they are one program.
+    """
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    shares = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnm,bhmd->bhnd", shares, v).swapaxes(1, 2)
 
 
 def flash(block: int, q: Heads, k: Heads, v: Heads, interpret: bool = False) -> Heads:

@@ -12,12 +12,15 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from asyncpatch_jax import timefield
+from asyncpatch_jax.models.dropout import Dropout, Seed, first_seed, seeds
 from asyncpatch_jax.models.layers import (
     AXES,
     Attention,
     ConditionEmbedding,
+    Remat,
     logical_axes,
     project,
+    rematerialised,
 )
 from asyncpatch_jax.models.modulated import modulated_norm, normalise
 from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding, modulation
@@ -67,10 +70,9 @@ class DiTBlock(nn.Module):
     mlp_ratio: int
     dropout: float
     dtype: Any
-    train: bool
 
     @nn.compact
-    def __call__(self, x: Tokens, times: LevelTimes, context: Any) -> tuple[Tokens, None]:
+    def __call__(self, x: Tokens, seed: Seed | None, times: LevelTimes, context: Any) -> tuple[Tokens, None]:
         def flat(h: Tokens) -> Float[Array, "b n d"]:
             return h.reshape(h.shape[0], -1, h.shape[-1])
 
@@ -82,17 +84,18 @@ class DiTBlock(nn.Module):
         table = project(times.emb, 6 * x.shape[-1], self.dtype, "modulation")
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(table, 6, axis=-1)
         (gate_a,), (gate_m,) = (modulation(gate, times, 1, x.shape[1:3]) for gate in (gate_a, gate_m))
-        drop = nn.Dropout(self.dropout, deterministic=not self.train)
         # adaLN-zero closes the gates at initialisation, so the attention and MLP outputs themselves start random
         attend = Attention(self.heads, self.dtype, zero_init=False, name="self")
-        x = x + gate_a * drop(attend(flat(modulated(x, scale_a, shift_a))).reshape(x.shape))
+        h = attend(flat(modulated(x, scale_a, shift_a))).reshape(x.shape)
+        x = x + gate_a * Dropout(self.dropout, name="attention_dropout")(h, seed)
         if context is not None:
             cross = Attention(self.heads, self.dtype, name="cross")
             x = x + cross(flat(normalise(x, "layer").astype(self.dtype)), *context).reshape(x.shape)
         h = modulated(x, scale_m, shift_m)
         h = nn.Dense(self.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp_in")(h)
         h = nn.gelu(constrain(h, "batch", None, None, "hidden"), approximate=True)
-        x = x + gate_m * drop(nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(h))
+        h = nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(h)
+        x = x + gate_m * Dropout(self.dropout, name="mlp_dropout")(h, seed)
         return constrain(x, "batch", None, None, None), None
 
 
@@ -108,7 +111,7 @@ class DiT(nn.Module):
         context_dim: width of the conditioning tokens; 0 for none.
         log_variance: predict `aux["log_variance"]` [b, h, w, 1] too.
         dtype: compute type; parameters, times and reductions stay float32.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        remat: what blocks keep for the backward pass, see `layers.rematerialised`.
         scan: loop over the blocks instead of unrolling them (compiles faster). Parameters are the same either way.
     """
 
@@ -122,7 +125,7 @@ class DiT(nn.Module):
     context_dim: int = 0
     log_variance: bool = False
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
     scan: bool = False
 
     @property
@@ -162,16 +165,18 @@ class DiT(nn.Module):
         x = constrain(nn.Dense(self.width, dtype=self.dtype, name="patches")(patches), "batch", None, None, None)
         x = x + positions(*grid, self.width).astype(self.dtype)
 
-        block_class = nn.remat(DiTBlock, prevent_cse=not self.scan) if self.remat else DiTBlock
+        block_class = rematerialised(DiTBlock, self.remat, loop=self.scan)
         stack = nn.scan(
             block_class,
             variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.depth,
             unroll=1 if self.scan else self.depth,
         )
-        x, _ = stack(self.heads, self.mlp_ratio, self.dropout, self.dtype, train, name="blocks")(x, times, context)
+        seed = first_seed(self.make_rng("dropout")) if train and self.dropout else None
+        layers = seeds(seed, self.depth)
+        x, _ = stack(self.heads, self.mlp_ratio, self.dropout, self.dtype, name="blocks")(x, layers, times, context)
 
         shift, scale = jnp.split(project(times.emb, 2 * self.width, self.dtype, "modulation_out"), 2, axis=-1)
         table = jnp.concatenate([scale, shift], axis=-1)

@@ -18,6 +18,7 @@ from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition
 
 NormKind = Literal["group", "rms"]
+Remat = Literal["none", "products", "blocks"]
 Features = Float[Array, "b h w d"]
 
 # names of the axes of these layers' parameters, by the end of their path: see `logical_axes`
@@ -63,6 +64,28 @@ def logical_axes(params: Any, table: Mapping[str, tuple[str | None, ...]]) -> An
         return ("layers",) * (leaf.ndim - len(found)) + found
 
     return jax.tree_util.tree_map_with_path(names, params)
+
+
+def rematerialised(block: type[nn.Module], remat: Remat, *, loop: bool = False) -> type[nn.Module]:
+    """The same block, which keeps less for the backward pass and computes it again there.
+
+    Args:
+        remat: "none": keep all; "products": only the results of convolutions and matrix products, so that elementwise
+            work is done twice; "blocks": nothing but the block's input, so that all is done twice.
+        loop: the block is the body of a loop, where XLA cannot merge both computations, as it else would.
+
+    Raises:
+        ValueError: another name.
+    """
+    if remat not in ("none", "products", "blocks"):
+        raise ValueError(f"expected remat = 'none', 'products' or 'blocks', got {remat!r}")
+    if remat == "none":
+        return block
+    return nn.remat(block, prevent_cse=not loop, policy=_is_product if remat == "products" else None)
+
+
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("dot_general", "conv_general_dilated")
 
 
 class ConditionEmbedding(nn.Module):

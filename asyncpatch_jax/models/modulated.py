@@ -95,7 +95,8 @@ def _place(times: LevelTimes, count: int, grid: tuple[int, int]) -> Float[Array,
         if count >= math.prod(grid) or any(g % n for g, n in zip(grid, times.grid, strict=True)):
             return None
         position = jnp.arange(count).reshape(1, *times.grid, 1)
-    return timefield.resize(position.astype(jnp.float32), grid)
+    position = timefield.resize(position.astype(jnp.float32), grid)
+    return jnp.broadcast_to(position, (position.shape[0], *grid, 1))
 
 
 def _times(place: Float[Array, "_b h w _j"], count: int) -> LevelTimes:

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from asyncpatch_jax import timefield
+from asyncpatch_jax.models.dropout import Dropout, Seed, first_seed, seeds
 from asyncpatch_jax.models.layers import (
     AXES,
     Attention,
@@ -20,7 +21,9 @@ from asyncpatch_jax.models.layers import (
     ModulatedNorm,
     Norm,
     NormKind,
+    Remat,
     logical_axes,
+    rematerialised,
 )
 from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding
 from asyncpatch_jax.sharding import constrain
@@ -66,17 +69,16 @@ class ResBlock(nn.Module):
     norm: NormKind
     dropout: float
     dtype: Any
-    train: bool
 
     @nn.compact
-    def __call__(self, x: Features, times: LevelTimes) -> Changed:
+    def __call__(self, x: Features, times: LevelTimes, seed: Seed | None) -> Changed:
         change = {"": lambda h: h, "down": _downsample, "up": _upsample}[self.resample]
         h = nn.silu(Norm(self.norm, self.dtype, name="norm_in")(x))
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv_in")(change(h))
         h = constrain(h, "batch", None, None, None)  # what comes next looks at all channels of a pixel
         h = ModulatedNorm(self.norm, self.dtype, name="norm_out")(h, times)
         h = constrain(h, "batch", None, None, None)
-        h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
+        h = Dropout(self.dropout, name="dropout")(h, seed)
         h = nn.Conv(self.features, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(h)
         x = change(x)
         if x.shape[-1] != self.features:
@@ -115,13 +117,14 @@ class Block(nn.Module):
     norm: NormKind
     dropout: float
     dtype: Any
-    train: bool
 
     @nn.compact
-    def __call__(self, x: Features, skip: Changed | None, times: LevelTimes, context: Any) -> tuple[Changed, Changed]:
+    def __call__(
+        self, x: Features, skip: Changed | None, seed: Seed | None, times: LevelTimes, context: Any
+    ) -> tuple[Changed, Changed]:
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
-        x = ResBlock(self.features, "", self.norm, self.dropout, self.dtype, self.train, name="res")(x, times)
+        x = ResBlock(self.features, "", self.norm, self.dropout, self.dtype, name="res")(x, times, seed)
         if self.attend:
             x = AttentionBlock(self.head_dim, self.norm, self.dtype, name="attention")(x, context)
         return x, x
@@ -139,7 +142,7 @@ class UNet(nn.Module):
         context_dim: width of the conditioning tokens; 0 for none.
         log_variance: predict `aux["log_variance"]` [b, h, w, 1] too.
         dtype: compute type; parameters, times and reductions stay float32.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        remat: what blocks keep for the backward pass, see `layers.rematerialised`.
         scan: loop over a level's equal blocks instead of unrolling them (compiles faster; XLA:CPU runs convolutions in
             loops on one thread). Parameters are the same either way.
     """
@@ -155,7 +158,7 @@ class UNet(nn.Module):
     context_dim: int = 0
     log_variance: bool = False
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
     scan: bool = False
 
     @property
@@ -194,52 +197,52 @@ class UNet(nn.Module):
         )(cond, b)
         grids = [(height >> level, width >> level) for level in range(levels)]
         times = TimeEmbedding(emb_width, self.dtype, name="time")(t, label, grids)
+        seed = first_seed(self.make_rng("dropout")) if train and self.dropout else None
 
-        res_class = nn.remat(ResBlock) if self.remat else ResBlock
-        block_class = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        res_class, block_class = (rematerialised(block, self.remat) for block in (ResBlock, Block))
 
         def resample(level: int, how: str, name: str) -> ResBlock:
-            return res_class(widths[level], how, self.norm, self.dropout, self.dtype, train, name=name)
+            return res_class(widths[level], how, self.norm, self.dropout, self.dtype, name=name)
 
         def block_args(level: int) -> tuple[Any, ...]:
             attend = level in self.attention
-            return widths[level], attend, self.head_dim, self.norm, self.dropout, self.dtype, train
+            return widths[level], attend, self.head_dim, self.norm, self.dropout, self.dtype
 
         def repeat(level: int, skips: jax.Array | None, x: Features, name: str) -> tuple[Changed, jax.Array]:
             """The level's equal blocks, with stacked parameters; `skips` and the outputs are stacked on axis 0."""
             length = self.blocks - 1
             stack = nn.scan(
-                block_class,
+                rematerialised(Block, self.remat, loop=self.scan),
                 variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast if skips is None else 0, nn.broadcast, nn.broadcast),
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast if skips is None else 0, 0, nn.broadcast, nn.broadcast),
                 length=length,
                 unroll=1 if self.scan else length,
             )
-            return stack(*block_args(level), name=name)(x, skips, times[level], context)
+            return stack(*block_args(level), name=name)(x, skips, seeds(seed, length), times[level], context)
 
         x = nn.Conv(self.base, (3, 3), dtype=self.dtype, name="stem")(x.astype(self.dtype))
         x = constrain(x, "batch", None, None, None)
         entries, firsts, rest = [], [], []  # per level: its input, its first block's output, the other blocks' outputs
         for level in range(levels):
             if level:
-                x = resample(level - 1, "down", f"down_{level}")(x, times[level])
+                x = resample(level - 1, "down", f"down_{level}")(x, times[level], seed)
             entries.append(x)
-            x, _ = block_class(*block_args(level), name=f"encode_{level}_first")(x, None, times[level], context)
+            x, _ = block_class(*block_args(level), name=f"encode_{level}_first")(x, None, seed, times[level], context)
             firsts.append(x)
             if self.blocks > 1:
                 x, outs = repeat(level, None, x, f"encode_{level}")
                 rest.append(outs)
 
-        x = resample(levels - 1, "", "middle_in")(x, times[-1])
+        x = resample(levels - 1, "", "middle_in")(x, times[-1], seed)
         if self.attention:
             x = AttentionBlock(self.head_dim, self.norm, self.dtype, name="middle_attention")(x, context)
-        x = resample(levels - 1, "", "middle_out")(x, times[-1])
+        x = resample(levels - 1, "", "middle_out")(x, times[-1], seed)
 
         for level in reversed(range(levels)):
             # last in, first out: the skips of blocks n .. 2 come stacked, then the first block's and the level's input
             last = rest[level][-1] if self.blocks > 1 else firsts[level]
-            x, _ = block_class(*block_args(level), name=f"decode_{level}_first")(x, last, times[level], context)
+            x, _ = block_class(*block_args(level), name=f"decode_{level}_first")(x, last, seed, times[level], context)
             if self.blocks > 1:
                 skips = (
                     jnp.concatenate([rest[level][-2::-1], firsts[level][None]])
@@ -248,10 +251,10 @@ class UNet(nn.Module):
                 )
                 x, _ = repeat(level, skips, x, f"decode_{level}")
             x, _ = block_class(*block_args(level), name=f"decode_{level}_last")(
-                x, entries[level], times[level], context
+                x, entries[level], seed, times[level], context
             )
             if level:
-                x = resample(level, "up", f"up_{level}")(x, times[level - 1])
+                x = resample(level, "up", f"up_{level}")(x, times[level - 1], seed)
 
         x = nn.silu(Norm(self.norm, self.dtype, name="norm_out")(x))
         zeros = nn.initializers.zeros

@@ -7,7 +7,9 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.training.checkpoints import Checkpoints
@@ -69,13 +71,18 @@ def check_finite(last_step: int, metrics: list[dict[str, Any]], advice: Callable
     """
     for step, values in enumerate(metrics, last_step - len(metrics) + 1):
         if not values["finite"]:
-            wrong = [f"{name} = {values[name]}" for name in ("loss", "grad_norm", "param_norm")]
+            wrong = [f"{name} = {values[name]}" for name in ("loss", "grad_norm")]
             wrong = [text for text in wrong if not np.isfinite(float(text.split(" = ")[1]))]
             raise FloatingPointError(
                 f"step {step} is not finite ({', '.join(wrong)}); its update was not applied, and nothing was saved "
                 "since. Look for bad values in the data, or lower the learning rate, warm up longer, compute in "
                 f"float32; {advice()}"
             )
+
+
+@jax.jit
+def _finite(tree: Any) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def fit(
@@ -96,7 +103,7 @@ def fit(
 
     The host looks at the metrics only when it logs or saves, so that the device never waits. A checkpoint is written
     every `checkpoint_every` steps, at the end, and at once on SIGTERM or Ctrl-C (of several processes, to any one of
-    them: two steps later, in all); pictures are made every `sample_every`
+    them: two steps later, in all), if all parameters and averages are finite; pictures are made every `sample_every`
     steps and at the end (0: never), after the checkpoint of that step.
 
     Args:
@@ -133,6 +140,12 @@ def fit(
                 on_log(done, {name: float(np.mean([v[name] for v in values])) for name in values[0]})
                 recent = []
             if save:
+                # the step itself does not look at what it results in, which would read all of it twice
+                if not _finite((state.params, state.ema)):
+                    raise FloatingPointError(
+                        f"parameters are not finite after step {done}, which is not saved. Lower the learning rate; "
+                        f"{checkpoints.advice()}"
+                    )
                 checkpoints.save(done, state, batches)
             if stopping and not last:
                 break

@@ -77,7 +77,7 @@ def adam(
     """
     if not (0 <= b1 < 1 and 0 <= b2 < 1 and clip >= 0):
         raise ValueError(f"expected 0 <= b1, b2 < 1 and clip >= 0, got {b1}, {b2} and {clip}")
-    chain = optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), optax.adam(rate, b1, b2))
+    chain = optax.chain(_clip(clip) if clip else optax.identity(), optax.adam(rate, b1, b2))
     if not only:
         return chain
 
@@ -87,6 +87,23 @@ def adam(
         return {name: jax.tree.map(lambda _, name=name: name == only, module) for name, module in params.items()}
 
     return optax.multi_transform({True: chain, False: optax.set_to_zero()}, label)
+
+
+def _norm(tree: Any) -> Float[Array, ""]:
+    """The root of the sum of squares of all leaves, float32.
+
+    As one sum: optax adds one leaf after another, which on a TPU is as many programs of one number each.
+    """
+    leaves = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(jnp.sum(jnp.stack(leaves)))
+
+
+def _clip(largest: float) -> optax.GradientTransformation:
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        factor = largest / jnp.maximum(_norm(grads), largest)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def ema_decay(ema: float, step: Int[Array, ""]) -> Float[Array, ""]:
@@ -130,11 +147,12 @@ def train_step(
     """Follow the gradient of `loss_fn(params, keys, batch) -> (mean loss, metrics)` once. Pure; see `jit_step`.
 
     The random key of a step is `key` folded with the step's number, then with each image's index: to resume a run takes
-    no random state, and neither accumulation nor sharding changes what an image sees.
+    no random state, and neither accumulation nor sharding changes what an image sees (but for dropout, whose masks
+    depend on an image's place in its part of the batch).
 
-    A step whose loss, gradient norm or resulting parameter norm is not finite is refused on the device: the state keeps
-    its parameters, average and optimiser, only its step counts on. `finite` in the metrics tells, so that the host may
-    look at it late.
+    A step whose loss or gradient norm is not finite is refused on the device: the state keeps its parameters, average
+    and optimiser, only its step counts on. `finite` in the metrics tells, so that the host may look at it late. (What
+    the step results in is not asked: that would read parameters, moments and gradients twice.)
 
     Args:
         batch: arrays whose first axis is the image [b, ...].
@@ -143,7 +161,7 @@ def train_step(
         accumulate: parts that the batch is split in, their gradients added up: less memory, the same to rounding.
 
     Returns:
-        The next state, and scalars: the loss's own metrics, loss, grad_norm (before clipping), param_norm, finite.
+        The next state, and scalars: the loss's own metrics, loss, grad_norm (before clipping), finite.
 
     Raises:
         ValueError: `accumulate` does not divide the batch.
@@ -157,12 +175,12 @@ def train_step(
     # a + (1 - d)(b - a), not d a + (1 - d) b: parameters that do not move keep their bits in the average too
     average = jax.tree.map(lambda a, b: a + (1.0 - decay) * (b - a), state.ema, params)
 
-    grad_norm, param_norm = optax.global_norm(grads), optax.global_norm(params)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
+    grad_norm = _norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     fresh, old = (params, average, opt_state), (state.params, state.ema, state.opt_state)
     params, average, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), fresh, old)
-    norms = {"loss": loss, "grad_norm": grad_norm, "param_norm": param_norm, "finite": finite.astype(jnp.float32)}
-    return TrainState(state.step + 1, params, average, opt_state), {**metrics, **norms}
+    metrics = {**metrics, "loss": loss, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
+    return TrainState(state.step + 1, params, average, opt_state), metrics
 
 
 def jit_step(
