@@ -156,12 +156,12 @@ def test_networks_answer_alike_to_a_field_however_it_is_given(model):
     params = tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
     apply = jax.jit(lambda t: model.apply({"params": params}, x, t, cond)[0])
 
-    mask = jax.random.randint(jax.random.key(5), (2, 8, 8, 1), 0, 2)
+    mask = jax.random.randint(jax.random.key(5), (2, 4, 4, 1), 0, 2)
     few = timefield.few(jnp.asarray([[0.0, 0.61]]), mask)
-    # 64 cells are embedded one by one; as pixels they are more than the knots, of which 0 and .625 are two
+    # 16 cells are embedded one by one; as pixels they are more than the knots, of which 0 and .625 are two
     np.testing.assert_allclose(apply(few), apply(timefield.dense(few)), atol=5e-5, rtol=5e-5)
     few = few._replace(values=jnp.asarray([[0.0, 0.625]]))
-    pixels = timefield.dense(few).repeat(2, 1).repeat(2, 2)
+    pixels = timefield.dense(few).repeat(4, 1).repeat(4, 2)
     np.testing.assert_allclose(apply(few), apply(pixels), atol=5e-5, rtol=5e-5)
     # and one that has nine columns, which are multiplied and not chosen
     wide = FewTimes(jnp.concatenate([few.values, jnp.ones((1, 7))], 1), few.index)
