@@ -4,15 +4,16 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
-from glob import glob
+from pathlib import Path
 from typing import Any
 
 import jax
 
+_GOOGLE = "0x1ae0"  # a PCI vendor
 _EXPLICIT = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
 
 
-def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
+def settings(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, Any] | None:
     """Arguments of `jax.distributed.initialize`; None for a process of its own.
 
     In this order:
@@ -20,6 +21,9 @@ def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
     - COORDINATOR_ADDRESS (host:port of process 0), NUM_PROCESSES and PROCESS_ID, on any machines
     - a step of a SLURM job (srun) with more than one task: what it sets
     - a TPU, unless JAX_PLATFORMS names another platform: what Cloud TPU's metadata or GKE's variables say
+
+    Args:
+        root: of the file system that lists the machine's devices.
 
     Raises:
         ValueError: only some of the first three are set, or not to numbers.
@@ -34,8 +38,15 @@ def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
             raise ValueError(f"expected an address and two numbers in {', '.join(_EXPLICIT)}, got {got}") from error
     if "SLURM_STEP_NODELIST" in environment and environment.get("SLURM_NTASKS", "1") != "1":
         return {}
-    tpu = (environment.get("JAX_PLATFORMS") or "tpu").startswith("tpu") and importlib.util.find_spec("libtpu")
-    return {} if tpu and (glob("/dev/accel[0-9]*") or glob("/dev/vfio/[0-9]*")) else None
+    wanted = (environment.get("JAX_PLATFORMS") or "tpu").startswith("tpu") and importlib.util.find_spec("libtpu")
+    return {} if wanted and _has_tpu(root) else None
+
+
+def _has_tpu(root: Path) -> bool:
+    """Whether there are chips that only a TPU has: others are reached through VFIO too."""
+    vendors = {path.read_text().strip() for path in root.glob("sys/bus/pci/devices/*/vendor")}
+    devices = [*root.glob("dev/accel[0-9]*"), *root.glob("dev/vfio/[0-9]*")]
+    return bool(devices) and _GOOGLE in vendors
 
 
 def start() -> None:

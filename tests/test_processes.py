@@ -134,20 +134,29 @@ def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_p
         assert checkpoints.latest == last
 
 
-def test_where_other_processes_are_named(monkeypatch):
-    monkeypatch.setattr(processes, "glob", lambda pattern: [])
+def test_where_other_processes_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: object())
     explicit = {"COORDINATOR_ADDRESS": "host:1", "NUM_PROCESSES": "4", "PROCESS_ID": "2"}
     arguments = {"coordinator_address": "host:1", "num_processes": 4, "process_id": 2}
     step = {"SLURM_STEP_NODELIST": "a,b", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
-    assert processes.settings({}) is None
+    assert processes.settings({}, tmp_path) is None
     assert processes.settings({**explicit, **step}) == arguments
     assert processes.settings(step) == {}
-    assert processes.settings({**step, "SLURM_NTASKS": "1"}) is None
-    assert processes.settings({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}) is None  # the batch script itself
+    assert processes.settings({**step, "SLURM_NTASKS": "1"}, tmp_path) is None
+    assert processes.settings({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, tmp_path) is None  # the batch script itself
     for wrong in ({"NUM_PROCESSES": "2"}, {**explicit, "PROCESS_ID": "first"}):
         with pytest.raises(ValueError, match="an address and two numbers in COORDINATOR_ADDRESS, NUM_PROCESSES"):
             processes.settings(wrong)
-    monkeypatch.setattr(processes, "glob", lambda pattern: ["/dev/accel0"])
+
+
+@pytest.mark.parametrize(("device", "vendor", "has"), [
+    ("accel0", "0x1ae0", True), ("vfio/3", "0x1ae0", True), ("vfio/3", "0x10de", False), ("null", "0x1ae0", False),
+])  # fmt: skip
+def test_a_tpu_is_told_from_other_devices(monkeypatch, tmp_path, device, vendor, has):
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: object())
-    assert processes.settings({}) == {}
-    assert processes.settings({"JAX_PLATFORMS": "cpu"}) is None
+    for path, text in ((f"dev/{device}", ""), ("sys/bus/pci/devices/0000:00:04.0/vendor", f"{vendor}\n")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert processes.settings({}, tmp_path) == ({} if has else None)
+    assert processes.settings({"JAX_PLATFORMS": ""}, tmp_path) == ({} if has else None)
+    assert processes.settings({"JAX_PLATFORMS": "cpu"}, tmp_path) is None
