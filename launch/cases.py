@@ -13,9 +13,9 @@ from jaxtyping import Array
 from asyncpatch_jax import sharding
 from asyncpatch_jax.data import masks
 from asyncpatch_jax.sampling import Graded, Inpaint, Table, repaint, sample, start
-from asyncpatch_jax.training.step import TrainState, create, train_step
+from asyncpatch_jax.training.step import TrainState, create
 from asyncpatch_jax.types import FewTimes, Image
-from launch import build, fields
+from launch import build, fields, programs
 from launch.generate import Inputs, Net, denoiser, generate
 from launch.inpaint import field
 from launch.plans import Plan, plan
@@ -120,22 +120,14 @@ def batch_of(run: build.Run, batch: int) -> dict[str, Array]:
 
 def train_steps(run: build.Run, only: str = "") -> tuple[TrainState, dict[str, Any]]:
     """A state, and for each sampler of times (or `only` one) a jitted step of it and a batch; "synchronous" first."""
-    optimizer = build.optimizer(run.config)
-    steps = {}
+    mesh, steps = sharding.make_mesh(1, devices=jax.devices()[:1]), {}
     for name in [only] if only else sorted(build.TIMES, key=lambda name: name != "synchronous"):
         config = run.config.copy_and_resolve_references()
         with config.ignore_type():
             config.times.update({setting: None for setting in config.times if setting not in ("name", "grid")})
         config.times.name = name
-        step = partial(
-            train_step,
-            loss_fn=build.loss(config, run.model),
-            optimizer=optimizer,
-            ema=config.optim.ema,
-            accumulate=config.optim.accumulate,
-        )
-        steps[name] = jax.jit(step, donate_argnums=0)
-    return create(jax.tree.map(jnp.copy, run.params), optimizer), steps
+        steps[name] = programs.training(config, run, mesh).fn
+    return create(jax.tree.map(jnp.copy, run.params), build.optimizer(run.config)), steps
 
 
 FIELDS: dict[str, int | str] = {

@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from asyncpatch_jax.files import check_writable, refuse_existing, write_json
-from launch import apart, build, cli, report, topology
+from launch import aot, build, cli, report, topology
 
 EFFORTS = ("O0", "O1", "O2", "O3", "default")
 _DOES_NOT_FIT, _FAILED = 2, 3
@@ -49,7 +49,7 @@ def classes(config: ConfigDict) -> int:
 
 
 def request(config: ConfigDict, program: str, where: topology.Topology, **more: Any) -> dict[str, Any]:
-    """What `launch.apart.ahead` takes; `more` are "classes", "effort", and for a sampler "batch"."""
+    """What `launch.aot.ahead` takes; `more` are "classes", "effort", and for a sampler "batch"."""
     plain = build.plain(config)
     return {"config": plain, "topology": where.name, "slices": where.slices, "program": program, **more}
 
@@ -103,7 +103,7 @@ def compiled(config: ConfigDict, program: str) -> dict[str, Any] | None:
     )
     title = "training step" if program == "train" else f"sampler of {config.sample.steps} steps"
     print(f"\n{title}: {config.workdir.removeprefix('runs/')} on {where}, {_mesh(config, where)}", flush=True)
-    answer = apart.ahead(asked, values.timeout)
+    answer = aot.ahead(asked, values.timeout)
     if "failed" in answer:
         print("\n".join([f"the compiler failed: {answer['failed']}; its last words:", *answer["stderr"]]))
         return None

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
+import jax
+
 
 def model_flops(fn: Callable[..., Any], *args: Any) -> float:
     """FLOPs of all devices together in one call of `fn` on arrays or their shapes; a multiply-add is two.
@@ -15,8 +17,6 @@ def model_flops(fn: Callable[..., Any], *args: Any) -> float:
     Loops count as often as they run, those of unknown length once; of branches the dearest counts. What is recomputed
     in a backward pass counts again: trace without `remat` for the FLOPs of the model itself.
     """
-    import jax
-
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 

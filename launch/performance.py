@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from asyncpatch_jax.files import write_json, writing
-from launch import apart, cli, compile, fields, report, topology
+from launch import aot, cli, compile, fields, report, topology
 
 NETWORKS = {
     "UNet 60M": "configs/imagenet64_60m.py",
@@ -111,7 +111,7 @@ def compile_all(cases: list[Case], runs: Path, timeout: float, say: Callable[[st
             say(f"{title}: is there")
             continue
         say(title)
-        answer = apart.ahead(case.request, timeout)
+        answer = aot.ahead(case.request, timeout)
         if "failed" in answer:
             say("\n".join([f"the compiler failed: {answer['failed']}", *answer["stderr"]]))
             continue

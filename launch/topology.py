@@ -1,9 +1,13 @@
 """TPU chips and slices by name: what one needs to compile for them, and to say what a program costs there."""
 
+import importlib.util
 import math
 import os
 import re
 from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
 
 _NAME = re.compile(r"(v4|v5e|v5p|v6e):(\d+x\d+|\d+x\d+x\d+)")
 GIB = 2**30
@@ -55,10 +59,6 @@ class Topology(NamedTuple):
         Raises:
             ValueError: libtpu is not installed, or knows no such slice.
         """
-        # imports JAX: the parent of a compiling process does without
-        import jax
-        from jax.experimental import topologies
-
         more: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
         if self.chip.name == "v4":
             # both cores of a chip as one device, as JAX on such a machine has it
@@ -84,7 +84,5 @@ def parse(name: str, slices: int = 1) -> Topology:
 
 def check_compiler() -> None:
     """Raise ValueError if libtpu, which compiles for TPUs on any machine, is not installed."""
-    import importlib.util
-
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise ValueError("expected libtpu, which compiles for TPUs without one: pip install libtpu")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import apart, fields, performance
+from launch import aot, fields, performance
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
@@ -34,7 +34,7 @@ def compiler(monkeypatch):
             found |= {"needs": 40 * 2**30, "has": 31 * 2**30, "message": "no"}
         return found
 
-    monkeypatch.setattr(apart, "ahead", ahead)
+    monkeypatch.setattr(aot, "ahead", ahead)
     return asked
 
 
@@ -76,7 +76,7 @@ def test_a_part_can_be_compiled_and_a_failure_is_asked_again(compiler, tmp_path,
     assert {request["program"] for request in compiler} == {"gradient"}
     assert rows(page, "UNet 600M | gradient")
     assert not rows(page, "UNet 60M")
-    monkeypatch.setattr(apart, "ahead", lambda *_: {"failed": "killed by SIGABRT", "stderr": ["Check failed"]})
+    monkeypatch.setattr(aot, "ahead", lambda *_: {"failed": "killed by SIGABRT", "stderr": ["Check failed"]})
     page = run(tmp_path, "--only=60M forward")
     assert "the compiler failed: killed by SIGABRT\nCheck failed" in capsys.readouterr().out
     assert not rows(page, "UNet 60M")
