@@ -54,7 +54,8 @@ def close(got, expected, share):
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
-        ((8, 3, 8, 128, 9), {}),  # 24 cells
+        ((8, 3, 8, 128, 2), {}),  # 24 cells
+        ((16, 4, 4, 128, 4), {"mixed": True}),
         ((16, 4, 4, 128, 12), {"mixed": True}),
         ((3, 4, 4, 256, 12), {"shared": True}),
         ((2, 8, 16, 128, 67), {"shared": True}),

@@ -1,9 +1,10 @@
 """Norm, scale and shift by the time field, SiLU: what stands between two convolutions or before a transformer's matmul.
 
-Each has one definition here. XLA computes it in one pass where one time or a few are chosen from elementwise. To mix
-more times is a matrix product, whose result XLA stores; on TPU a kernel (`kernels.py`), chosen when a program is
-lowered for a platform, has RMS and layer norm and that product in one pass, forward and backward. Group norm, whose
-statistics are of whole images, and other devices have the XLA form.
+Each has one definition here. XLA computes it in one pass where one time or a few are chosen from elementwise, but not
+the gradient of a few: their sums over pixels are passes of their own. To mix more times is a matrix product, whose
+result XLA stores. So on TPU a kernel (`kernels.py`), chosen when a program is lowered for a platform, has RMS and layer
+norm and that product in one pass, forward and backward, for many times and where a few are differentiated. Group norm,
+whose statistics are of whole images, and other devices have the XLA form.
 """
 
 import functools
@@ -70,8 +71,8 @@ def modulated_norm(
         interpret: run the TPU's kernel as it is, slowly, on any device; for tests.
     """
     times = times.replace(emb=None)
-    place = None if kind == "group" else _place(times, table.shape[1], x.shape[1:3])
-    if place is None:
+    place = _place(times, table.shape[1], x.shape[1:3])
+    if place is None or kind == "group" or x.shape[-1] % 128:
         return _reference(x, scale, bias, table, times, kind=kind, silu=silu, dtype=dtype)
     function = functools.partial(_fused, kind, silu, jnp.dtype(dtype), interpret)
     batch = ("batch", None, None, None)
@@ -83,16 +84,16 @@ def modulated_norm(
 def _place(times: LevelTimes, count: int, grid: tuple[int, int]) -> Float[Array, "_b h w _j"] | None:
     """Where each pixel is among the J times: positions [b|1, h, w, 1] or weights [b|1, h, w, J].
 
-    None for few times, and for as many as pixels, whose table is the map itself.
+    None for one time, a few cells, and as many times as pixels, whose table is the map itself.
     """
-    if count <= CHOSEN:
+    if count == 1:
         return None
     if times.weights is not None:
         weights = times.weights
         return jnp.broadcast_to(weights, (weights.shape[0], *grid, count))
     position = times.position
     if position is None:
-        if count >= math.prod(grid) or any(g % n for g, n in zip(grid, times.grid, strict=True)):
+        if count <= CHOSEN or count >= math.prod(grid) or any(g % n for g, n in zip(grid, times.grid, strict=True)):
             return None
         position = jnp.arange(count).reshape(1, *times.grid, 1)
     position = timefield.resize(position.astype(jnp.float32), grid)
@@ -137,6 +138,12 @@ def _arguments(x, scale, table, place):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _fused(kind: Kind, silu: bool, dtype, interpret: bool, x, scale, table, place) -> Features:
+    if table.shape[1] <= CHOSEN:
+        return _xla(kind, silu, dtype, x, scale, table, place)
+    return _one_pass(kind, silu, dtype, interpret, x, scale, table, place)
+
+
+def _one_pass(kind: Kind, silu: bool, dtype, interpret: bool, x, scale, table, place) -> Features:
     cut = _cut(kind, x, table)
     xla = functools.partial(_xla, kind, silu, dtype)
     if cut is None:
@@ -153,7 +160,7 @@ def _fused_forward(kind: Kind, silu: bool, dtype, interpret: bool, *primals):
     args = [p.value for p in primals]
     # to be differentiated with respect to the times is known when traced, and kept in the residuals' structure
     exact = None if primals[3].perturbed else ()
-    return _fused(kind, silu, dtype, interpret, *args), (args, exact)
+    return _one_pass(kind, silu, dtype, interpret, *args), (args, exact)
 
 
 def _fused_backward(kind: Kind, silu: bool, dtype, interpret: bool, residuals, dy):
