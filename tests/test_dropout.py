@@ -14,7 +14,7 @@ SEED = first_seed(jax.random.key(0))
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_as_many_as_asked_for(rate):
-    mask = np.asarray(kept(SEED, (16, 32, 32, 64), rate))
+    mask = np.asarray(kept(SEED, 5, (16, 32, 32, 64), rate))
     # of independent bits, at five standard deviations; and the same of each image and of each channel
     assert stats.binomtest(int((~mask).sum()), mask.size, rate).pvalue > 1e-6
     for axes in ((1, 2, 3), (0, 1, 2), (0, 3)):
@@ -27,26 +27,27 @@ def test_as_many_as_asked_for(rate):
 @pytest.mark.parametrize(
     "other",
     [
-        lambda m: kept(first_seed(jax.random.key(1)), m.shape, 0.5),
-        lambda m: kept(SEED + 1, m.shape, 0.5),
-        lambda m: kept(seeds(SEED, 3)[1], m.shape, 0.5),
+        lambda m: kept(first_seed(jax.random.key(1)), 5, m.shape, 0.5),
+        lambda m: kept(SEED + 1, 5, m.shape, 0.5),
+        lambda m: kept(seeds(SEED, 3)[1], 5, m.shape, 0.5),
+        lambda m: kept(SEED, 6, m.shape, 0.5),
         lambda m: np.roll(m, 1, 0),
         lambda m: np.roll(m, 1, 1),
         lambda m: np.roll(m, 1, 2),
         lambda m: np.roll(m, 1, 3),
         lambda m: np.roll(m, (1, -1), (2, 3)),
     ],
-    ids=["key", "seed", "layer", "image", "row", "column", "channel", "diagonal"],
+    ids=["key", "seed", "stacked layer", "layer", "image", "row", "column", "channel", "diagonal"],
 )
 def test_seeds_and_places_are_independent(other):
-    mask = np.asarray(kept(SEED, (16, 32, 32, 64), 0.5))
+    mask = np.asarray(kept(SEED, 5, (16, 32, 32, 64), 0.5))
     agree = int((mask == np.asarray(other(mask))).sum())
     assert stats.binomtest(agree, mask.size, 0.5).pvalue > 1e-6
 
 
 def test_runs_of_bits_are_as_long_as_of_coins():
     """The patterns of 8 neighbours along channels, and along columns, are all as likely."""
-    mask = np.asarray(kept(SEED, (8, 32, 32, 64), 0.5))
+    mask = np.asarray(kept(SEED, 5, (8, 32, 32, 64), 0.5))
     for bits in (mask.reshape(-1, 8), mask.swapaxes(2, 3).reshape(-1, 8)):
         counts = np.bincount(np.packbits(bits, axis=1)[:, 0], minlength=256)
         assert 1e-6 < stats.chisquare(counts).pvalue < 1 - 1e-6

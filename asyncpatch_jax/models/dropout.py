@@ -46,17 +46,22 @@ class Dropout(nn.Module):
             raise ValueError(f"expected a dropout rate in [0, 1), got {self.rate}")
         if seed is None or not self.rate:
             return x
-        name = zlib.crc32("/".join(self.path).encode())
-        return _drop(self.rate, x, _mix(seed ^ jnp.uint32(name)))
+        return _drop(self.rate, zlib.crc32("/".join(self.path).encode()), x, seed)
 
 
-def kept(seed: Seed, shape: tuple[int, ...], rate: float) -> Bool[Array, "..."]:
-    """Which features of an array of this shape are kept: bits that look independent, false with probability `rate`."""
-    *outer, width = shape
-    place = jax.lax.iota(jnp.uint32, math.prod(outer)).reshape(*outer, 1)
-    rows = _mix(_mix(place * jnp.uint32(_GOLDEN)) ^ seed)
-    channels = (jax.lax.iota(jnp.uint32, width) * jnp.uint32(_GOLDEN)).reshape((1,) * len(outer) + (width,))
-    return _mix(rows ^ channels) >= jnp.uint32(int(rate * 2**32))
+def kept(seed: Seed, layer: int, shape: tuple[int, ...], rate: float) -> Bool[Array, "..."]:
+    """Which features of an array of this shape are kept: bits that look independent, false with probability `rate`.
+
+    All of it is elementwise, so that XLA has it within the operation that reads the mask.
+
+    Args:
+        layer: 32 bits that are a layer's own.
+    """
+    place = jnp.uint32(layer)
+    for axis, stride in enumerate(math.prod(shape[i + 1 :]) for i in range(len(shape))):
+        # modulo 2^32, all of it: larger arrays begin again
+        place = place + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride * _GOLDEN % 2**32)
+    return _mix(_mix(place) ^ seed) >= jnp.uint32(int(rate * 2**32))
 
 
 def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
@@ -66,18 +71,18 @@ def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     return x ^ (x >> 16)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _drop(rate: float, x: jax.Array, seed: jax.Array) -> jax.Array:
-    return jnp.where(kept(seed, x.shape, rate), x / (1.0 - rate), jnp.zeros((), x.dtype))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _drop(rate: float, layer: int, x: jax.Array, seed: jax.Array) -> jax.Array:
+    return jnp.where(kept(seed, layer, x.shape, rate), x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def _drop_forward(rate: float, x: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _drop(rate, x, seed), seed
+def _drop_forward(rate: float, layer: int, x: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _drop(rate, layer, x, seed), seed
 
 
-def _drop_backward(rate: float, seed: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
+def _drop_backward(rate: float, layer: int, seed: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
     # the mask is drawn again: to store it takes longer
-    return _drop(rate, g, seed), None
+    return _drop(rate, layer, g, seed), None
 
 
 _drop.defvjp(_drop_forward, _drop_backward)
