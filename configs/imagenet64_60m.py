@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.update(
         {"steps": 500_000, "batch": 2048, "checkpoint_every": 5000, "log_every": 100, "sample_every": 25_000}
     )
-    # the optimiser of all parameters on every chip would read and write as much as half of a forward pass
+    # the optimiser of all parameters on every chip would read and write as much as a third of a forward pass
     config.mesh.update({"data": 1, "fsdp": -1})
     # the published stochastic coefficient of .25 is about this eta, see docs/schedules.md
     config.sample.update({"steps": 250, "eta": 0.5})
