@@ -81,6 +81,11 @@ def dense(t: TimeField | FewTimes) -> TimeField:
     return t
 
 
+def mapped(t: TimeField | FewTimes, new: Callable[[jax.Array], jax.Array]) -> TimeField | FewTimes:
+    """The field with the times `new(t)`: a field of few times stays one."""
+    return few(new(t.values), t.index) if isinstance(t, FewTimes) else new(t)
+
+
 def changed(
     t: TimeField | FewTimes, where: Bool[Array, "_b _gh _gw 1"], new: Callable[[jax.Array], jax.Array]
 ) -> TimeField | FewTimes:

@@ -31,10 +31,13 @@ class Times(NamedTuple):
 
     Fields [b, gh, gw, 1] with 0 = data and 1 = noise; an axis of size 1 stands for the whole image. They are the same
     field, which `told` may hold as `FewTimes`; other times are told by a learned schedule (TPM) alone.
+
+    text: the time [b] that the text tokens of a network with joint attention are told; None: the mean of the field.
     """
 
     level: TimeField
     told: TimeField | FewTimes
+    text: Float[Array, "b"] | None = None
 
 
 class Prediction(NamedTuple):
@@ -48,17 +51,47 @@ class Prediction(NamedTuple):
     aux: dict[str, Any]
 
 
+class Spans(NamedTuple):
+    """Which text tokens name each of k objects, for the attention maps `aux["maps"]` [b, gh, gw, k] of these objects.
+
+    An object's map is the weighted sum of its tokens' attention; a token of weight 0 fills the row up.
+
+    index: positions of m tokens [b, m].
+    weight: of each token in each object's map [b, m, k].
+    """
+
+    index: Int[Array, "b m"]
+    weight: Float[Array, "b m k"]
+
+
 class Condition(NamedTuple):
     """What an image is conditioned on; a field that is None does not exist for the model.
 
     label: class index [b]; the index `num_classes` means "no class" (the unconditional branch).
-    tokens: a sequence of embeddings [b, l, d], attended to by cross-attention.
+    tokens: a sequence of embeddings [b, l, d], attended to by cross-attention or joint attention.
     mask: which tokens count [b, l]; None means all of them.
+
+    Pretrained text-to-image networks take more:
+
+    pooled: one embedding of the whole text [b, p].
+    sizes: SDXL's original height and width, top and left of the crop, and target height and width, in pixels [b, 6].
+    guidance: the guidance scale that a distilled network (FLUX) is told [b].
+    reference: latents of an image to edit (FLUX Kontext) [b, h2, w2, c].
+    text_time: the time that text tokens are told, in the network's units [b]; None: the mean of the field.
+    spans: the objects whose attention maps are asked for.
+    blur: standard deviation, in cells, of the Gaussian that blurs the queries of self-attention (SEG) [b]; 0 is none.
     """
 
     label: Int[Array, "b"] | None = None
     tokens: Float[Array, "b l d"] | None = None
     mask: Bool[Array, "b l"] | None = None
+    pooled: Float[Array, "b p"] | None = None
+    sizes: Float[Array, "b 6"] | None = None
+    guidance: Float[Array, "b"] | None = None
+    reference: Float[Array, "b h2 w2 c"] | None = None
+    text_time: Float[Array, "b"] | None = None
+    spans: Spans | None = None
+    blur: Float[Array, "b"] | None = None
 
 
 Denoiser = Callable[[Image, Times], Prediction]

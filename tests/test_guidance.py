@@ -114,7 +114,7 @@ def test_input_guidance_is_its_formula_in_one_call(noisier):
 
 def test_a_hint_noisier_than_that_stays():
     x, times = point()
-    times = Times(*(t.at[:, 0].set(0.7) for t in times))
+    times = jax.tree.map(lambda t: t.at[:, 0].set(0.7), times)
     seen = []
     input_guidance(elementwise(0.0, seen=seen), PROCESS, "velocity", MASK, jax.random.key(5), 1.0, noisier=0.4)(
         x, times
