@@ -50,16 +50,29 @@ def main_of_run(run: Callable[[], None], description: str) -> None:
     _start(run, parse)
 
 
-def _start(run: Callable[[], None], parse: Callable[[Sequence[str]], list[str]]) -> None:
+def main_of_flags(run: Callable[..., None], description: str, *, takes: Sequence[str] = ()) -> None:
+    """`main` for what needs no configuration: calls `run` with the arguments that are no flags, named in `takes`."""
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        if _asks_for_help(argv):
+            print("\n".join(_help(description)))
+            sys.exit(0)
+        return _known(list(argv), ())
+
+    _start(run, parse, takes)
+
+
+def _start(run: Callable[..., None], parse: Callable[[Sequence[str]], list[str]], takes: Sequence[str] = ()) -> None:
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise ValueError(f"expected flags only (--name=value), got {argv[1]!r}")
+        if len(argv) - 1 != len(takes):
+            expected = f"{' '.join(takes)} and flags (--name=value)" if takes else "flags only (--name=value)"
+            raise ValueError(f"expected {expected}, got {' '.join(argv[1:]) or 'nothing'!r}")
         logging.set_verbosity(logging.ERROR)
         cache.start(os.environ)
         processes.start()
-        run()
+        run(*argv[1:])
 
     try:
         app.run(guarded, flags_parser=parse)
