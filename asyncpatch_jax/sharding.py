@@ -209,7 +209,9 @@ def _whole_backward(split: NamedSharding, whole: NamedSharding, _: None, g: jax.
 _whole.defvjp(_whole_forward, _whole_backward)
 
 
-def per_shard(function: Callable[..., Any], in_names: Sequence[Names], out_names: Names) -> Callable[..., Any]:
+def per_shard(
+    function: Callable[..., Any], in_names: Sequence[Names], out_names: Names | list[Names]
+) -> Callable[..., Any]:
     """A function that each device applies to its own part of the arguments, for kernels that XLA cannot divide.
 
     Without a mesh, it is `function` itself.
@@ -217,7 +219,8 @@ def per_shard(function: Callable[..., Any], in_names: Sequence[Names], out_names
     Args:
         in_names: names of the axes of each argument, all of them arrays. An axis that the mesh does not divide (such as
             a batch of 1 that stands for all images) is whole on every device.
-        out_names: of its one result; they are split if the argument axes of those names are.
+        out_names: of its result, or a list with those of each result; they are split if the argument axes of those names
+            are.
     """
     mesh = _active.get()
     if mesh is None:
@@ -226,8 +229,10 @@ def per_shard(function: Callable[..., Any], in_names: Sequence[Names], out_names
     def divided(*args: Any) -> Any:
         specs = [PartitionSpec(*_axes(mesh, arg.shape, names)) for arg, names in zip(args, in_names, strict=True)]
         split = {name for spec, names in zip(specs, in_names, strict=True) for name, axis in zip(names, spec) if axis}  # noqa: B905, a spec drops Nones
-        out = PartitionSpec(*(_RULES[name] if name in split else None for name in out_names))
-        return jax.shard_map(function, mesh=mesh, in_specs=tuple(specs), out_specs=out, check_vma=False)(*args)
+        several = out_names if isinstance(out_names, list) else [out_names]
+        out = [PartitionSpec(*(_RULES[name] if name in split else None for name in names)) for names in several]
+        out_specs = tuple(out) if isinstance(out_names, list) else out[0]
+        return jax.shard_map(function, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs, check_vma=False)(*args)
 
     return divided
 

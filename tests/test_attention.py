@@ -29,11 +29,11 @@ def close(got, expected, share):
         assert np.abs(a - b).max() <= share * np.abs(b).max()
 
 
-interpreted = partial(attention.flash, 128, interpret=True)
+interpreted = partial(attention.flash, (128, 128), interpret=True)
 
 
-# one block, several blocks, heads that are no power of two, heads as wide as a TPU's lanes
-@pytest.mark.parametrize(("n", "d"), [(128, 16), (384, 8), (128, 72), (256, 128)])
+# one block, several blocks, heads that are no power of two, heads as wide as a TPU's lanes, lengths that are padded
+@pytest.mark.parametrize(("n", "d"), [(128, 16), (384, 8), (128, 72), (256, 128), (200, 16)])
 def test_kernel_equals_xla(n, d):
     args = heads(2, n, 3, d)
     close(run(interpreted, *args), run(jax.nn.dot_product_attention, *args), 1e-5)
@@ -49,6 +49,72 @@ def test_bfloat16():
 def test_long_sequences_without_the_kernel_equal_xla():
     args = heads(1, attention.FLASH_FROM, 2, 8, jnp.bfloat16)
     close(run(attention.attend, *args), run(jax.nn.dot_product_attention, *args), 0.01)
+
+
+def weights(q, k):
+    """All pairs' softmax weights, the mean over heads, in float64."""
+    q, k = (np.asarray(x, np.float64) for x in (q, k))
+    shares = np.exp(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1]))
+    return (shares / shares.sum(-1, keepdims=True)).mean(1)
+
+
+COLUMNS = jnp.array([[0, 5, 5], [130, 6, 40]])
+
+
+# as long as the queries, or not; of padded lengths or not
+@pytest.mark.parametrize(("n", "m"), [(256, 256), (150, 150), (128, 200), (150, 256)])
+def test_log_sums_of_the_kernel(n, m):
+    q, (k, v) = heads(2, n, 3, 8)[0], heads(2, m, 3, 8)[1:3]
+    got = interpreted(q, k, v, log_sums=True)
+    for a, b in zip(got, attention.plain_sums(q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_columns_are_columns_of_the_softmax(monkeypatch, kernel):
+    q, k, v, _ = heads(2, 150, 3, 8)
+    if kernel:
+
+        def by_kernel(q, k, v, mask, default, out, log_sums):
+            return interpreted(q, k, v, log_sums=log_sums)
+
+        monkeypatch.setattr(attention, "_by_platform", by_kernel)
+    out, shares = attention.attend_columns(q, k, v, COLUMNS)
+    expected = np.stack([w[:, c] for w, c in zip(weights(q, k), np.asarray(COLUMNS), strict=True)])
+    np.testing.assert_allclose(shares, expected, rtol=1e-5)
+    np.testing.assert_allclose(out, attention.plain(q, k, v), rtol=1e-5, atol=1e-6)
+
+
+def test_float64_stays_so():
+    with jax.enable_x64(True):
+        q, k, v = (jax.random.normal(key, (1, 9, 2, 4), jnp.float64) for key in jax.random.split(jax.random.key(0), 3))
+        logits = np.einsum("bnhd,bmhd->bhnm", q, k) / 2
+        sums = np.exp(logits).sum(-1)
+        out, log_sums = attention.plain_sums(q, k, v)
+        np.testing.assert_allclose(log_sums, np.log(sums).swapaxes(1, 2), rtol=1e-14)
+        exact = np.einsum("bhnm,bmhd->bnhd", np.exp(logits) / sums[..., None], v)
+        np.testing.assert_allclose(out, exact, rtol=1e-13, atol=1e-15)
+
+
+def test_columns_under_a_mask():
+    """A masked key has no share, and what is left adds up to 1."""
+    q, k, v, _ = heads(2, 8, 2, 4)
+    mask = (jnp.arange(8)[None] < jnp.array([[3], [8]]))[:, None, None, :]
+    _, shares = attention.attend_columns(q, k, v, jnp.broadcast_to(jnp.arange(8), (2, 8)), mask)
+    np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-6)
+    assert not shares[0, :, 3:].any()
+    np.testing.assert_allclose(shares[:1, :, :3], weights(q[:1], k[:1, :3]), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("cudnn")
+def test_long_sequences_columns_come_from_the_platforms_kernel():
+    n = attention.FLASH_FROM + 64
+    q, columns = jax.ShapeDtypeStruct((2, n, 2, 64), jnp.bfloat16), jax.ShapeDtypeStruct((2, 3), jnp.int32)
+    for platform, call in [("tpu", "tpu_custom_call"), ("cuda", "__cudnn$fmha")]:
+        traced = jax.jit(attention.attend_columns).trace(q, q, q, columns)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("@" + call) == 1
+        assert f"{n}x{n}x" not in text
 
 
 def _lowered(platform, shape=(2, attention.FLASH_FROM, 2, 64), dtype=jnp.bfloat16, mask=None, grad=False):
@@ -96,9 +162,11 @@ def test_all_else_goes_to_xla(options):
         assert "custom_call" not in _lowered(platform, **options)
 
 
-@pytest.mark.parametrize("n", [attention.FLASH_FROM + 64, 1408])  # into blocks that are too small
-def test_lengths_that_the_tpus_kernel_does_not_take(n):
-    assert "custom_call" not in _lowered("tpu", (2, n, 2, 64))
+@pytest.mark.parametrize(("n", "padded"), [(attention.FLASH_FROM + 64, 640), (1408, 1536), (4429, 4480), (4608, 4608)])
+def test_lengths_that_no_block_divides_are_padded(n, padded):
+    text = _lowered("tpu", (2, n, 2, 64))
+    assert text.count("@tpu_custom_call") == 1
+    assert f"tensor<2x2x64x{padded}xbf16>" in text
 
 
 def test_machines_without_a_gpu_trace_no_cudnn():
