@@ -219,8 +219,8 @@ def per_shard(
     Args:
         in_names: names of the axes of each argument, all of them arrays. An axis that the mesh does not divide (such as
             a batch of 1 that stands for all images) is whole on every device.
-        out_names: of its result, or a list with those of each result; they are split if the argument axes of those names
-            are.
+        out_names: of its result, or a list with those of each result; they are split if the arguments' axes of the same
+            name are.
     """
     mesh = _active.get()
     if mesh is None:
