@@ -19,11 +19,12 @@ from jaxtyping import Int, UInt8
 
 from asyncpatch_jax.denoiser import bind
 from asyncpatch_jax.files import check_writable, refuse_existing, write_json
+from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.elbo import Diagonal, Elbo, Path, RandomEnvironment, Raster, bits_per_dim, elbo
 from asyncpatch_jax.types import Condition, Image, ImageKeys
 from launch import build, cli, pictures, plans, trained
-from launch.generate import Net, batched, image_keys
+from launch.generate import Net, image_keys
 
 
 @partial(jax.jit, static_argnames=("net", "path", "num_samples", "levels"))

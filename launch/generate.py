@@ -1,12 +1,10 @@
 """One jitted sampling run, shared by all mains: from noise or from an image of which something is known, in batches."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -124,23 +122,6 @@ def _generate(
     last = record(state.x, state.times.level)
     run, fields = (jnp.concatenate([steps, end[None]]) for steps, end in zip((run, fields), last, strict=True))
     return Result(state.x, run, fields)
-
-
-def batched(
-    call: Callable[[Any], Any], inputs: Any, *, batch: int, on_batch: Callable[[int], None] = lambda done: None
-) -> list[Any]:
-    """`call` on slices of `batch` of every array in `inputs` [n, ...]; the last is filled up: only one size compiles.
-
-    Returns:
-        What `call` gave for each, on the host; the filler is still in the last.
-    """
-    count = len(jax.tree.leaves(inputs)[0])
-    results = []
-    for first in range(0, count, batch):
-        index = np.minimum(np.arange(first, first + batch), count - 1)
-        results.append(jax.device_get(call(jax.tree.map(lambda leaf, index=index: leaf[index], inputs))))
-        on_batch(min(first + batch, count))
-    return results
 
 
 def image_keys(seed: int, count: int, first: int = 0) -> ImageKeys:

@@ -22,11 +22,12 @@ from asyncpatch_jax import timefield, viz
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.masks import Convention, read_mask
 from asyncpatch_jax.files import check_writable, refuse_existing
+from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.paste import paste_back
 from asyncpatch_jax.sampling.schedules import Graded, Inpaint
 from asyncpatch_jax.types import ImageKeys, TimeField
 from launch import build, cli, pictures, trained
-from launch.generate import Inputs, Result, batched, generate, image_keys
+from launch.generate import Inputs, Result, generate, image_keys
 
 
 class Task(NamedTuple):

@@ -19,8 +19,9 @@ from jaxtyping import Float, Int
 
 from asyncpatch_jax.data import sources
 from asyncpatch_jax.metrics.frechet import frechet
+from asyncpatch_jax.sampling.batches import batched
 from launch import build, cli, pictures, plans, trained
-from launch.generate import batched, generate, image_keys
+from launch.generate import generate, image_keys
 
 FEATURES = 32
 _SIZE = 8  # scikit-learn's digits as they are

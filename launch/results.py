@@ -26,10 +26,11 @@ from ml_collections import ConfigDict
 from asyncpatch_jax.data import masks
 from asyncpatch_jax.files import write_json, writing
 from asyncpatch_jax.sampling import Inpaint, repaint, repaint_cost, sample, start
+from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.paste import paste_back
 from asyncpatch_jax.types import Image
 from launch import build, cli, elbo, judge, pictures, plans, train
-from launch.generate import Inputs, Net, batched, denoiser, generate
+from launch.generate import Inputs, Net, denoiser, generate
 
 TIMES = ("synchronous", "perlin", "patchwise", "asyncpatch")
 MASKS = ("extrema", "square", "thin", "wide")

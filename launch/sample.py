@@ -16,8 +16,9 @@ from jaxtyping import Int
 
 from asyncpatch_jax import viz
 from asyncpatch_jax.files import check_writable, refuse_existing, writing
+from asyncpatch_jax.sampling.batches import batched
 from launch import build, cli, pictures, trained
-from launch.generate import Result, batched, generate, image_keys
+from launch.generate import Result, generate, image_keys
 from launch.plans import PLANS, plan
 
 _WATCHED = 8  # images in the animation
