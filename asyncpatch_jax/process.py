@@ -12,6 +12,7 @@ from asyncpatch_jax.types import Image, Prediction, TimeField
 
 Kind = Literal["x0", "eps", "v", "velocity", "score"]
 KINDS: tuple[str, ...] = get_args(Kind)
+_BETAS = ("scaled_linear", "linear", "squaredcos_cap_v2")
 Times_ = Float[Array, "..."]
 
 
@@ -68,44 +69,67 @@ class Cosine(_LogSNR):
 
 @dataclass(frozen=True)
 class Discrete(_LogSNR):
-    """The variance-preserving process of Stable Diffusion: `num_steps` noise levels, "scaled_linear" betas.
+    """The variance-preserving process of Stable Diffusion and DDPM: `num_steps` noise levels, each from its beta.
 
     Level n (0-based, as the pretrained network counts) stands at t = (n + 1) / num_steps, and t = 0 is clean data;
     between two levels alpha^2 is linear in t.
+
+    betas: linear in their square roots ("scaled_linear", Rombach et al. 2022), linear (Ho et al. 2020), or such that
+        alpha^2 is a squared cosine, which has no start and end (Nichol & Dhariwal 2021, eq. 17).
+    zero_snr: alpha is shifted and scaled so that it is 0 at t = 1 (Lin et al. 2024, algorithm 1).
     """
 
     num_steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    betas: str = "scaled_linear"
+    zero_snr: bool = False
 
     def __post_init__(self):
-        if self.num_steps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
+        if self.num_steps < 1 + self.zero_snr or not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
-                "expected num_steps >= 1 and 0 < beta_start <= beta_end < 1, got "
+                f"expected num_steps >= {1 + self.zero_snr} and 0 < beta_start <= beta_end < 1, got "
                 f"{self.num_steps}, {self.beta_start}, {self.beta_end}"
             )
+        if self.betas not in _BETAS:
+            raise ValueError(f"expected betas out of {', '.join(_BETAS)}, got {self.betas!r}")
 
-    def _noise_power(self) -> np.ndarray:
-        """sigma^2 at t = 0, 1/N, ..., 1. Held as 1 - alpha^2, which float32 keeps near t = 0 too."""
-        betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps, dtype=np.float64) ** 2
-        return -np.expm1(np.concatenate([[0.0], np.cumsum(np.log1p(-betas))]))
+    def _betas(self) -> np.ndarray:
+        if self.betas == "squaredcos_cap_v2":
+            s = np.linspace(0, 1, self.num_steps + 1)
+            bar = np.cos((s + 0.008) / 1.008 * np.pi / 2) ** 2
+            return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+        if self.betas == "linear":
+            return np.linspace(self.beta_start, self.beta_end, self.num_steps)
+        return np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps) ** 2
+
+    def _powers(self) -> tuple[np.ndarray, np.ndarray]:
+        """(alpha^2, sigma^2) at t = 0, 1/N, ..., 1, each exact where it is small, as float32 would not keep 1 - it."""
+        log = np.concatenate([[0.0], np.cumsum(np.log1p(-self._betas()))])
+        if not self.zero_snr:
+            return np.exp(log), -np.expm1(log)
+        alpha = np.exp(0.5 * log[1:])
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+        data = np.concatenate([[1.0], alpha**2])
+        return data, 1 - data
 
     def index(self, t: Times_) -> Times_:
         """The time in the units of the pretrained network, -1 (clean) ... num_steps - 1."""
         return t * self.num_steps - 1.0
 
-    def _power(self, t: Times_) -> Times_:
-        table = jnp.asarray(self._noise_power(), jnp.float32)
-        return jnp.interp(t, jnp.linspace(0.0, 1.0, self.num_steps + 1, dtype=jnp.float32), table)
+    def _at(self, t: Times_, table: np.ndarray) -> Times_:
+        grid = jnp.linspace(0.0, 1.0, self.num_steps + 1, dtype=jnp.float32)
+        return jnp.interp(t, grid, jnp.asarray(table, jnp.float32))
 
     def alpha(self, t: Times_) -> Times_:
-        return jnp.sqrt(1.0 - self._power(t))
+        return jnp.sqrt(self._at(t, self._powers()[0]))
 
     def sigma(self, t: Times_) -> Times_:
-        return jnp.sqrt(self._power(t))
+        return jnp.sqrt(self._at(t, self._powers()[1]))
 
     def rates(self, t: Times_) -> tuple[Times_, Times_]:
-        slopes = jnp.asarray(np.diff(self._noise_power()) * self.num_steps, jnp.float32)
+        """(d alpha / dt, d sigma / dt); infinite where alpha or sigma is 0."""
+        slopes = jnp.asarray(np.diff(self._powers()[1]) * self.num_steps, jnp.float32)
         slope = slopes[jnp.clip((t * self.num_steps).astype(jnp.int32), 0, self.num_steps - 1)]
         return -0.5 * slope / self.alpha(t), 0.5 * slope / self.sigma(t)
 

@@ -1,9 +1,11 @@
 """Processes and predictions: every kind to every other, finite wherever the limit exists."""
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -92,6 +94,38 @@ def test_discrete_is_stable_diffusions_own_table():
     middle = (t[:-1] + t[1:]) / 2
     steps = np.diff(Discrete().alpha(t)) * 1000
     np.testing.assert_allclose(Discrete().rates(middle)[0], steps, rtol=2e-2)
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("betas", ["scaled_linear", "linear", "squaredcos_cap_v2"])
+def test_discrete_tables_are_diffusers_own(betas, zero_snr):
+    settings = {"beta_start": 0.001, "beta_end": 0.02, "beta_schedule": betas, "rescale_betas_zero_snr": zero_snr}
+    with torch.no_grad():
+        torch.set_default_dtype(torch.float64)
+        try:
+            cumulative = diffusers.DDIMScheduler(num_train_timesteps=100, **settings).alphas_cumprod.numpy()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    process = Discrete(100, 0.001, 0.02, betas, zero_snr)
+    t = jnp.arange(1, 101, dtype=jnp.float32) / 100
+    np.testing.assert_allclose(process.alpha(t) ** 2, cumulative, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(process.sigma(t) ** 2, 1 - cumulative, rtol=2e-5, atol=1e-6)
+    assert (process.alpha(t)[-1] == 0) == zero_snr
+
+
+def test_small_alpha_is_exact_where_the_noise_is_nearly_all():
+    process = Discrete(zero_snr=True)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    root = np.sqrt(np.cumprod(1 - betas))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    np.testing.assert_allclose(process.alpha(jnp.asarray([0.997, 0.998, 0.999])), root[-4:-1], rtol=2e-4)
+
+
+def test_unknown_betas_are_refused():
+    with pytest.raises(ValueError, match="expected betas out of scaled_linear"):
+        Discrete(betas="sigmoid")
+    with pytest.raises(ValueError, match="expected num_steps >= 2"):
+        Discrete(1, zero_snr=True)
 
 
 @pytest.mark.parametrize("wrong", [(0, 0.1, 0.2), (10, 0.0, 0.1), (10, 0.2, 0.1), (10, 0.1, 1.0)])
