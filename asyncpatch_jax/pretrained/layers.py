@@ -4,7 +4,7 @@ Submodules have the names of the PyTorch modules (`name="down_blocks.0"`), so th
 checkpoint (see `names`). Norms, softmax and times are computed in float32, or wider if the compute type is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
+
+# so many equal layers or more are one loop over stacked parameters, which a compiler sees once
+SCAN_FROM = 4
 
 
 def wide(dtype: Any) -> Any:
@@ -123,3 +126,29 @@ class TimestepEmbedding(nn.Module):
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n {self.width}"]:
         x = nn.Dense(self.width, dtype=self.dtype, name="linear_1")(x.astype(self.dtype))
         return nn.Dense(self.width, dtype=self.dtype, name="linear_2")(nn.silu(x))
+
+
+def stacked(
+    layer: type[nn.Module], settings: Mapping[str, Any], count: int, name: str, carry: Any, *shared: Any, start: int = 0
+) -> Any:
+    """Apply equal layers one after another; the one place that says which stacks are loops.
+
+    Fewer than SCAN_FROM layers are submodules `name.0`, `name.1`, ...; more are one, `name.0:count`, with parameters
+    stacked on a leading axis.
+
+    Args:
+        layer: a module `(carry, *shared) -> (carry, None)`.
+        settings: its attributes.
+        count: of layers.
+        name: of the list of layers in PyTorch, such as "transformer_blocks".
+        carry: what the first layer gets; the last one's is returned.
+        shared: what all layers get.
+        start: number of the first layer in its name.
+    """
+    if count < SCAN_FROM:
+        for i in range(start, start + count):
+            carry, _ = layer(**settings, name=f"{name}.{i}")(carry, *shared)
+        return carry
+    loop = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=count)
+    carry, _ = loop(**settings, name=f"{name}.{start}:{start + count}")(carry, *shared)
+    return carry
