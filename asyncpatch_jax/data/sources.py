@@ -20,7 +20,8 @@ from asyncpatch_jax.data.tfrecord import TFRecords
 Split = Literal["train", "test"]
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
+    """Raise ValueError unless `split` is "train" or "test"."""
     if split not in ("train", "test"):
         raise ValueError(f"expected split = 'train' or 'test', got {split!r}")
 
@@ -45,7 +46,7 @@ def digits(split: Split = "train", size: int = 8) -> Dataset:
     Raises:
         ValueError: unknown split, size below 8.
     """
-    _check_split(split)
+    check_split(split)
     if size < 8:
         raise ValueError(f"expected a size of at least the digits' own 8 pixels, got {size}")
     from sklearn.datasets import load_digits
@@ -122,7 +123,7 @@ def photos(size: int = 64, channels: int = 3, split: Split = "train", names: Seq
         ValueError: unknown name, split or number of channels, no names, or a size that does not fit into the split's
             part of a photograph.
     """
-    _check_split(split)
+    check_split(split)
     check_settings(size, channels)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected different names out of {', '.join(PHOTOS)}, got {tuple(names)}")
