@@ -1,7 +1,18 @@
 """Tiny networks, tokenizers and folders in the public formats, with random weights."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+import tokenizers
 import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+TEXTS = (
+    "a cat eating a sandwich on the street",
+    "two dogs and a red car, a white sheep and a green apple",
+    "a photo of a horse playing basketball in a photograph",
+)
 
 
 def randomised(net: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -19,3 +30,49 @@ def randomised(net: torch.nn.Module, seed: int) -> torch.nn.Module:
 def state(net: torch.nn.Module) -> dict[str, np.ndarray]:
     """A network's tensors as `names.from_torch` takes them."""
     return {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
+
+
+def clip_tokenizer(folder: Path, *, pad: str = "<|endoftext|>", length: int = 77) -> int:
+    """A folder of CLIP's tokenizer, as Stable Diffusion has it, trained on `TEXTS`; the size of its vocabulary.
+
+    The map of special tokens says what pads, whatever the configuration says: so it is in Stable Diffusion 2.
+    """
+    bpe = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # "!" is the first, as in the public files
+    trainer = trainers.BpeTrainer(vocab_size=640, end_of_word_suffix="</w>", initial_alphabet=letters)
+    bpe.train_from_iterator(TEXTS, trainer)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocab = {word: i for i, word in enumerate([*dict.fromkeys(words), "<|startoftext|>", "<|endoftext|>"])}
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    config = {**special, "pad_token": "<|endoftext|>", "model_max_length": length, "tokenizer_class": "CLIPTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": pad}))
+    return len(vocab)
+
+
+def t5_tokenizer(folder: Path, *, length: int = 512) -> int:
+    """A folder of T5's tokenizer, trained on `TEXTS`; the size of its vocabulary."""
+    unigram = tokenizers.Tokenizer(models.Unigram())
+    unigram.normalizer = normalizers.NFKC()
+    # each word by itself, so that spaces are never tokens of their own
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    unigram.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
+    unigram.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
+    unigram.train_from_iterator(TEXTS, trainer)
+    unigram.post_processor = processors.TemplateProcessing(single=["$A", "</s>"], special_tokens=[("</s>", 1)])
+    folder.mkdir(parents=True)
+    unigram.save(str(folder / "tokenizer.json"))
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    config = {**special, "model_max_length": length, "tokenizer_class": "T5Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    return unigram.get_vocab_size()

@@ -1,7 +1,7 @@
 """The encoder of T5 v1.1 (Raffel et al. 2020, arXiv 1910.10683; Shazeer 2020, arXiv 2002.05202).
 
-Names of parameters are those of transformers' files; the blocks are stacked (`encoder.block.0:24`), except the first one's
-table of relative positions, which all of them use.
+Names of parameters are those of transformers' files; the blocks are stacked (`encoder.block.0:24`), but not the table
+of relative positions, which the first one has and all of them use.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,153 @@
+"""Texts as ids of tokens: the tokenizers of CLIP (BPE) and T5 (unigrams), read from the folders of a pipeline, offline.
+
+transformers and tokenizers, which read the files, are the extra `text` of the package.
+"""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from jaxtyping import Bool, Int32
+
+
+class Tokens(NamedTuple):
+    """Texts of one length.
+
+    ids: int32 [b, l], with the tokens that begin and end a text, and padded.
+    mask: False at padding [b, l].
+    cut: of each text, what does not fit and is left out; "" if all of it fits.
+    """
+
+    ids: Int32[np.ndarray, "b l"]
+    mask: Bool[np.ndarray, "b l"]
+    cut: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Texts to `length` tokens each.
+
+    Args:
+        backend: a `tokenizers.Tokenizer`, which neither pads nor truncates.
+        length: of all texts.
+        pad: id that fills a text up.
+        name: of the folder, for messages.
+    """
+
+    backend: Any
+    length: int
+    pad: int
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise ValueError(f"expected a length of at least 2 tokens for {self.name}, got {self.length}")
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """Ids of texts; a text that is too long loses its end, with a warning that says what was cut.
+
+        Raises:
+            ValueError: something that is no text, or one text in the place of a list.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"expected a list of texts, got {texts!r}")
+        ids = np.full((len(texts), self.length), self.pad, np.int32)
+        mask = np.zeros(ids.shape, bool)
+        cut = []
+        for row, text in enumerate(texts):
+            tokens = self.backend.encode(text)
+            kept = min(len(tokens.ids), self.length)
+            ids[row, :kept] = tokens.ids[:kept]
+            ids[row, kept - 1] = tokens.ids[-1]  # the text's end is told, also where it was cut
+            mask[row, :kept] = True
+            cut.append(text[tokens.offsets[kept - 1][0] :].strip() if kept < len(tokens.ids) else "")
+            if cut[-1]:
+                warnings.warn(f"{self.name} takes {self.length} tokens; cut from a prompt: {cut[-1]!r}", stacklevel=2)
+        return Tokens(ids, mask, tuple(cut))
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters from ... to of each token, also of those that `encode` cuts; empty for those it adds."""
+        return self.backend.encode(text).offsets
+
+
+def read_tokenizer(folder: epath.PathLike, length: int | None = None) -> Tokenizer:
+    """A folder of CLIP's (vocab.json and merges.txt, or tokenizer.json) or of T5's (tokenizer.json or spiece.model).
+
+    Texts are padded as special_tokens_map.json or tokenizer_config.json say: CLIP-L with the end of text, OpenCLIP with
+    "!", T5 with "<pad>".
+
+    Args:
+        length: of all texts in tokens; None: the `model_max_length` of tokenizer_config.json.
+
+    Raises:
+        ValueError: no such folder, no tokenizer in it, or no length.
+        ImportError: the extra `text` is not installed.
+    """
+    folder = epath.Path(folder)
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    config = json.loads((folder / "tokenizer_config.json").read_text()) if "tokenizer_config.json" in present else {}
+    length = config.get("model_max_length") if length is None else length
+    if {"vocab.json", "merges.txt"} <= present or str(config.get("tokenizer_class", "")).startswith("CLIP"):
+        backend, pad = _clip(folder)
+    elif "tokenizer.json" in present:
+        backend, pad = _t5(folder, _pad_token(folder, config))
+    elif "spiece.model" in present:
+        backend, pad = _sentencepiece(folder)
+    else:
+        raise ValueError(
+            f"expected vocab.json and merges.txt, tokenizer.json or spiece.model in {folder}, got {present}"
+        )
+    # transformers writes 10^30 for "no limit"
+    if not isinstance(length, int) or length > 10**6:
+        raise ValueError(f"expected a length for {folder}, or model_max_length in tokenizer_config.json, got {length}")
+    backend.no_padding()
+    backend.no_truncation()
+    return Tokenizer(backend, length, pad, folder.name)
+
+
+def _missing(error: ImportError) -> ImportError:
+    return ImportError(f"tokenizers need the extra text: pip install 'asyncpatch_jax[text]' ({error})")
+
+
+def _clip(folder: epath.Path) -> tuple[Any, int]:
+    try:
+        from transformers import CLIPTokenizer
+    except ImportError as error:
+        raise _missing(error) from error
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return tokenizer.backend_tokenizer, tokenizer.pad_token_id
+
+
+def _t5(folder: epath.Path, pad: str) -> tuple[Any, int]:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise _missing(error) from error
+    backend = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    number = backend.token_to_id(pad)
+    if number is None:
+        raise ValueError(f"expected the pad token {pad!r} in {folder / 'tokenizer.json'}, got none")
+    return backend, number
+
+
+def _sentencepiece(folder: epath.Path) -> tuple[Any, int]:
+    try:
+        import sentencepiece  # noqa: F401, transformers' own error does not say what to install
+        from transformers import T5Tokenizer
+    except ImportError as error:
+        raise _missing(error) from error
+    tokenizer = T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
+    return tokenizer.backend_tokenizer, tokenizer.pad_token_id
+
+
+def _pad_token(folder: epath.Path, config: dict[str, Any]) -> str:
+    # the order of transformers: the map holds what older versions know, and counts for them alone
+    table = folder / "special_tokens_map.json"
+    if "added_tokens_decoder" not in config and table.exists():
+        config = {**config, **json.loads(table.read_text())}
+    token = config.get("pad_token", "<pad>")
+    return token["content"] if isinstance(token, dict) else token
