@@ -1,0 +1,126 @@
+"""diffusers' SD3 and FLUX in float64, also with a time per token, and what their attention attends to."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch.nn import functional
+
+from asyncpatch_jax.pretrained import names
+from tests import tiny
+
+
+class WideSinusoid(torch.nn.Module):
+    """diffusers' `Timesteps` computes in float32, whatever the network's type."""
+
+    def forward(self, t):
+        angles = t.double()[..., None] * 10_000.0 ** -(torch.arange(128, dtype=torch.float64) / 128)
+        return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def reference(kind, config):
+    """A network of diffusers with random weights, in float64."""
+    net = tiny.randomised(kind(**config).double(), seed=1)
+    net.time_text_embed.time_proj = WideSinusoid()
+    return net
+
+
+def built(family, net, dtype):
+    """Our module and parameters for it; `family` is `sd3` or `flux`."""
+    module = family.from_config(net.config, dtype)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *family.example(module))["params"]
+    kind = jnp.float32 if dtype == jnp.bfloat16 else dtype
+    return module, jax.tree.map(lambda p: jnp.asarray(p, kind), names.from_torch(shapes, tiny.state(net)))
+
+
+def random(*shape, seed=0):
+    """Normal numbers, which float32 holds too."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def tensor(x):
+    return torch.from_numpy(np.array(x, np.float64))
+
+
+def error(ours, theirs):
+    """Largest difference, as a share of the largest value."""
+    theirs = np.asarray(theirs, np.float64)
+    return np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(theirs).max()
+
+
+def joint_weights(monkeypatch, tokens):
+    """A list that fills with the softmax weights [b, heads, n, n] of each attention to that many tokens."""
+    seen, plain = [], functional.scaled_dot_product_attention
+
+    def recorded(query, key, value, **kwargs):
+        if key.shape[2] == tokens:
+            seen.append(torch.softmax(query @ key.mT / query.shape[-1] ** 0.5, -1))
+        return plain(query, key, value, **kwargs)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", recorded)
+    return seen
+
+
+def per_token(monkeypatch, net, times, text_times):
+    """Patch a network so that image tokens are told `times` [b, n], and text tokens `text_times` [b].
+
+    `temb` becomes a pair: the image tokens' [b, n, d] and the text's [b, 1, d].
+    """
+
+    def embed(_, *guidance_and_pooled):
+        *guidance, pooled = guidance_and_pooled
+        parts = net.time_text_embed
+        rest = parts.text_embedder(pooled)[:, None]
+        for scale in guidance:
+            rest = rest + parts.guidance_embedder(parts.time_proj(scale))[:, None]
+        return tuple(parts.timestep_embedder(parts.time_proj(t)) + rest for t in (times, text_times[:, None]))
+
+    monkeypatch.setattr(net.time_text_embed, "forward", embed)
+    for block in net.transformer_blocks:
+        monkeypatch.setattr(block, "forward", _double(block))
+    for block in getattr(net, "single_transformer_blocks", []):
+        monkeypatch.setattr(block, "forward", _single(block))
+
+    def norm_out(x, temb):
+        scale, shift = net.norm_out.linear(functional.silu(temb[0])).chunk(2, -1)
+        return net.norm_out.norm(x) * (1 + scale) + shift
+
+    monkeypatch.setattr(net.norm_out, "forward", norm_out)
+
+
+def _double(block):
+    def forward(hidden_states, encoder_hidden_states, temb, joint_attention_kwargs=None, **kwargs):
+        x, c = hidden_states, encoder_hidden_states
+        shift, scale, gate, shift_m, scale_m, gate_m, *dual = block.norm1.linear(functional.silu(temb[0])).chunk(
+            9 if getattr(block, "attn2", None) is not None else 6, -1
+        )
+        last = getattr(block, "context_pre_only", False)
+        mods = block.norm1_context.linear(functional.silu(temb[1])).chunk(2 if last else 6, -1)
+        normed = block.norm1.norm(x)
+        text_scale, text_shift = mods if last else mods[1::-1]
+        text = block.norm1_context.norm(c) * (1 + text_scale) + text_shift
+        out, text_out = block.attn(normed * (1 + scale) + shift, encoder_hidden_states=text, **kwargs)
+        x = x + gate * out
+        if dual:
+            x = x + dual[2] * block.attn2(normed * (1 + dual[1]) + dual[0])
+        x = x + gate_m * block.ff(block.norm2(x) * (1 + scale_m) + shift_m)
+        if last:
+            return None, x
+        c = c + mods[2] * text_out
+        return c + mods[5] * block.ff_context(block.norm2_context(c) * (1 + mods[4]) + mods[3]), x
+
+    return forward
+
+
+def _single(block):
+    def forward(hidden_states, encoder_hidden_states, temb, joint_attention_kwargs=None, **kwargs):
+        length = encoder_hidden_states.shape[1]
+        x = torch.cat([encoder_hidden_states, hidden_states], 1)
+        emb = torch.cat([temb[1].expand(-1, length, -1), temb[0]], 1)
+        shift, scale, gate = block.norm.linear(functional.silu(emb)).chunk(3, -1)
+        h = block.norm.norm(x) * (1 + scale) + shift
+        both = torch.cat([block.attn(h, **kwargs), block.act_mlp(block.proj_mlp(h))], -1)
+        x = x + gate * block.proj_out(both)
+        return x[:, :length], x[:, length:]
+
+    return forward
