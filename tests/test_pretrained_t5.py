@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from asyncpatch_jax.pretrained import names, t5
 from tests import tiny
@@ -50,12 +50,7 @@ def difference(net, module, params, mask=None):
 
 @pytest.fixture
 def exact(monkeypatch):
-    """transformers' norm takes the variance in float32 whatever the type, which costs 5e-6."""
-
-    def forward(self, x):
-        return self.weight * x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.variance_epsilon)
-
-    monkeypatch.setattr(T5LayerNorm, "forward", forward)
+    tiny.make_t5_norm_wide(monkeypatch)
 
 
 @pytest.mark.usefixtures("exact")

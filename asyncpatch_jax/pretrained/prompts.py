@@ -1,0 +1,194 @@
+"""Prompts to what each family's network is conditioned on, as diffusers' pipelines compute it.
+
+"sd" (Stable Diffusion 1 and 2): the last states of one CLIP encoder. "sdxl": the states before the last layer of two,
+side by side; the second one's projection is `pooled`. "sd3": the same two, then T5's tokens; both projections are
+`pooled`. "flux" and "kontext": T5's tokens; CLIP's `pooled`.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from asyncpatch_jax.pretrained.clip import TextFeatures
+from asyncpatch_jax.pretrained.spans import Stream
+from asyncpatch_jax.pretrained.tokenizers import Tokenizer, read_tokenizer
+from asyncpatch_jax.types import Condition
+
+# encoder of each tokenizer; what diffusers pads T5's texts to (None: as the tokenizer's folder says)
+_ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2", "tokenizer_3": "text_encoder_3"}
+_LENGTHS: dict[str, dict[str, int | None]] = {
+    "sd": {"tokenizer": None},
+    "sdxl": {"tokenizer": None, "tokenizer_2": None},
+    "sd3": {"tokenizer": None, "tokenizer_2": None, "tokenizer_3": 256},
+    "flux": {"tokenizer": None, "tokenizer_2": 512},
+    "kontext": {"tokenizer": None, "tokenizer_2": 512},
+}
+# Stable Diffusion 3 was trained with T5's tokens left out at times
+_OPTIONAL = {"tokenizer_3"}
+# prompts that are encoded at once
+_ROWS = 8
+
+Encoded = tuple[Float[Array, "u l d"], Float[Array, "u p"] | None]
+
+
+def read_tokenizers(family: str, folders: Mapping[str, epath.PathLike]) -> dict[str, Tokenizer]:
+    """The tokenizers of a pipeline, with the lengths of its texts.
+
+    Args:
+        folders: by name, "tokenizer", "tokenizer_2", ...: `Pretrained.tokenizers`.
+
+    Raises:
+        ValueError: an unknown family, or a tokenizer that is missing; T5's of Stable Diffusion 3 may be.
+    """
+    names = _names(family)
+    _expect("tokenizers", [name for name in names if name not in _OPTIONAL], folders)
+    return {name: read_tokenizer(folders[name], _LENGTHS[family][name]) for name in names if name in folders}
+
+
+def streams(family: str, components: Mapping[str, Any], tokenizers: Mapping[str, Tokenizer]) -> list[Stream]:
+    """The texts among a network's tokens, for `spans`: whose they are, and where they begin."""
+    if family in ("flux", "kontext"):
+        return [(tokenizers["tokenizer_2"], 0)]
+    found = [(tokenizers["tokenizer"], 0)]
+    if "text_encoder_3" in components and family == "sd3":
+        found.append((tokenizers["tokenizer_3"], tokenizers["tokenizer"].length))
+    return found
+
+
+def encode_prompts(
+    family: str,
+    components: Mapping[str, Any],
+    tokenizers: Mapping[str, Tokenizer],
+    prompts: Sequence[str],
+    negatives: Sequence[str] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    guidance: float | None = None,
+    width: int | None = None,
+    zero_negatives: bool = True,
+) -> tuple[Condition, Condition]:
+    """What the network is told of prompts, and of what they are guided away from.
+
+    Every text is encoded once, however often it is there, and a few at a time: programs are compiled for 1, 2, 4 and 8
+    texts.
+
+    Args:
+        family: "sd", "sdxl", "sd3", "flux" or "kontext".
+        components: `text_encoder`, `text_encoder_2`, ..., each with `module` and `params`.
+        tokenizers: from `read_tokenizers`.
+        negatives: one for each prompt; None: "" for all, or zeros in place of a text's embeddings (SDXL).
+        size: SDXL only, height and width of the images in pixels.
+        guidance: FLUX only, the scale that the distilled network is told; None for a network that is told none.
+        width: of the network's text, `joint_attention_dim`; Stable Diffusion 3 without T5 needs it.
+        zero_negatives: SDXL only, `force_zeros_for_empty_prompt` of model_index.json.
+
+    Without `text_encoder_3`, Stable Diffusion 3 reads zeros in its place, of the length of `tokenizer_3`, as diffusers
+    has it; without `tokenizer_3` too, CLIP's tokens alone.
+
+    Raises:
+        ValueError: an encoder or tokenizer that is missing, lists that do not match, a size or width that is missing.
+    """
+    names = _names(family)
+    encoders = [_ENCODERS[name] for name in names if name not in _OPTIONAL]
+    _expect("text encoders", encoders, components)
+    _expect("tokenizers", [name for name in names if name not in _OPTIONAL], tokenizers)
+    if "text_encoder_3" in components and family == "sd3":
+        _expect("tokenizers", names, tokenizers)
+        encoders.append("text_encoder_3")
+    if not prompts or (negatives is not None and len(negatives) != len(prompts)):
+        given = "none" if negatives is None else len(negatives)
+        raise ValueError(f"expected prompts, and as many negative ones, got {len(prompts)} and {given}")
+    if family == "sdxl" and size is None:
+        raise ValueError("expected the size of the images, which sdxl is told, got none")
+    if family == "sd3" and "text_encoder_3" not in components and width is None:
+        raise ValueError("expected the width of the network's text (joint_attention_dim) for sd3 without T5, got none")
+    zeros = family == "sdxl" and negatives is None and zero_negatives
+    negatives = [""] * len(prompts) if negatives is None else negatives
+    rows = {text: i for i, text in enumerate(dict.fromkeys([*prompts, *([] if zeros else negatives)]))}
+    ids = {name: tokenizers[name].encode(list(rows)).ids for name in names if name in tokenizers}
+    modules = tuple((name, components[name].module) for name in encoders)
+    params = {name: components[name].params for name in encoders}
+    tokens, pooled = _in_chunks(partial(_encode, family, modules, width, params), ids)
+    shared = _shared(family, len(prompts), size, guidance)
+
+    def condition(texts: Sequence[str]) -> Condition:
+        index = np.array([rows[text] for text in texts])
+        return Condition(tokens=tokens[index], pooled=None if pooled is None else pooled[index], **shared)
+
+    positive = condition(prompts)
+    if zeros:
+        tokens, pooled = jnp.zeros_like(positive.tokens), jnp.zeros_like(positive.pooled)
+        return positive, positive._replace(tokens=tokens, pooled=pooled)
+    return positive, condition(negatives)
+
+
+def _names(family: str) -> list[str]:
+    if family not in _LENGTHS:
+        raise ValueError(f"expected a family of {', '.join(_LENGTHS)}, got {family!r}")
+    return list(_LENGTHS[family])
+
+
+def _expect(what: str, names: Sequence[str], given: Mapping[str, Any]) -> None:
+    if missing := [name for name in names if name not in given]:
+        raise ValueError(f"expected the {what} {', '.join(names)}, got none for {', '.join(missing)}")
+
+
+def _shared(family: str, batch: int, size: tuple[int, int] | None, guidance: float | None) -> dict[str, jax.Array]:
+    if family == "sdxl":
+        # whole images: as large as what was asked for, and nothing cropped
+        return {"sizes": jnp.tile(jnp.array([[*size, 0, 0, *size]], jnp.float32), (batch, 1))}
+    if family in ("flux", "kontext") and guidance is not None:
+        return {"guidance": jnp.full((batch,), guidance, jnp.float32)}
+    return {}
+
+
+def _in_chunks(encode: Any, ids: Mapping[str, Int[np.ndarray, "_u _l"]]) -> Encoded:
+    """All rows, at most `_ROWS` at once, in chunks of powers of two: few shapes, and so few programs."""
+    total = len(next(iter(ids.values())))
+    chunk = min(_ROWS, 1 << (total - 1).bit_length())
+    places = [np.minimum(np.arange(i, i + chunk), total - 1) for i in range(0, total, chunk)]
+    parts = [encode({name: rows[place] for name, rows in ids.items()}) for place in places]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:total], *parts)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _encode(
+    family: str,
+    modules: tuple[tuple[str, nn.Module], ...],
+    width: int | None,
+    params: Mapping[str, Any],
+    ids: Mapping[str, Int[Array, "_u _l"]],
+) -> Encoded:
+    """Tokens and pooled embeddings of texts; what an encoder says that no one reads is not computed."""
+    encoder_of = dict(modules)
+
+    def run(tokenizer: str) -> Any:
+        name = _ENCODERS[tokenizer]
+        return encoder_of[name].apply({"params": params[name]}, ids[tokenizer])
+
+    first: TextFeatures = run("tokenizer")
+    if family == "sd":
+        return first.last, None
+    if family in ("flux", "kontext"):
+        return run("tokenizer_2"), first.pooled
+    second: TextFeatures = run("tokenizer_2")
+    tokens = jnp.concatenate([first.penultimate, second.penultimate], axis=-1)
+    if family == "sdxl":
+        return tokens, second.projected
+    pooled = jnp.concatenate([first.projected, second.projected], axis=-1)
+    if "text_encoder_3" in encoder_of:
+        third = run("tokenizer_3")
+    else:
+        length = ids["tokenizer_3"].shape[1] if "tokenizer_3" in ids else 0
+        third = jnp.zeros((tokens.shape[0], length, width), tokens.dtype)
+    if third.shape[-1] < tokens.shape[-1]:
+        raise ValueError(f"expected text of a width of at least {tokens.shape[-1]}, CLIP's two, got {third.shape[-1]}")
+    tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, third.shape[-1] - tokens.shape[-1])))
+    return jnp.concatenate([tokens, third], axis=1), pooled
