@@ -1,5 +1,6 @@
 """The pretrained UNet is diffusers' UNet2DConditionModel, to rounding, on random weights; with a time per cell too."""
 
+import functools
 import types
 
 import jax
@@ -8,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.resnet import ResnetBlock2D
 
-from asyncpatch_jax.pretrained import names, unet2d
-from asyncpatch_jax.types import Condition
+from asyncpatch_jax import timefield
+from asyncpatch_jax.pretrained import names, transformer2d, unet2d
+from asyncpatch_jax.pretrained.blur import blurred
+from asyncpatch_jax.types import Condition, Spans
 
 TINY = {
     "in_channels": 4,
@@ -40,6 +45,8 @@ CONFIGS = {
         "projection_class_embeddings_input_dim": 30,
     },
 }
+# three levels, of which the middle one is the last: what fits a question that needs no second layer of each kind
+SMALL = CONFIGS["sdxl"] | {"layers_per_block": 1, "transformer_layers_per_block": [1, 1, 1]}
 SIZE = (8, 16)
 
 
@@ -109,13 +116,24 @@ def times(values):
     return jnp.asarray(values, jnp.float32)[:, None, None, None]
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
-def both(request):
-    config = CONFIGS[request.param]
+@functools.cache
+def pair(name):
+    config = CONFIGS.get(name, SMALL)
     net = reference(config)
+    params, apply = ours(config, net, jnp.float64)
+    return types.SimpleNamespace(config=config, net=net, params=params, apply=apply)
+
+
+@pytest.fixture(params=CONFIGS)
+def both(request):
     with jax.enable_x64(True):
-        params, apply = ours(config, net, jnp.float64)
-        yield types.SimpleNamespace(config=config, net=net, params=params, apply=apply, name=request.param)
+        yield pair(request.param)
+
+
+@pytest.fixture
+def small():
+    with jax.enable_x64(True):
+        yield pair("small")
 
 
 def test_the_network_is_diffusers(both):
@@ -126,9 +144,249 @@ def test_the_network_is_diffusers(both):
     np.testing.assert_allclose(out, want, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("both", ["sdxl"], indirect=True)
-def test_masked_text_is_not_read(both):
-    x, cond = inputs(both.config)
+def test_masked_text_is_not_read(small):
+    x, cond = inputs(SMALL)
     cond = cond._replace(mask=jnp.asarray([[True] * 7, [True] * 4 + [False] * 3]))
-    out, _ = both.apply(both.params, x, times([3, 801]), cond)
-    np.testing.assert_allclose(out, ask(both.net, x, torch.tensor([3, 801]), cond), rtol=1e-9, atol=1e-9)
+    out, _ = small.apply(small.params, x, times([3, 801]), cond)
+    np.testing.assert_allclose(out, ask(small.net, x, torch.tensor([3, 801]), cond), rtol=1e-9, atol=1e-9)
+
+
+def test_in_float32_it_is_diffusers_to_rounding():
+    config = CONFIGS["sdxl"]
+    net = reference(config).float()
+    params, apply = ours(config, net, jnp.float32)
+    x, cond = inputs(config, np.float32)
+    # the reference's own embedding of timesteps
+    net.time_proj = UNet2DConditionModel(**config).time_proj
+    out, _ = apply(params, x, times([3, 801]), cond)
+    np.testing.assert_allclose(out, ask(net, x, torch.tensor([3, 801]), cond), rtol=2e-5, atol=2e-5)
+
+
+def shrunk(monkeypatch, config):
+    return config | {"norm_eps": 1e-6}
+
+
+def norm_of_transformers(monkeypatch, config):
+    monkeypatch.setattr(transformer2d, "NORM_EPS", 1e-5)
+    return config
+
+
+def norm_of_their_layers(monkeypatch, config):
+    monkeypatch.setattr(transformer2d, "LAYER_EPS", 1e-6)
+    return config
+
+
+@pytest.mark.parametrize("mutate", [shrunk, norm_of_transformers, norm_of_their_layers])
+def test_another_epsilon_is_seen(monkeypatch, small, mutate):
+    params, apply = ours(mutate(monkeypatch, SMALL), small.net, jnp.float64)
+    x, cond = inputs(SMALL)
+    out, _ = apply(params, x, times([3, 801]), cond)
+    assert abs(out - ask(small.net, x, torch.tensor([3, 801]), cond)).max() > 1e-7
+
+
+def per_cell(monkeypatch, net, t):
+    """Tell PyTorch's network the times [b, h, w]: each residual block's projection of every cell's, picked [::s]."""
+
+    def forward(self, x, temb):
+        h = self.conv1(self.nonlinearity(self.norm1(x)))
+        rows, columns = temb.shape[1] // h.shape[2], temb.shape[2] // h.shape[3]
+        shift = self.time_emb_proj(self.nonlinearity(temb[:, ::rows, ::columns]))
+        h = self.conv2(self.nonlinearity(self.norm2(h + shift.permute(0, 3, 1, 2))))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+    monkeypatch.setattr(ResnetBlock2D, "forward", forward)
+    t = torch.tensor(np.asarray(timefield.dense(t)))[..., 0].expand(2, -1, -1)
+    t = t.repeat_interleave(SIZE[0] // t.shape[1], 1).repeat_interleave(SIZE[1] // t.shape[2], 2)
+    monkeypatch.setattr(net, "get_time_embed", lambda sample, timestep: net.time_proj(t))
+    added = net.get_aug_embed
+    if hasattr(net, "add_embedding"):
+        monkeypatch.setattr(net, "get_aug_embed", lambda **kw: added(**kw)[:, None, None])
+
+
+def field(kind):
+    rng = np.random.default_rng(5)
+    grid = {"pixels": SIZE, "coarse": (4, 4), "column": (2, 1), "few": (4, 8), "many": SIZE, "shared": SIZE}[kind]
+    if kind in ("pixels", "coarse", "column"):
+        return jnp.asarray(rng.uniform(0, 999, (2, *grid, 1)), jnp.float32)
+    count = {"few": 3, "many": 12, "shared": 3}[kind]
+    batch = 1 if kind == "shared" else 2
+    values = jnp.asarray(rng.uniform(0, 999, (batch, count)), jnp.float32)
+    return timefield.few(values, jnp.asarray(rng.integers(0, count, (batch, *grid, 1))))
+
+
+@pytest.mark.parametrize("kind", ["pixels", "coarse", "column", "few", "many", "shared"])
+def test_each_residual_block_is_told_each_cells_time(monkeypatch, small, kind):
+    x, cond = inputs(SMALL)
+    t = field(kind)
+    out, _ = small.apply(small.params, x, t, cond)
+    per_cell(monkeypatch, small.net, t)
+    np.testing.assert_allclose(out, ask(small.net, x, 0, cond), rtol=1e-9, atol=1e-9)
+    if kind in ("few", "many", "shared"):
+        dense = timefield.dense(t)
+        dense, _ = small.apply(small.params, x, jnp.broadcast_to(dense, (2, *dense.shape[1:])), cond)
+        np.testing.assert_allclose(out, dense, rtol=1e-11, atol=1e-11)
+
+
+def test_a_constant_field_is_the_scalar(small):
+    x, cond = inputs(SMALL)
+    t = times([3, 801])
+    scalar, _ = small.apply(small.params, x, t, cond)
+    for constant in (jnp.tile(t, (1, *SIZE, 1)), timefield.few(t[:, :, 0, 0], jnp.zeros((1, *SIZE, 1), jnp.int8))):
+        np.testing.assert_allclose(small.apply(small.params, x, constant, cond)[0], scalar, rtol=1e-12, atol=1e-12)
+
+
+SPANS = Spans(
+    jnp.asarray([[1, 2, 4], [3, 5, 0]]),
+    jnp.asarray([[[1, 0], [1, 0], [0, 1]], [[1, 0], [0, 0.5], [0, 0]]], jnp.float32),
+)
+
+
+def attention_maps(monkeypatch, net, x, cond):
+    """The answer, and every attention's softmax weights [b, heads, queries, keys], as PyTorch computes them."""
+    found = []
+    scores = Attention.get_attention_scores
+
+    def record(self, *args):
+        found.append(scores(self, *args))
+        return found[-1]
+
+    monkeypatch.setattr(Attention, "get_attention_scores", record)
+    net.set_attn_processor(AttnProcessor())
+    out = ask(net, x, torch.tensor([3, 801]), cond)
+    return out, [maps.reshape(2, -1, *maps.shape[1:]).numpy() for maps in found]
+
+
+@pytest.mark.parametrize("both", ["sd15", "sdxl"], indirect=True)
+def test_maps_are_the_mean_weights_at_a_quarter_of_the_resolution(monkeypatch, both):
+    x, cond = inputs(both.config)
+    out, aux = both.apply(both.params, x, times([3, 801]), cond._replace(spans=SPANS))
+    want, maps = attention_maps(monkeypatch, both.net, x, cond)
+    np.testing.assert_allclose(out, want, rtol=1e-9, atol=1e-9)
+
+    quarter = [layer.mean(1) for layer in maps if layer.shape[2] == 8]
+    cross, own = ([layer for layer in quarter if layer.shape[2] == keys] for keys in (7, 8))
+    assert len(cross) == len(own) == (5 if len(both.config["block_out_channels"]) == 4 else 30)
+    cross = np.mean(cross, 0)
+    np.testing.assert_allclose(aux["self_maps"], np.mean(own, 0), atol=1e-7)
+    for image, (index, weight) in enumerate(zip(SPANS.index, SPANS.weight, strict=True)):
+        expected = cross[image][:, index] @ np.asarray(weight)
+        np.testing.assert_allclose(aux["maps"][image], expected.reshape(2, 4, 2), atol=1e-7)
+
+
+def test_maps_of_self_attention_are_not_computed_unless_they_are_read():
+    config = SMALL | {"transformer_layers_per_block": [1, 1, 4]}
+    model = unet2d.from_config(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *unet2d.example(model))
+    x, cond = jax.tree.map(jnp.asarray, inputs(config, np.float32))
+
+    def program(pick):
+        ask = jax.jit(lambda variables: pick(model.apply(variables, x, times([3, 801]), cond)))
+        return ask.lower(shapes).compile().as_text()
+
+    assert "f32[2,8,8]" in program(lambda both: both)
+    assert "f32[2,8,8]" not in program(lambda both: both[0])
+
+
+def blur_of_one(image, sigma):
+    """The authors' code for one image [h, w, d]."""
+    if sigma == 0:
+        return image
+    if sigma > 9999:
+        return np.broadcast_to(image.mean((0, 1)), image.shape)
+    for axis in (0, 1):
+        size = image.shape[axis]
+        count = min(int(np.ceil(6 * sigma)) + 1 - int(np.ceil(6 * sigma)) % 2, size - (size % 2 - 1))
+        kernel = np.exp(-0.5 * ((np.arange(count) - count // 2) / sigma) ** 2)
+        pad = [(count // 2, count // 2) if i == axis else (0, 0) for i in range(3)]
+        padded = np.moveaxis(np.pad(image, pad, mode="reflect"), axis, 0)
+        parts = [weight * padded[i : i + size] for i, weight in enumerate(kernel / kernel.sum())]
+        image = np.moveaxis(sum(parts), 0, axis)
+    return image
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (5, 6), (2, 4), (1, 3)])
+def test_blur_is_the_authors(grid):
+    sigmas = np.asarray([0, 0.2, 0.5, 1, 1.7, 4, 60, 1e6])
+    x = np.random.default_rng(0).normal(size=(len(sigmas), *grid, 3))
+    with jax.enable_x64(True):
+        out = jax.jit(blurred, static_argnums=2)(x.reshape(len(sigmas), -1, 3), sigmas, grid)
+    want = [blur_of_one(*one) for one in zip(x, sigmas, strict=True)]
+    np.testing.assert_allclose(out.reshape(x.shape), want, rtol=1e-11, atol=1e-11)
+
+
+def test_no_blur_leaves_every_bit():
+    x = jax.random.normal(jax.random.key(0), (2, 12, 3), jnp.bfloat16)
+    out = jax.jit(blurred, static_argnums=2)(x, jnp.asarray([0.0, 2.0]), (3, 4))
+    assert (out[0] == x[0]).all()
+    assert (out[1] != x[1]).any()
+
+
+def test_queries_of_the_middle_block_are_blurred(small):
+    x, cond = inputs(SMALL)
+    sigmas = [0.0, 1.2]
+    out, _ = small.apply(small.params, x, times([3, 801]), cond._replace(blur=jnp.asarray(sigmas)))
+    plain, _ = small.apply(small.params, x, times([3, 801]), cond)
+    np.testing.assert_allclose(out[0], plain[0], rtol=1e-12, atol=1e-12)
+
+    def hook(module, args, queries):
+        cells = queries.numpy().reshape(2, 2, 4, -1)
+        new = np.stack([blur_of_one(*one) for one in zip(cells, sigmas, strict=True)])
+        return torch.from_numpy(new.reshape(queries.shape))
+
+    handle = small.net.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.register_forward_hook(hook)
+    want = ask(small.net, x, torch.tensor([3, 801]), cond)
+    handle.remove()
+    np.testing.assert_allclose(out, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": jnp.zeros((1, 6, 8, 4))}, "multiples of 4, got 6x8"),
+        ({"x": jnp.zeros((1, 8, 8, 3))}, "expected 4 channels, got 3"),
+        ({"t": jnp.zeros((1, 1, 1, 1), jnp.bfloat16)}, "float32 time field"),
+        ({"t": jnp.zeros((1, 3, 1, 1))}, "grid refines"),
+        ({"tokens": jnp.zeros((1, 7, 11))}, r"cond.tokens of shape \[1, l, 12\]"),
+        ({"tokens": None}, "got None"),
+        ({"pooled": None}, "cond.pooled and cond.sizes of widths 6 and 6, got None and 6"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    model = unet2d.from_config(SMALL)
+    x, t, cond = unet2d.example(model)
+    change = dict(change)
+    x, t = change.pop("x", jnp.zeros((1, 8, 8, 4))), change.pop("t", t)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), x, t, cond._replace(**change))
+
+
+def test_maps_that_no_layer_has_are_refused():
+    config = SMALL | {
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [8, 8],
+        "transformer_layers_per_block": 1,
+        "attention_head_dim": 2,
+    }
+    model = unet2d.from_config(config)
+    x, t, cond = unet2d.example(model)
+    spans = Spans(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1)))
+    with pytest.raises(ValueError, match="no attention at a quarter"):
+        jax.eval_shape(model.init, jax.random.key(0), x, t, cond._replace(spans=spans))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv_in_kernel": 5}, "conv_in_kernel = 3"),
+        ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type"),
+        ({"addition_embed_type": "image"}, "'text_time', got 'image'"),
+        ({"attention_head_dim": [1, 2]}, "attention_head_dim to be a whole number or 3 of them"),
+        ({"up_block_types": ["UpBlock2D"] * 2 + ["AttnUpBlock2D"]}, "up_block_types to be 3 out of"),
+        ({"cross_attention_dim": [12, 12, 16]}, "one cross_attention_dim"),
+        ({"surprise": 1}, "unknown setting surprise"),
+    ],
+)
+def test_a_configuration_that_is_not_implemented_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        unet2d.from_config(SMALL | change)

@@ -71,8 +71,8 @@ class UNet2DCondition(nn.Module):
         over these n = h w / 16 cells; under jit it costs nothing unless it is read.
 
         Args:
-            cond: tokens [b, l, context]; of SDXL also pooled and sizes. `cond.blur` acts in the middle block. Its label,
-                guidance, reference and text_time have no meaning here.
+            cond: tokens [b, l, context]; of SDXL also pooled and sizes. `blur` acts in the middle block; `label`,
+                `guidance`, `reference` and `text_time` have no meaning here.
             train: as all networks take it; there is no dropout.
 
         Raises:
@@ -229,6 +229,9 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> UNet2DCo
     # the public files call the number of heads their dimension
     heads = each("num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim", 8)
     layers, depths = each("layers_per_block", 2), each("transformer_layers_per_block", 1)
+    contexts = each("cross_attention_dim", 1280)
+    if len(set(contexts)) > 1:
+        raise ValueError(f"expected one cross_attention_dim for all levels, got {contexts}")
 
     def way(name: str, kinds: Sequence[str], order: Sequence[int]) -> tuple[Level, ...]:
         allowed = [kind for kind in _DEPTHS if kind.endswith("DownBlock2D") == (name == "down_block_types")]
@@ -243,7 +246,7 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> UNet2DCo
         down=way("down_block_types", config["down_block_types"], range(levels)),
         up=way("up_block_types", config["up_block_types"], range(levels)[::-1]),
         mid=Level(widths[-1], 1, depths[-1], heads[-1]),
-        context=each("cross_attention_dim", 1280)[0],
+        context=contexts[0],
         groups=config.get("norm_num_groups", 32),
         eps=float(config.get("norm_eps", 1e-5)),
         linear=config.get("use_linear_projection", False),
