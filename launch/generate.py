@@ -13,7 +13,7 @@ from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import sharding
 from asyncpatch_jax.denoiser import bind
 from asyncpatch_jax.process import Kind, Process
-from asyncpatch_jax.sampling.guidance import classifier_free, input_guidance, look_ahead
+from asyncpatch_jax.sampling.guidance import classifier_free, input_guidance, look_ahead, two_calls
 from asyncpatch_jax.sampling.loop import sample, start
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.sampling.solvers import Solver
@@ -68,7 +68,7 @@ def denoiser(net: Net, params: Any, inputs: Inputs) -> Denoiser:
         if inputs.label is None:
             raise ValueError("expected a model with classes for classifier-free guidance, got one without")
         null = jnp.full((batch,), net.model.num_classes, jnp.int32)
-        denoise = classifier_free(denoise, conditioned(null), inputs.guidance)
+        denoise = classifier_free(two_calls(denoise, conditioned(null)), inputs.guidance)
     if inputs.input_guidance is not None:
         if inputs.hint is None:
             raise ValueError("expected a mask for input guidance, got none")

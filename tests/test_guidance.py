@@ -7,7 +7,7 @@ import pytest
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.process import Cosine, RectifiedFlow, output, predict
-from asyncpatch_jax.sampling import classifier_free, input_guidance, look_ahead, paste_back
+from asyncpatch_jax.sampling import classifier_free, input_guidance, look_ahead, paste_back, two_calls
 from asyncpatch_jax.types import Times
 
 PROCESS = RectifiedFlow()
@@ -46,7 +46,7 @@ def consistent(pred, x, t, process=PROCESS):
 def test_classifier_free_is_its_formula_per_image():
     x, times = point()
     c, u = elementwise(0.0), elementwise(0.5)
-    pred = classifier_free(c, u, jnp.asarray([3.0, 1.0]))(x, times)
+    pred = classifier_free(two_calls(c, u), jnp.asarray([3.0, 1.0]))(x, times)
     out_c, out_u = (velocity(f(x, times), times.level) for f in (c, u))
     w = jnp.asarray([3.0, 1.0]).reshape(2, 1, 1, 1)
     np.testing.assert_allclose(velocity(pred, times.level), out_u + w * (out_c - out_u), rtol=1e-4, atol=1e-5)
@@ -58,8 +58,8 @@ def test_classifier_free_is_its_formula_per_image():
 def test_the_interval_is_per_cell():
     x, times = point()
     c, u = elementwise(0.0), elementwise(0.5)
-    pred = classifier_free(c, u, 3.0, interval=(0.2, 0.5))(x, times)
-    everywhere = classifier_free(c, u, 3.0)(x, times)
+    pred = classifier_free(two_calls(c, u), 3.0, interval=(0.2, 0.5))(x, times)
+    everywhere = classifier_free(two_calls(c, u), 3.0)(x, times)
     inside = np.zeros((2, 4, 4, 3), bool)
     inside[:, 2:, :2] = True
     assert (pred.x0 == jnp.where(inside, everywhere.x0, c(x, times).x0)).all()
@@ -69,7 +69,7 @@ def test_the_interval_is_per_cell():
 def test_a_wrong_number_of_scales_is_refused():
     x, times = point()
     with pytest.raises(ValueError, match="expected one guidance scale"):
-        classifier_free(elementwise(0.0), elementwise(0.5), jnp.ones(3))(x, times)
+        classifier_free(two_calls(elementwise(0.0), elementwise(0.5)), jnp.ones(3))(x, times)
 
 
 @pytest.mark.parametrize("kind", ["x0", "eps", "v", "velocity", "score"])
@@ -132,7 +132,10 @@ def test_input_guidance_and_classifier_free_commute_at_four_evaluations():
     def hinted(denoise):
         return input_guidance(denoise, PROCESS, "velocity", MASK, key, 0.7)
 
-    outside, inside = hinted(classifier_free(c, u, scale)), classifier_free(hinted(c), hinted(u), scale)
+    outside, inside = (
+        hinted(classifier_free(two_calls(c, u), scale)),
+        classifier_free(two_calls(hinted(c), hinted(u)), scale),
+    )
     one = outside(x, times)
     assert sum(x.shape[0] for x, _ in seen) == 4 * x.shape[0]
     two = inside(x, times)

@@ -31,6 +31,7 @@ from asyncpatch_jax.sampling import (
     raster,
     sample,
     start,
+    two_calls,
 )
 from asyncpatch_jax.types import Condition, Prediction, Times
 
@@ -101,7 +102,7 @@ def test_a_network_s_image_does_not_depend_on_its_batch_beyond_rounding():
         free = bind(model, params, PROCESS, "velocity", Condition(label=jnp.full((b,), 4)))
         with_class = bind(model, params, PROCESS, "velocity", Condition(label=labels))
         denoise = input_guidance(
-            classifier_free(with_class, free, scale), PROCESS, "velocity", masks, jax.random.key(3), 0.5
+            classifier_free(two_calls(with_class, free), scale), PROCESS, "velocity", masks, jax.random.key(3), 0.5
         )
         return generate(denoise, DDPM(PROCESS), Inpaint(masks, linear(4)), keys, known)
 
@@ -132,7 +133,7 @@ def test_nothing_but_shapes_is_compiled_in():
         traces.append(num_steps)
         cond = bind(model, params, PROCESS, "velocity", Condition(label=label))
         free = bind(model, params, PROCESS, "velocity", Condition(label=jnp.full_like(label, 4)))
-        denoise = classifier_free(cond, free, scale, interval)
+        denoise = classifier_free(two_calls(cond, free), scale, interval)
         denoise = input_guidance(denoise, PROCESS, "velocity", mask, key, hint_scale)
         x = start(PROCESS, schedule, key, known)
         return sample(denoise, DDIM(PROCESS, 0.5), schedule, key, x, num_steps=num_steps)[0].x

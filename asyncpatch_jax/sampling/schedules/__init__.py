@@ -2,14 +2,19 @@
 
 from asyncpatch_jax.sampling.schedules.autoregressive import Autoregressive, raster, shuffled
 from asyncpatch_jax.sampling.schedules.base import Planned, Schedule
+from asyncpatch_jax.sampling.schedules.concave import Concave
 from asyncpatch_jax.sampling.schedules.grids import Synchronous, Table, cosine, linear, logsnr, shifted
 from asyncpatch_jax.sampling.schedules.inpaint import Graded, Inpaint
+from asyncpatch_jax.sampling.schedules.masks import Dynamic, Fixed, everywhere, from_maps
 from asyncpatch_jax.sampling.schedules.repaint import RePaint, repaint, repaint_cost, repaint_path
 from asyncpatch_jax.sampling.schedules.uncertainty import DualLoop, UncertaintyGuided
 
 __all__ = [
     "Autoregressive",
+    "Concave",
     "DualLoop",
+    "Dynamic",
+    "Fixed",
     "Graded",
     "Inpaint",
     "Planned",
@@ -19,6 +24,8 @@ __all__ = [
     "Table",
     "UncertaintyGuided",
     "cosine",
+    "everywhere",
+    "from_maps",
     "linear",
     "logsnr",
     "raster",

@@ -1,41 +1,17 @@
-"""Guidance: denoisers in, denoiser out. It owns *which* prediction a solver sees."""
+"""Guidance by other cells of the image: by those that are known, and by those that are sure of themselves."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, Shaped
+from jaxtyping import Array, Bool, Float, Key
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
 from asyncpatch_jax.process import Kind, Process, output, predict, renoise
+from asyncpatch_jax.sampling.guidance.branches import Number, Scale, interleave, per_image
 from asyncpatch_jax.sampling.schedules.uncertainty import doubt
 from asyncpatch_jax.types import Denoiser, FewTimes, Image, Prediction, TimeField, Times
-
-Number = float | Float[Array, ""]
-Scale = Number | Float[Array, "_b"]
-
-
-def classifier_free(
-    cond: Denoiser, uncond: Denoiser, scale: Scale, interval: tuple[Number, Number] | None = None
-) -> Denoiser:
-    """Classifier-free guidance `u + w (c - u)` (Ho & Salimans 2022), where 1 is `cond` alone.
-
-    Args:
-        scale: w, one number or one per image [b].
-        interval: guide only cells whose time lies in (low, high), as Kynkäänniemi et al. 2024; the others get `cond`.
-    """
-
-    def denoise(x: Image, times: Times) -> Prediction:
-        c, u = cond(x, times), uncond(x, times)
-        extra = _per_image(scale, x.shape[0]) - 1.0
-        if interval is not None:
-            t = timefield.like(times.level, x)
-            extra = jnp.where((t >= interval[0]) & (t <= interval[1]), extra, 0.0)
-        # x = alpha x0 + sigma eps holds for both halves, hence for their mixture; c + (w - 1)(c - u) is exact at w = 1
-        return Prediction(c.x0 + extra * (c.x0 - u.x0), c.eps + extra * (c.eps - u.eps), c.aux)
-
-    return denoise
 
 
 def input_guidance(
@@ -80,15 +56,16 @@ def input_guidance(
         x_plus = renoise(process, x, noise, t, level_plus)
         # both fields must share a shape to be interleaved: that of the one with the hint
         both = denoise(
-            _interleave(x, x_plus),
+            interleave(x, x_plus),
             Times(
-                _interleave(jnp.broadcast_to(t, level_plus.shape), level_plus),
+                interleave(jnp.broadcast_to(t, level_plus.shape), level_plus),
                 _both(times.told, x, known, hint, raised),
+                None if times.text is None else jnp.repeat(times.text, 2),
             ),
         )
         here, there = (jax.tree.map(lambda leaf, k=k: leaf[k::2], both) for k in (0, 1))
         s, s_plus = output(process, kind, here, t), output(process, kind, there, level_plus)
-        moved = predict(process, kind, s + _per_image(scale, batch) * (s - s_plus), x, t)
+        moved = predict(process, kind, s + per_image(scale, batch) * (s - s_plus), x, t)
         # the hint itself is no prediction to be guided
         x0, eps = jnp.where(known, here.x0, moved.x0), jnp.where(known, here.eps, moved.eps)
         return Prediction(x0, eps, here.aux)
@@ -125,7 +102,7 @@ def look_ahead(
             return jnp.maximum(1.0 - ratio * (1.0 - t), 0.0)
 
         told = timefield.as_few(times.told) or times.told
-        there = Times(*(timefield.changed(t, certain > 0.5, jump) for t in (times.level, told)))
+        there = Times(*(timefield.changed(t, certain > 0.5, jump) for t in (times.level, told)), times.text)
         t_there, here = timefield.like(there.level, x), timefield.like(certain, x) > 0.5
         further = process.alpha(t_there) * pred.x0 + process.sigma(t_there) * pred.eps
         second = denoise(jnp.where(here, further, x), there)
@@ -147,24 +124,10 @@ def _both(
     if not nested:
         told = timefield.like(told, x)
         plus = jnp.where(known, raised(told), told)
-        return _interleave(jnp.broadcast_to(told, plus.shape), plus)
+        return interleave(jnp.broadcast_to(told, plus.shape), plus)
     # both choose from the same times, those before and after the hint is raised
     plus = timefield.changed(few, hint < 0.5, raised)
     whole = (batch, *plus.index.shape[1:])
     index = jnp.broadcast_to(timefield.resize(few.index, whole[1:3]), whole)
     values = plus.values if plus.values.shape[0] == 1 else jnp.repeat(plus.values, 2, axis=0)
-    return timefield.few(values, _interleave(index, jnp.broadcast_to(plus.index, whole)))
-
-
-def _per_image(scale: Scale, batch: int) -> Float[Array, "_b 1 1 1"]:
-    """A scale as [b|1, 1, 1, 1]; repeated where another guidance interleaves copies of each image."""
-    scale = jnp.atleast_1d(jnp.asarray(scale, jnp.float32))
-    if scale.ndim > 1 or batch % scale.shape[0]:
-        raise ValueError(f"expected one guidance scale, or one for each of {batch} images, got shape {scale.shape}")
-    if scale.shape[0] > 1:
-        scale = jnp.repeat(scale, batch // scale.shape[0])
-    return scale.reshape(-1, 1, 1, 1)
-
-
-def _interleave(a: Shaped[Array, "b ..."], b: Shaped[Array, "b ..."]) -> Shaped[Array, "_b2 ..."]:
-    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
+    return timefield.few(values, interleave(index, jnp.broadcast_to(plus.index, whole)))
