@@ -1,0 +1,189 @@
+"""Tensors of a component's safetensors files: found by their headers alone, and read block by block where they go.
+
+The format (github.com/huggingface/safetensors): 8 bytes with the length of a JSON header, the header with type, shape
+and place of each tensor, then the tensors' bytes in row order.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+FLOATS: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8}
+_SIZES |= {"I64": 8, **{name: dtype.itemsize for name, dtype in FLOATS.items()}}
+_STEMS = ("diffusion_pytorch_model", "model")
+# a block of a tensor: as many rows as a processor's nearest cache has lines for, since a transposed copy takes one
+# element of each in turn; and few bytes, which stay in its second cache
+_ROWS, _BYTES = 256, 2**20
+_MOST = 2**27  # bytes of a header; what is more is no header
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies."""
+
+    file: Path
+    dtype: str  # as the format names it: "F32", "BF16", ...
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+
+    @property
+    def nbytes(self) -> int:
+        return _count(self.shape) * _SIZES[self.dtype]
+
+
+def header(file: Path) -> dict[str, Tensor]:
+    """All tensors of one file, without reading them.
+
+    Raises:
+        ValueError: no safetensors file, or a truncated one; names it.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(_MOST, size - 8):
+            raise ValueError(f"expected a safetensors file, got {file}: its header is cut off, or it is something else")
+        try:
+            content = json.loads(stream.read(length))
+            content.pop("__metadata__", None)
+            found = {name: _tensor(file, 8 + length, entry) for name, entry in content.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"expected a safetensors file, got {file}: its header says {error}") from error
+    end = 8 + length
+    for name, tensor in sorted(found.items(), key=lambda item: item[1].offset):
+        if tensor.offset != end:
+            raise ValueError(f"expected tensors side by side in {file}, got {name} at {tensor.offset}, not at {end}")
+        end += tensor.nbytes
+    if size != end:
+        what = "it is truncated" if size < end else "more follows its last tensor"
+        raise ValueError(f"expected {end} bytes in {file}, as its header says, got {size}: {what}")
+    return found
+
+
+def _tensor(file: Path, data: int, entry: Mapping[str, Any]) -> Tensor:
+    start, stop = entry["data_offsets"]
+    tensor = Tensor(file, entry["dtype"], tuple(entry["shape"]), data + start)
+    if tensor.dtype not in _SIZES:
+        raise ValueError(f"the unknown type {tensor.dtype}")
+    if stop - start != tensor.nbytes:
+        raise ValueError(f"{stop - start} bytes for {tensor.dtype}{list(tensor.shape)}")
+    return tensor
+
+
+def find(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a component's folder, of one file or of several with an index.
+
+    Args:
+        variant: of the files, say "fp16" for `model.fp16.safetensors`; None: those without one.
+
+    Raises:
+        ValueError: no such files, a missing or truncated one, or files that contradict their index; names them.
+    """
+    middle = f".{variant}" if variant else ""
+    for stem in _STEMS:
+        for name in (f"{stem}.safetensors.index{middle}.json", f"{stem}{middle}.safetensors.index.json"):
+            if (folder / name).is_file():
+                return _sharded(folder / name)
+        if (folder / f"{stem}{middle}.safetensors").is_file():
+            return header(folder / f"{stem}{middle}.safetensors")
+    there = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".msgpack"))
+    hint = (
+        f"; variants are asked for by name, and {', '.join(there[:4])} is there" if there else ", and no other weights"
+    )
+    wanted = " or ".join(f"{stem}{middle}.safetensors" for stem in _STEMS)
+    raise ValueError(f"expected {wanted} (or its .index.json) in {folder}, got none{hint}")
+
+
+def _sharded(index: Path) -> dict[str, Tensor]:
+    try:
+        where = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"expected a weight_map in {index}, got {error}") from error
+    names = sorted(set(where.values()))
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise ValueError(f"expected all {len(names)} files of {index}, got none named {', '.join(missing[:5])}")
+    found: dict[str, Tensor] = {}
+    for name in names:
+        for key, tensor in header(index.parent / name).items():
+            if key in found:
+                raise ValueError(f"expected each tensor once, got {key} in {found[key].file.name} and in {tensor.file}")
+            if where.get(key) != name:
+                raise ValueError(f"expected {key} in {where.get(key, 'no file')}, as {index} says, got it in {name}")
+            found[key] = tensor
+    if missing := [key for key in where if key not in found]:
+        raise ValueError(
+            f"expected the tensors of {index} in its files, got no {', '.join(missing[:5])} ({len(missing)} in all)"
+        )
+    return found
+
+
+def read(tensor: Tensor) -> np.ndarray:
+    """The whole tensor.
+
+    Raises:
+        ValueError: as `blocks`.
+    """
+    out = np.empty(tensor.shape, _float(tensor))
+    for copy in blocks(out, tensor, tuple(slice(0, size) for size in tensor.shape)):
+        copy()
+    return out
+
+
+def blocks(out: np.ndarray, tensor: Tensor, index: tuple[slice, ...]) -> Iterator[Any]:
+    """Functions without arguments that each copy one block of `tensor[index]` into its place in `out`, in its type.
+
+    Of a file no more is in memory than a block for each function that runs.
+
+    Args:
+        out: of the shape of `tensor[index]`; may be a transposed view.
+        index: slices with start and stop, without steps.
+
+    Raises:
+        ValueError: the tensor is no float; or (by a function) the file has become shorter.
+    """
+    dtype, shape, offset = _float(tensor), tensor.shape, tensor.offset
+    while shape and (shape[0] == 1 or index[0].stop - index[0].start == 1):
+        # blocks are rows of the first axis that has any
+        offset += index[0].start * _count(shape[1:]) * dtype.itemsize
+        out, shape, index = out[0, ...], shape[1:], index[1:]
+    if not shape:
+        shape, index, out = (1,), (slice(0, 1),), out.reshape(1)
+    row = _count(shape[1:]) * dtype.itemsize
+    rows = max(1, min(_ROWS, _BYTES // max(row, 1)))
+    for start in range(index[0].start, index[0].stop, rows):
+        stop = min(start + rows, index[0].stop)
+        part = out[start - index[0].start : stop - index[0].start]
+        block = tensor._replace(shape=(stop - start, *shape[1:]), offset=offset + start * row)
+        yield partial(_copy, part, block, index[1:])
+
+
+def _copy(out: np.ndarray, block: Tensor, index: tuple[slice, ...]) -> None:
+    dtype, count = _float(block), _count(block.shape)
+    values = np.fromfile(block.file, dtype, count, offset=block.offset)
+    if values.size != count:
+        raise ValueError(f"expected {count} numbers at byte {block.offset} of {block.file}, got {values.size}")
+    values = values.reshape(block.shape)[(slice(None), *index)]
+    values = values.astype(out.dtype, copy=False)
+    if out.dtype == FLOATS["BF16"]:
+        # as plain integers, which numpy moves faster than a type of others
+        out, values = out.view(np.uint16), values.view(np.uint16)
+    np.copyto(out, values)
+
+
+def _float(tensor: Tensor) -> np.dtype:
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"expected weights as {', '.join(FLOATS)}, got {tensor.dtype} in {tensor.file}")
+    return FLOATS[tensor.dtype]
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
