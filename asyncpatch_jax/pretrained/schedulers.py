@@ -72,6 +72,9 @@ class Leveled:
         end = (last + 1) / count if last >= 0 else 0.0 if self.to_clean else 1 / count
         return np.append((levels + 1) / count, end)
 
+    def shift_of(self, tokens: int | None) -> float:
+        return 1.0
+
     def timestep(self, t: jax.Array) -> jax.Array:
         # 1024ths: a level's float32 time then is exactly that level. No network was trained on clean data: it is told
         # the least noise that it knows
@@ -102,17 +105,18 @@ class Flow:
     def grid(self, num_steps: int, tokens: int | None) -> np.ndarray:
         if num_steps < 1:
             raise ValueError(f"expected one step or more, got {num_steps}")
-        if self.mu is None:
-            shift = self.shift
-        elif tokens is None:
-            raise ValueError("expected the image's number of tokens, by which this scheduler shifts times, got None")
-        else:
-            (low, first), (high, last) = self.mu
-            mu = first + (tokens - low) * (last - first) / (high - low)
-            shift = math.exp(mu) if self.exponential else mu
         least = 1 / self.num_train_steps
         end = 1 / num_steps if self.whole else _shifted(least, self.shift) if self.mu is None else least
-        return np.append(_shifted(np.linspace(1, end, num_steps), shift), 0.0)
+        return np.append(_shifted(np.linspace(1, end, num_steps), self.shift_of(tokens)), 0.0)
+
+    def shift_of(self, tokens: int | None) -> float:
+        if self.mu is None:
+            return self.shift
+        if tokens is None:
+            raise ValueError("expected the image's number of tokens, by which this scheduler shifts times, got None")
+        (low, first), (high, last) = self.mu
+        mu = first + (tokens - low) * (last - first) / (high - low)
+        return math.exp(mu) if self.exponential else mu
 
     def timestep(self, t: jax.Array) -> jax.Array:
         return t * self.num_train_steps
@@ -146,6 +150,14 @@ class Scheduler:
             ValueError: too few or too many steps, or no tokens where they are needed.
         """
         return jnp.asarray(self.spaced.grid(num_steps, tokens), jnp.float32)
+
+    def shift(self, tokens: int | None = None) -> float:
+        """The shift a of `a u / (1 + (a - 1) u)` that the grid has; 1 is none.
+
+        Raises:
+            ValueError: no tokens where they are needed.
+        """
+        return self.spaced.shift_of(tokens)
 
     def timestep(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """From library times to the network's units: levels 0 ... 999 (fractions too), or 1000 t in flow."""
