@@ -165,12 +165,13 @@ def test_sd3_without_t5(parts):
     for condition, (tokens, pooled) in zip(found, theirs(parts, "sd3", None, without), strict=True):
         close(condition.tokens, tokens)
         close(condition.pooled, pooled)
-    # nor its tokenizer: CLIP's tokens alone
+    # nor zeros in its place
     components = {name: parts.ours[FAMILIES["sd3"][name]] for name in ("text_encoder", "text_encoder_2")}
     folders = {name: parts.root / FAMILIES["sd3"][name] for name in ("tokenizer", "tokenizer_2")}
     tokenizers = read_tokenizers("sd3", folders)
-    alone, _ = encode_prompts("sd3", components, tokenizers, PROMPTS, width=JOINT)
+    alone, _ = encode_prompts("sd3", components, tokenizers, PROMPTS, width=JOINT, t5_length=0)
     np.testing.assert_array_equal(alone.tokens, found[0].tokens[:, :16])
+    np.testing.assert_array_equal(ours(parts, "sd3", t5_length=0)[0].tokens, alone.tokens)
     assert prompts.streams("sd3", components, tokenizers) == [(tokenizers["tokenizer"], 0)]
     with pytest.raises(ValueError, match="joint_attention_dim"):
         encode_prompts("sd3", components, tokenizers, PROMPTS)
@@ -182,6 +183,17 @@ def test_flux_is_told_its_guidance(parts):
     condition, _ = ours(parts, "flux", guidance=3.5)
     np.testing.assert_array_equal(condition.guidance, [3.5] * 3)
     assert ours(parts, "flux")[0].guidance is None
+
+
+def test_t5_has_the_length_that_is_asked_for(parts):
+    whole, short = ours(parts, "flux")[0], ours(parts, "flux", t5_length=128)[0]
+    assert short.tokens.shape[1] == 128
+    with torch.no_grad():
+        pipe = pipeline(parts, "flux")
+        close(short.tokens, pipe.encode_prompt(PROMPTS, None, torch.device("cpu"), max_sequence_length=128)[0])
+    assert np.abs(short.tokens - whole.tokens[:, :128]).max() > 1e-6  # padding counts
+    with pytest.raises(ValueError, match="at least 2 tokens"):
+        ours(parts, "flux", t5_length=0)
 
 
 def test_each_text_is_encoded_once(parts, monkeypatch):

@@ -6,6 +6,7 @@ side by side; the second one's projection is `pooled`. "sd3": the same two, then
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,8 @@ from asyncpatch_jax.pretrained.spans import Stream
 from asyncpatch_jax.pretrained.tokenizers import Tokenizer, read_tokenizer
 from asyncpatch_jax.types import Condition
 
-# encoder of each tokenizer; what diffusers pads T5's texts to (None: as the tokenizer's folder says)
 _ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2", "tokenizer_3": "text_encoder_3"}
+# None: CLIP's, as long as its folder says; a number: T5's, as long as diffusers has it
 _LENGTHS: dict[str, dict[str, int | None]] = {
     "sd": {"tokenizer": None},
     "sdxl": {"tokenizer": None, "tokenizer_2": None},
@@ -52,12 +53,23 @@ def read_tokenizers(family: str, folders: Mapping[str, epath.PathLike]) -> dict[
     return {name: read_tokenizer(folders[name], _LENGTHS[family][name]) for name in names if name in folders}
 
 
-def streams(family: str, components: Mapping[str, Any], tokenizers: Mapping[str, Tokenizer]) -> list[Stream]:
-    """The texts among a network's tokens, for `spans`: whose they are, and where they begin."""
+def streams(
+    family: str,
+    components: Mapping[str, Any],
+    tokenizers: Mapping[str, Tokenizer],
+    *,
+    t5_length: int | None = None,
+) -> list[Stream]:
+    """The texts among a network's tokens, for `spans`: whose they are, and where they begin.
+
+    Args:
+        t5_length: as for `encode_prompts`.
+    """
+    tokenizers = _with_length(family, tokenizers, t5_length)
     if family in ("flux", "kontext"):
         return [(tokenizers["tokenizer_2"], 0)]
     found = [(tokenizers["tokenizer"], 0)]
-    if "text_encoder_3" in components and family == "sd3":
+    if family == "sd3" and "text_encoder_3" in components and "tokenizer_3" in tokenizers:
         found.append((tokenizers["tokenizer_3"], tokenizers["tokenizer"].length))
     return found
 
@@ -71,6 +83,7 @@ def encode_prompts(
     *,
     size: tuple[int, int] | None = None,
     guidance: float | None = None,
+    t5_length: int | None = None,
     width: int | None = None,
     zero_negatives: bool = True,
 ) -> tuple[Condition, Condition]:
@@ -86,36 +99,38 @@ def encode_prompts(
         negatives: one for each prompt; None: "" for all, or zeros in place of a text's embeddings (SDXL).
         size: SDXL only, height and width of the images in pixels.
         guidance: FLUX only, the scale that the distilled network is told; None for a network that is told none.
-        width: of the network's text, `joint_attention_dim`; Stable Diffusion 3 without T5 needs it.
+        t5_length: tokens of T5's texts, `max_sequence_length` of diffusers; None: 256 of SD3, 512 of FLUX. 0, SD3 only:
+            CLIP's tokens alone.
+        width: of the network's text, `joint_attention_dim`; SD3 without `text_encoder_3` needs it, and reads zeros in
+            the place of T5's tokens.
         zero_negatives: SDXL only, `force_zeros_for_empty_prompt` of model_index.json.
-
-    Without `text_encoder_3`, Stable Diffusion 3 reads zeros in its place, of the length of `tokenizer_3`, as diffusers
-    has it; without `tokenizer_3` too, CLIP's tokens alone.
 
     Raises:
         ValueError: an encoder or tokenizer that is missing, lists that do not match, a size or width that is missing.
     """
     names = _names(family)
-    encoders = [_ENCODERS[name] for name in names if name not in _OPTIONAL]
-    _expect("text encoders", encoders, components)
-    _expect("tokenizers", [name for name in names if name not in _OPTIONAL], tokenizers)
-    if "text_encoder_3" in components and family == "sd3":
-        _expect("tokenizers", names, tokenizers)
-        encoders.append("text_encoder_3")
+    _expect("text encoders", [_ENCODERS[name] for name in names if name not in _OPTIONAL], components)
+    _expect("tokenizers", [n for n in names if n not in _OPTIONAL or _ENCODERS[n] in components], tokenizers)
     if not prompts or (negatives is not None and len(negatives) != len(prompts)):
         given = "none" if negatives is None else len(negatives)
         raise ValueError(f"expected prompts, and as many negative ones, got {len(prompts)} and {given}")
     if family == "sdxl" and size is None:
         raise ValueError("expected the size of the images, which sdxl is told, got none")
-    if family == "sd3" and "text_encoder_3" not in components and width is None:
+    if family == "sd3" and "text_encoder_3" in components:
+        width = components["text_encoder_3"].module.width
+    if family == "sd3" and width is None:
         raise ValueError("expected the width of the network's text (joint_attention_dim) for sd3 without T5, got none")
     zeros = family == "sdxl" and negatives is None and zero_negatives
     negatives = [""] * len(prompts) if negatives is None else negatives
     rows = {text: i for i, text in enumerate(dict.fromkeys([*prompts, *([] if zeros else negatives)]))}
-    ids = {name: tokenizers[name].encode(list(rows)).ids for name in names if name in tokenizers}
-    modules = tuple((name, components[name].module) for name in encoders)
-    params = {name: components[name].params for name in encoders}
-    tokens, pooled = _in_chunks(partial(_encode, family, modules, width, params), ids)
+    read = {
+        name: of for name, of in _with_length(family, tokenizers, t5_length).items() if _ENCODERS[name] in components
+    }
+    ids = {name: tokenizer.encode(list(rows)).ids for name, tokenizer in read.items()}
+    modules = tuple((_ENCODERS[name], components[_ENCODERS[name]].module) for name in read)
+    params = {_ENCODERS[name]: components[_ENCODERS[name]].params for name in read}
+    padding = (_LENGTHS["sd3"]["tokenizer_3"] if t5_length is None else t5_length, width)
+    tokens, pooled = _in_chunks(partial(_encode, family, modules, padding, params), ids)
     shared = _shared(family, len(prompts), size, guidance)
 
     def condition(texts: Sequence[str]) -> Condition:
@@ -127,6 +142,17 @@ def encode_prompts(
         tokens, pooled = jnp.zeros_like(positive.tokens), jnp.zeros_like(positive.pooled)
         return positive, positive._replace(tokens=tokens, pooled=pooled)
     return positive, condition(negatives)
+
+
+def _with_length(family: str, tokenizers: Mapping[str, Tokenizer], t5_length: int | None) -> dict[str, Tokenizer]:
+    """The tokenizers that a family reads, T5's with this length; without T5's at 0, if the family can do without."""
+    found = {name: tokenizers[name] for name in _names(family) if name in tokenizers}
+    for name in found.keys() & {name for name, length in _LENGTHS[family].items() if length}:
+        if t5_length == 0 and name in _OPTIONAL:
+            del found[name]
+        elif t5_length is not None:
+            found[name] = replace(found[name], length=t5_length)
+    return found
 
 
 def _names(family: str) -> list[str]:
@@ -162,11 +188,14 @@ def _in_chunks(encode: Any, ids: Mapping[str, Int[np.ndarray, "_u _l"]]) -> Enco
 def _encode(
     family: str,
     modules: tuple[tuple[str, nn.Module], ...],
-    width: int | None,
+    padding: tuple[int | None, int | None],
     params: Mapping[str, Any],
     ids: Mapping[str, Int[Array, "_u _l"]],
 ) -> Encoded:
-    """Tokens and pooled embeddings of texts; what an encoder says that no one reads is not computed."""
+    """Tokens and pooled embeddings of texts; what an encoder says that no one reads is not computed.
+
+    Stable Diffusion 3 without T5 has `padding` in its place: this many tokens of this width.
+    """
     encoder_of = dict(modules)
 
     def run(tokenizer: str) -> Any:
@@ -186,8 +215,7 @@ def _encode(
     if "text_encoder_3" in encoder_of:
         third = run("tokenizer_3")
     else:
-        length = ids["tokenizer_3"].shape[1] if "tokenizer_3" in ids else 0
-        third = jnp.zeros((tokens.shape[0], length, width), tokens.dtype)
+        third = jnp.zeros((tokens.shape[0], *padding), tokens.dtype)
     if third.shape[-1] < tokens.shape[-1]:
         raise ValueError(f"expected text of a width of at least {tokens.shape[-1]}, CLIP's two, got {third.shape[-1]}")
     tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, third.shape[-1] - tokens.shape[-1])))
