@@ -1,9 +1,14 @@
 """Words to tokens, for both sorts of tokenizer, and the released code's own way."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from asyncpatch_jax.pretrained.spans import find, reference_compat, spans, words_at
+from asyncpatch_jax.data.prompts import words_at
+from asyncpatch_jax.pretrained.objects import noun_phrases
+from asyncpatch_jax.pretrained.spans import find, reference_compat, spans
 from asyncpatch_jax.pretrained.tokenizers import read_tokenizer
 from tests import tiny
 
@@ -135,11 +140,49 @@ def test_reference_compat_is_shifted_by_a_comma(tokenizers):
     assert text_of(tokenizers["clip"], prompt, ours.index[0][ours.weight[0, :, 0] > 0]) == "dog"
 
 
-def test_words_at_positions():
-    """Prompts of the released sets, whose objects are plain."""
-    emoji = "An emoji of a baby panda wearing a red hat, green gloves, red shirt, and green pants."
-    assert words_at(emoji, [5, 9, 11, 13, 16]) == ("panda", "hat", "gloves", "shirt", "pants")
-    assert words_at("A cross-section view of a brain.", [6]) == ("brain",)
-    assert words_at("a dog and a dog", [1, 4]) == ("dog", "dog#2")
-    with pytest.raises(ValueError, match="the 2 words"):
-        words_at("a dog", [2])
+class Chunk(list):
+    """Of spaCy's parse of a prompt: words with their places and parts of speech."""
+
+
+def parsed(prompt, chunks):
+    """What spaCy's parser would say, from (words, parts of speech) of each noun chunk in order."""
+    end, found = 0, []
+    for words, kinds in chunks:
+        chunk = Chunk()
+        for word, kind in zip(words.split(), kinds.split(), strict=True):
+            end = prompt.index(word, end) + len(word)
+            chunk.append(SimpleNamespace(text=word, idx=end - len(word), pos_=kind))
+        found.append(chunk)
+    return SimpleNamespace(noun_chunks=found)
+
+
+def test_noun_phrases_are_objects(tokenizers, monkeypatch):
+    prompt = "The red dog beside a dog and a red dog, it barks at DOG town"
+    chunks = [
+        ("The red dog", "DET ADJ NOUN"),
+        ("a dog", "DET NOUN"),
+        ("a red dog", "DET ADJ NOUN"),
+        ("it", "PRON"),
+        ("DOG town", "PROPN NOUN"),
+    ]
+    spacy = SimpleNamespace(load=lambda model: lambda text: parsed(text, chunks))
+    monkeypatch.setitem(sys.modules, "spacy", spacy)
+    found = noun_phrases(prompt, "parser")
+    assert found == ("red dog", "dog#2", "red dog#2", "DOG town")
+    table = spans([(tokenizers["t5"], 0)], [prompt], [found])
+    places = [table.index[0, table.weight[0, :, k] > 0] for k in range(4)]
+    assert [text_of(tokenizers["t5"], prompt, place) for place in places] == ["red dog", "dog", "red dog", "DOG town"]
+    assert len({tuple(place) for place in places}) == 4
+
+
+def test_what_finds_objects_may_be_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(ImportError, match="pip install spacy"):
+        noun_phrases("a dog", "missing library")
+
+    def load(model):
+        raise OSError("no such model")
+
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=load))
+    with pytest.raises(ValueError, match="spacy download missing_model"):
+        noun_phrases("a dog", "missing_model")

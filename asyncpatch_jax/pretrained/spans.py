@@ -79,7 +79,7 @@ def reference_compat(prompts: Sequence[str], item_idx: Sequence[Sequence[int]], 
 
     `item_idx` counts the words of a prompt from 0, and the code adds 1 for the token that begins a text: it takes every
     word for one token of CLIP's. A comma or a word of several tokens shifts all later objects. It is for comparisons
-    with published numbers; `words_at` finds the words that were meant.
+    with published numbers; `data.prompts` finds the words that were meant.
 
     Raises:
         ValueError: a position beyond the `length` tokens; no objects at all.
@@ -88,24 +88,6 @@ def reference_compat(prompts: Sequence[str], item_idx: Sequence[Sequence[int]], 
         if not all(0 <= place < length - 1 for place in places):
             raise ValueError(f"expected positions of words from 0 to {length - 2} for {prompt!r}, got {list(places)}")
     return _table([[{place + 1: 1.0} for place in places] for places in item_idx])
-
-
-def words_at(prompt: str, item_idx: Sequence[int]) -> tuple[str, ...]:
-    """The words that AsynDM's `item_idx` name, as `spans` takes them: "dog", or "dog#2" if an earlier word is the same.
-
-    Words are runs of letters and digits: a hyphen separates two.
-
-    Raises:
-        ValueError: the prompt has fewer words.
-    """
-    words = re.findall(r"\w+", prompt)
-    if not all(0 <= place < len(words) for place in item_idx):
-        raise ValueError(f"expected positions of the {len(words)} words of {prompt!r}, got {list(item_idx)}")
-    named = []
-    for place in item_idx:
-        nth = [word.lower() for word in words[: place + 1]].count(words[place].lower())
-        named.append(words[place] if nth == 1 else f"{words[place]}#{nth}")
-    return tuple(named)
 
 
 def _table(objects: Sequence[Sequence[dict[int, float]]]) -> Spans:

@@ -1,0 +1,113 @@
+"""Prompt sets from files: lists of texts, and the format released with AsynDM (arXiv 2510.04504), with its objects."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+
+class Prompt(NamedTuple):
+    """A text and the objects in it.
+
+    objects: words of the text, as `pretrained.spans.spans` takes them.
+    omegas: of each object, how much slower it is denoised (AsynDM's k).
+    item_idx: of each object, the position that the released code takes it to have (`spans.reference_compat`).
+    """
+
+    text: str
+    objects: tuple[str, ...] = ()
+    omegas: tuple[float, ...] = ()
+    item_idx: tuple[int, ...] = ()
+
+
+def read_prompts(file: epath.PathLike, items: epath.PathLike | None = None) -> list[Prompt]:
+    """The prompts of a file: a JSON list of texts, or one text a line, where empty lines do not count.
+
+    Args:
+        items: AsynDM's file of objects, `{"item_idx": {prompt: [position, ...]}, "item_k": {prompt: [omega, ...]}}`. A
+            position counts the words of the prompt from 0. Prompts are keys byte for byte, also with a space at the
+            end; those that are not in `file` do not matter.
+
+    Raises:
+        ValueError: no such file, or a content that is not the one above; names the file and the prompt.
+    """
+    texts = _texts(epath.Path(file))
+    if items is None:
+        return [Prompt(text) for text in texts]
+    items = epath.Path(items)
+    content = _json(items)
+    if not isinstance(content, dict) or set(content) != {"item_idx", "item_k"}:
+        got = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"expected an object of item_idx and item_k in {items}, got {got}")
+    return [_prompt(text, content, items) for text in texts]
+
+
+def words_at(prompt: str, item_idx: Sequence[int]) -> tuple[str, ...]:
+    """The words that AsynDM's positions mean, as `spans` takes them: "dog", or "dog#2" if an earlier word is the same.
+
+    Words are runs of letters and digits: a hyphen separates two.
+
+    Raises:
+        ValueError: the prompt has fewer words.
+    """
+    words = re.findall(r"\w+", prompt)
+    if not all(0 <= place < len(words) for place in item_idx):
+        raise ValueError(f"expected positions of the {len(words)} words of {prompt!r}, got {list(item_idx)}")
+    named = []
+    for place in item_idx:
+        nth = [word.lower() for word in words[: place + 1]].count(words[place].lower())
+        named.append(words[place] if nth == 1 else f"{words[place]}#{nth}")
+    return tuple(named)
+
+
+def _texts(file: epath.Path) -> list[str]:
+    if file.suffix.lower() == ".json":
+        texts = _json(file)
+    else:
+        texts = [line for line in _read(file).splitlines() if line.strip()]
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"expected a list of texts in {file}, got {_short(texts)}")
+    return texts
+
+
+def _read(file: epath.Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected a file of prompts at {file}, got {error}") from error
+
+
+def _json(file: epath.Path) -> Any:
+    try:
+        return json.loads(_read(file))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON in {file}, got an error: {error}") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _prompt(text: str, content: Mapping[str, Any], file: epath.Path) -> Prompt:
+    rows = {}
+    for key, kinds in (("item_idx", int), ("item_k", int | float)):
+        table = content[key]
+        if not isinstance(table, dict) or text not in table:
+            raise ValueError(f"expected the prompt {text!r} under {key} in {file}, got none")
+        row = table[text]
+        # JSON's true is a Python integer
+        if not isinstance(row, list) or not all(isinstance(v, kinds) and not isinstance(v, bool) for v in row):
+            raise ValueError(f"expected a list of numbers for {text!r} under {key} in {file}, got {_short(row)}")
+        rows[key] = row
+    places, omegas = rows["item_idx"], rows["item_k"]
+    if len(places) != len(omegas):
+        raise ValueError(
+            f"expected as many item_k as item_idx for {text!r} in {file}, got {len(omegas)}, {len(places)}"
+        )
+    if not all(math.isfinite(omega) and omega >= 0 for omega in omegas):
+        raise ValueError(f"expected item_k of at least 0 for {text!r} in {file}, got {omegas}")
+    return Prompt(text, words_at(text, places), tuple(map(float, omegas)), tuple(places))
