@@ -6,6 +6,7 @@ from asyncpatch_jax.sampling.guidance import (
     input_guidance,
     look_ahead,
     one_call,
+    semantic_aware,
     separate_calls,
     smoothed_energy,
     two_calls,
@@ -36,7 +37,7 @@ from asyncpatch_jax.sampling.schedules import (
     shifted,
     shuffled,
 )
-from asyncpatch_jax.sampling.solvers import DDIM, DDPM, DPMSolver2M, Euler, Heun, Solver
+from asyncpatch_jax.sampling.solvers import DDIM, DDPM, DPMSolver2M, Euler, Heun, Solver, ZSampling
 
 __all__ = [
     "DDIM",
@@ -57,6 +58,7 @@ __all__ = [
     "Synchronous",
     "Table",
     "UncertaintyGuided",
+    "ZSampling",
     "cfg_plus_plus",
     "classifier_free",
     "cosine",
@@ -73,6 +75,7 @@ __all__ = [
     "repaint_cost",
     "repaint_path",
     "sample",
+    "semantic_aware",
     "separate_calls",
     "shifted",
     "shuffled",

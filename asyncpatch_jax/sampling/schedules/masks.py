@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.types import Prediction
@@ -28,8 +28,8 @@ def disjoint(masks: Bool[Array, "_b _gh _gw k"], k: Float[Array, "_b2 k"]) -> Bo
     return first & masks
 
 
-def nearest(masks: Bool[Array, "b _gh _gw k"], cells: timefield.Grid) -> Bool[Array, "b _gh2 _gw2 k"]:
-    """The masks on another grid, each cell from the one that it lies in; any two grids fit."""
+def nearest(masks: Shaped[Array, "b _gh _gw k"], cells: timefield.Grid) -> Shaped[Array, "b _gh2 _gw2 k"]:
+    """Masks or labels on another grid, each cell from the one that it lies in; any two grids fit."""
     rows, columns = (np.arange(new) * old // new for new, old in zip(cells, masks.shape[1:3], strict=True))
     return masks[:, rows][:, :, columns]
 
