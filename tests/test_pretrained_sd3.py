@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from torch.nn import functional
 
-from asyncpatch_jax import timefield
 from asyncpatch_jax.pretrained import joint, names, sd3
+from asyncpatch_jax.pretrained.presets import PRESETS
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import joint_oracles as oracle
 
@@ -26,7 +25,7 @@ TINY = {
 }
 CONFIGS = {
     "sd3": TINY | {"num_layers": 3},
-    "sd35": TINY | {"num_layers": 6, "dual_attention_layers": (0, 1, 3), "qk_norm": "rms_norm"},
+    "sd35": TINY | {"num_layers": 9, "dual_attention_layers": (0, 1, 2, 3, 6), "qk_norm": "rms_norm"},
     "dual to the last": TINY | {"num_layers": 2, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
 }
 SIZE, GRID, TEXT = (6, 10), (3, 5), 7
@@ -57,10 +56,10 @@ def ours(net, x, t, cond, dtype=jnp.float64):
 def theirs(net, x, cond, times=TIMES):
     with torch.no_grad():
         out = net(
-            oracle.tensor(x.transpose(0, 3, 1, 2)),
-            encoder_hidden_states=oracle.tensor(cond.tokens),
-            pooled_projections=oracle.tensor(cond.pooled),
-            timestep=oracle.tensor(times),
+            oracle.tensor(x.transpose(0, 3, 1, 2), net),
+            encoder_hidden_states=oracle.tensor(cond.tokens, net),
+            pooled_projections=oracle.tensor(cond.pooled, net),
+            timestep=oracle.tensor(times, net),
             return_dict=False,
         )[0]
     return out.numpy().transpose(0, 2, 3, 1)
@@ -71,4 +70,131 @@ def test_equals_diffusers(name):
     net, (x, cond) = oracle.reference(SD3Transformer2DModel, CONFIGS[name]), inputs()
     expected = theirs(net, x, cond)
     assert oracle.error(ours(net, x, scalar(), cond)[0], expected) < 2e-7
-    assert oracle.error(ours(net, x, scalar(), cond, jnp.float32)[0], expected) < 2e-5
+    oracle.to_float32(net)
+    assert oracle.error(ours(net, x, scalar(), cond, jnp.float32)[0], theirs(net, x, cond)) < 2e-5
+
+
+def test_one_epsilon_matters(monkeypatch):
+    """A parity test that a wrong epsilon passes is none."""
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs()
+    monkeypatch.setattr(joint, "_EPS", 1e-5)
+    assert oracle.error(ours(net, x, scalar(), cond)[0], theirs(net, x, cond)) > 2e-7
+
+
+def few(grid=GRID):
+    """Three times an image, whose last one none of the cells has."""
+    index = np.random.default_rng(5).integers(0, 2, (2, *grid, 1))
+    return FewTimes(np.array([[900.5, 333.25, 1.0], [0.5, 612.0, 7.0]], np.float32), index.astype(np.int8))
+
+
+def dense(t):
+    return np.take_along_axis(t.values[:, None, None], t.index.astype(int), 3)
+
+
+def test_a_constant_field_is_its_scalar():
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs()
+    once = ours(net, x, scalar(), cond)[0]
+    constant = np.broadcast_to(scalar(), (2, *GRID, 1))
+    assert oracle.error(ours(net, x, constant, cond)[0], once) < 1e-13
+    same = FewTimes(np.repeat(TIMES[:, None], 3, 1), few().index)
+    assert oracle.error(ours(net, x, same, cond)[0], once) < 1e-13
+
+
+@pytest.mark.parametrize("text", [None, np.array([500.25, 41.0], np.float32)], ids=["mean", "given"])
+def test_a_time_per_token(monkeypatch, text):
+    """Against diffusers, patched; text tokens are told the mean of the field or a time of their own."""
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs(text_time=text)
+    t = few()
+    fields = dense(t).reshape(2, -1)
+    mean = fields.mean(1, dtype=np.float64) if text is None else text
+    oracle.per_token(monkeypatch, net, oracle.tensor(fields, net), oracle.tensor(mean, net))
+    expected = theirs(net, x, cond)
+    tolerance = 2e-6 if text is None else 2e-7  # a mean is rounded to float32
+    assert oracle.error(ours(net, x, t, cond)[0], expected) < tolerance
+    assert oracle.error(ours(net, x, dense(t), cond)[0], expected) < tolerance
+
+
+def test_cells_finer_than_tokens_are_picked_and_coarser_ones_repeated():
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs(text_time=TIMES)
+    fine = few(SIZE)
+    picked = FewTimes(fine.values, fine.index[:, ::2, ::2])
+    expected = ours(net, x, picked, cond)[0]
+    for t in (fine, dense(fine)):
+        assert oracle.error(ours(net, x, t, cond)[0], expected) < 1e-13
+    rows = FewTimes(fine.values, fine.index[:, :3, :1])
+    full = FewTimes(fine.values, np.broadcast_to(rows.index, (2, *GRID, 1)))
+    assert oracle.error(ours(net, x, rows, cond)[0], ours(net, x, full, cond)[0]) < 1e-13
+
+
+def test_maps_are_columns_of_the_joint_softmax(monkeypatch):
+    net = oracle.reference(SD3Transformer2DModel, CONFIGS["sd35"])
+    weight = np.array([[[1, 0], [0.5, 0], [0, 1]], [[0, 2], [1, 0], [0, 0]]], np.float32)
+    spans = Spans(np.array([[2, 3, 6], [0, 5, 5]]), weight)
+    x, cond = inputs(spans=spans)
+    seen = oracle.joint_weights(monkeypatch, GRID[0] * GRID[1] + TEXT)
+    out = theirs(net, x, cond)
+    rows = torch.stack(seen).mean((0, 2))[:, : GRID[0] * GRID[1], GRID[0] * GRID[1] :].numpy()
+    columns = np.stack([row[:, index] for row, index in zip(rows, spans.index, strict=True)])
+    expected = np.einsum("bnm,bmk->bnk", columns, weight).reshape(2, *GRID, 2)
+    got, aux = ours(net, x, scalar(), cond)
+    assert len(seen) == net.config.num_layers
+    assert oracle.error(got, out) < 2e-7
+    assert aux["maps"].dtype == jnp.float32
+    assert oracle.error(aux["maps"], expected) < 1e-6
+
+
+def test_bfloat16_keeps_times_apart():
+    """996 and 1000 are neighbours in bfloat16."""
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs()
+    outs = [ours(net, x, scalar(np.array([t, t], np.float32)), cond, jnp.bfloat16)[0] for t in (1000.0, 999.0)]
+    exact = [theirs(net, x, cond, np.array([t, t], np.float32)) for t in (1000.0, 999.0)]
+    assert oracle.error(outs[0] - outs[1], exact[0] - exact[1]) < 0.5
+    assert oracle.error(outs[0], exact[0]) < 0.1
+
+
+def wrong(**changes):
+    x, cond = inputs()
+    return x, scalar(), cond._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ((inputs()[0][:, :5], scalar(), inputs()[1]), "multiples of 2"),
+        ((oracle.random(2, 26, 2, 4), scalar(), inputs()[1]), "at most 12 x 12 patches"),
+        ((inputs()[0], scalar(), None), "got no tokens"),
+        (wrong(pooled=None), "got no pooled"),
+        (wrong(pooled=np.zeros((2, 9), np.float32)), "pooled for 2 images, of width 10"),
+        (wrong(mask=np.ones((2, TEXT), bool)), "got mask too"),
+        (wrong(text_time=np.zeros((2, 1), np.float32)), "text_time as float32"),
+        (wrong(spans=Spans(np.zeros((1, 2), int), np.ones((1, 2, 1), np.float32))), "spans for 2 images"),
+        ((inputs()[0], np.zeros((2, 2, 5, 1), np.float32), inputs()[1]), "whose grid refines"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, words):
+    module = sd3.from_config(SMALL)
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(module.init, jax.random.key(0), *call)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"qk_norm": "layer_norm"}, "qk_norm"),
+        ({"caption_projection_dim": 24}, "caption_projection_dim = 16"),
+        ({"time_shift": 2}, "unknown setting time_shift"),
+    ],
+)
+def test_settings_that_are_not_implemented_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        sd3.from_config(SMALL | changes)
+
+
+def test_full_size_has_diffusers_tensors():
+    config = PRESETS["sd3.5"]["transformer"]
+    with torch.device("meta"):
+        net = SD3Transformer2DModel.from_config(config)
+    module = sd3.from_config(config)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *sd3.example(module))["params"]
+    ours = {key: slot.shape for key, slot in names.torch_tensors(shapes).items()}
+    assert ours == {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}

@@ -24,6 +24,7 @@ Modulation = Float[Array, "b #rows #cols width"]
 Heads = Float[Array, "b n h d"]
 # of every norm of both families
 _EPS = 1e-6
+gelu = ACTIVATIONS["gelu_pytorch_tanh"]
 
 
 class Streams(NamedTuple):
@@ -101,9 +102,11 @@ class JointBlock(nn.Module):
         spans: Spans | None,
     ) -> tuple[Streams, None]:
         image, text, maps = streams
-        maps_of_image = modulations(times, 9 if self.dual else 6, image, "norm1.linear", self.dtype)
-        shift, scale, gate, shift_m, scale_m, gate_m, *of_dual = maps_of_image
-        of_text = modulations(text_times, 2 if self.last else 6, text, "norm1_context.linear", self.dtype)
+        width = image.shape[-1]
+        of_image = modulations(dense((9 if self.dual else 6) * width, "norm1.linear", self.dtype), times, image)
+        shift, scale, gate, shift_m, scale_m, gate_m, *of_dual = of_image
+        layer = dense((2 if self.last else 6) * width, "norm1_context.linear", self.dtype)
+        of_text = modulations(layer, text_times, text)
         # a norm without a gate says its scale first
         text_shift, text_scale = of_text[1::-1] if self.last else of_text[:2]
 
@@ -126,12 +129,12 @@ class JointBlock(nn.Module):
         out, maps = attention(q, k, v, rotation, spans, maps, at_image, at_text)
 
         def project(start: int, size: int, name: str, like: jax.Array) -> jax.Array:
-            return dense(like.shape[-1], name, self.dtype)(out[:, start : start + size]).reshape(like.shape)
+            return dense(width, name, self.dtype)(out[:, start : start + size]).reshape(like.shape)
 
         image = image + gate * project(at_image, sizes[0], "attn.to_out.0", image)
         if self.dual:
             q, k, v = self._heads(modulated(normed, *of_dual[:2], self.dtype), "attn2", "to_{}", "norm_{}")
-            alone = dense(image.shape[-1], "attn2.to_out.0", self.dtype)(joined(attend(q, k, v)))
+            alone = dense(width, "attn2.to_out.0", self.dtype)(joined(attend(q, k, v)))
             image = image + of_dual[2] * alone.reshape(image.shape)
         image = image + gate_m * feed_forward(modulated(norm(image, self.dtype), shift_m, scale_m, self.dtype), "ff")
         if not self.last:
@@ -219,16 +222,16 @@ def modulated(normed: Stream, shift: Modulation, scale: Modulation, dtype: Any) 
     return (normed * (1.0 + scale.astype(normed.dtype)) + shift.astype(normed.dtype)).astype(dtype)
 
 
-def modulations(times: LevelTimes, num: int, x: Stream, name: str, dtype: Any) -> list[Modulation]:
-    """`num` maps [b, h|1, w|1, d] from the times of a stream's tokens."""
-    table = constrain(dense(num * x.shape[-1], name, dtype)(times.emb), "batch", None, None)
-    return modulation(table, times, num, x.shape[1:3])
+def modulations(layer: nn.Dense, times: LevelTimes, x: Stream) -> list[Modulation]:
+    """Maps [b, h|1, w|1, d] from the times of a stream's tokens, as many as the layer gives."""
+    table = constrain(layer(times.emb), "batch", None, None)
+    return modulation(table, times, layer.features // x.shape[-1], x.shape[1:3])
 
 
 def feed_forward(x: Stream, name: str) -> Stream:
     """Linear, GELU (by tanh), linear, four times as wide inside."""
     h = dense(4 * x.shape[-1], f"{name}.net.0.proj", x.dtype)(x)
-    h = ACTIVATIONS["gelu_pytorch_tanh"](constrain(h, "batch", None, None, "hidden"))
+    h = gelu(constrain(h, "batch", None, None, "hidden"))
     return dense(x.shape[-1], f"{name}.net.2", x.dtype)(h)
 
 
@@ -239,20 +242,8 @@ def along_batch(x: Stream) -> Stream:
 
 def last_modulation(x: Stream, times: LevelTimes, dtype: Any) -> Stream:
     """diffusers' `AdaLayerNormContinuous` before the output."""
-    scale, shift = modulations(times, 2, x, "norm_out.linear", dtype)
+    scale, shift = modulations(dense(2 * x.shape[-1], "norm_out.linear", dtype), times, x)
     return modulated(norm(x, dtype), shift, scale, dtype)
-
-
-def stack(block: type[nn.Module], start: int, stop: int, name: str, **settings: Any) -> nn.Module:
-    """Layers `start ... stop - 1` as one loop over stacked parameters; only the streams change from one to the next."""
-    loop = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=stop - start,
-    )
-    return loop(**settings, name=f"{name}.{start}:{stop}")
 
 
 def text_time(t: TimeField | FewTimes, cond: Condition) -> Float[Array, "_b 1"]:
@@ -271,28 +262,28 @@ def text_time(t: TimeField | FewTimes, cond: Condition) -> Float[Array, "_b 1"]:
     return low + (field - low[:, None, None]).mean((1, 2))
 
 
-def check_condition(cond: Condition | None, name: str, batch: int, used: Mapping[str, int]) -> Condition:
+def check_condition(cond: Condition | None, batch: int, needed: Mapping[str, int], optional: set[str]) -> Condition:
     """Refuse a condition that a network does not take.
 
     Args:
-        name: of the network.
-        used: width of each field that the network needs; 0 for a field without channels.
+        needed: fields, and the width of each; 0 for a field without channels.
+        optional: fields that the network can do without.
 
     Raises:
         ValueError: a field that is missing, of another batch or width, or that the network does not read.
     """
-    if cond is None:
-        raise ValueError(f"expected a condition with {', '.join(used)} for {name}, got none")
-    optional = {"text_time", "spans", "reference"} if name == "FLUX" else {"text_time", "spans"}
-    for field, value in cond._asdict().items():
-        if field in used:
-            if value is None:
-                raise ValueError(f"expected a condition with {', '.join(used)} for {name}, got no {field}")
-            if value.shape[0] != batch or (used[field] and value.shape[-1] != used[field]):
-                width = f" of width {used[field]}" if used[field] else ""
-                raise ValueError(f"expected {field} for {batch} images{width}, got shape {value.shape}")
-        elif value is not None and field not in optional:
-            raise ValueError(f"expected a condition without {field}, which {name} does not read")
-    if cond.spans is not None and (cond.spans.index.shape[0] != batch or cond.spans.weight.shape[0] != batch):
-        raise ValueError(f"expected spans of {batch} images, got {cond.spans.index.shape}, {cond.spans.weight.shape}")
+    names = ", ".join(needed)
+    for field, value in (cond or Condition())._asdict().items():
+        if value is None:
+            if field in needed:
+                raise ValueError(f"expected a condition with {names}, got no {field}")
+            continue
+        if field not in needed and field not in optional:
+            raise ValueError(f"expected a condition with {names}, got {field} too, which this network does not read")
+        width = needed.get(field, 0)
+        for array in jax.tree.leaves(value):
+            if array.shape[0] != batch or (width and array.shape[-1] != width):
+                raise ValueError(
+                    f"expected {field} for {batch} images{f', of width {width}' * bool(width)}, got {array.shape}"
+                )
     return cond

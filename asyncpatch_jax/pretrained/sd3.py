@@ -25,9 +25,9 @@ from asyncpatch_jax.pretrained.joint import (
     check_condition,
     dense,
     last_modulation,
-    stack,
     text_time,
 )
+from asyncpatch_jax.pretrained.layers import stacked, wide
 from asyncpatch_jax.pretrained.times import level_times
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
@@ -106,13 +106,17 @@ class SD3Transformer(nn.Module):
     def __call__(self, x: Image, t: TimeField | FewTimes, cond: Condition | None) -> tuple[Image, dict[str, jax.Array]]:
         """Predict from x [b, h, w, c] at field t, in 0 ... 1000.
 
+        Args:
+            train: as all networks take it; there is no dropout.
+
         Raises:
             ValueError: latents that are no whole patches, or larger than the table of positions; a field or a condition
                 that does not fit.
         """
         b, grid, width = x.shape[0], self._grid(x.shape), self.heads * self.head_width
         timefield.check(t, b)
-        cond = check_condition(cond, "SD3", b, {"tokens": self.context_width, "pooled": self.pooled_width})
+        needed = {"tokens": self.context_width, "pooled": self.pooled_width}
+        cond = check_condition(cond, b, needed, {"text_time", "spans"})
         embedding = TimeTextEmbedding(width, self.dtype, name="time_text_embed")
         (times,) = level_times(t, lambda j: embedding(j, cond.pooled), [grid])
         text_times = LevelTimes(embedding(text_time(t, cond), cond.pooled), grid=(1, 1))
@@ -127,8 +131,8 @@ class SD3Transformer(nn.Module):
         shared = {"heads": self.heads, "qk_norm": self.qk_norm, "dtype": self.dtype}
         for dual, layers in groupby(range(self.depth - 1), lambda layer: layer in self.dual):
             first, *rest = layers
-            block = stack(JointBlock, first, first + len(rest) + 1, "transformer_blocks", dual=dual, **shared)
-            streams, _ = block(streams, *inputs)
+            settings = {**shared, "dual": dual}
+            streams = stacked(JointBlock, settings, 1 + len(rest), "transformer_blocks", streams, *inputs, start=first)
         last = self.depth - 1
         block = JointBlock(dual=last in self.dual, last=True, **shared, name=f"transformer_blocks.{last}")
         streams, _ = block(streams, *inputs)
@@ -136,6 +140,7 @@ class SD3Transformer(nn.Module):
         image = last_modulation(streams.image, times, self.dtype)
         out = dense(self.patch**2 * self.channels_out, "proj_out", self.dtype)(image)
         out = rearrange(out, "b h w (p q c) -> b (h p) (w q) c", p=self.patch, q=self.patch)
+        out = out.astype(wide(self.dtype))
         if maps is None:
             return out, {}
         return out, {"maps": (streams.maps / self.depth).reshape(b, *grid, -1)}
