@@ -243,8 +243,8 @@ def tiled_decode(
     """`decode`, one tile after another: the memory of one tile, whatever the size of the image.
 
     Not quite the images of the whole: group norms and the attention in the middle see one tile of it, so that tiles may
-    differ a little in colour and contrast, which the blending smooths. What convolutions alone compute differs near seams
-    only.
+    differ a little in colour and contrast, which the blending smooths. What convolutions alone compute differs near
+    seams only.
 
     Args:
         tile: side of a tile in latents.
