@@ -210,6 +210,13 @@ def test_a_shifted_curve_runs_in_the_index_before_the_shift():
     np.testing.assert_allclose(levels, [a * v / (1 + (a - 1) * v) for v in u], atol=1e-6)
 
 
+@pytest.mark.parametrize("curve", curves.CURVES)
+def test_a_run_ends_at_the_end_of_its_grid(curve):
+    for grid, options in ((shifted(7, 3.0), {"shift": 3.0}), (GRID, {"head_start": True})):
+        end, _ = run(Concave(grid, jnp.asarray([0.7]), Dynamic(), (8, 8), curve=curve, **options))
+        assert (end.times.level == grid[-1]).all()
+
+
 def plain_loop(schedule, seen, curve, k, n=STEPS, cells=(8, 8)):
     """Indices of a dynamic run [n + 1, b, gh, gw] by a loop over steps, cells and objects, from the maps it saw."""
     batch, objects = seen.shape[1], seen.shape[-1]

@@ -28,8 +28,8 @@ def _quadratic(excess: Number, left: Number, k: Number, num_steps: int) -> Numbe
 
 
 def _exponential(excess: Number, left: Number, k: Number, num_steps: int) -> Number:
-    share = jnp.expm1(1.0 / num_steps) / jnp.expm1(left / num_steps)
-    return excess * (1 - share) + k * (1 - left * share)
+    share = math.expm1(1.0 / num_steps) / jnp.expm1(left / num_steps)
+    return excess + k - share * (excess + k * left)
 
 
 def _piecewise(bend: float) -> Map:
@@ -79,7 +79,9 @@ def move(curve: str, excess: Number, left: Number, k: Number, num_steps: int) ->
         ValueError: unknown curve.
     """
     check(curve)
-    return jnp.where(k == 0, _linear(excess, left, k, num_steps), _MAPS[curve](excess, left, k, num_steps))
+    after = jnp.where(k == 0, _linear(excess, left, k, num_steps), _MAPS[curve](excess, left, k, num_steps))
+    # exactly, so that a run ends at the end of its grid
+    return jnp.where(left <= 1, jnp.zeros_like(after), after)
 
 
 def largest(curve: str, num_steps: int, room: float) -> float:
