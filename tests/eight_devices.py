@@ -13,12 +13,15 @@ from jax.sharding import PartitionSpec as P
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.models import DiT, UNet, attention
+from asyncpatch_jax.pretrained.axes import logical_axes
+from asyncpatch_jax.pretrained.loading import load_component, load_pretrained
+from asyncpatch_jax.pretrained.saving import save_component
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
 from launch import build, cli, pictures, programs
 from launch.generate import generate
 from launch.plans import plan
-from tests import test_attention, test_kernels
+from tests import test_attention, test_kernels, tiny_folders
 
 ROOT = Path(__file__).parent.parent
 UNET = {"model.base": 16, "model.head_dim": 8, "model.multipliers": (1,), "model.attention": (0,)}
@@ -302,3 +305,19 @@ def test_each_device_runs_attention_on_its_own_images_and_heads(monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args, interpret=True))
     with sharding.using(mesh_of((2, 2, 2))):
         test_attention.close(test_attention.run(lambda *qkv: attention.attend(*qkv), *args), whole, 1e-5)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_pretrained_parameters_are_read_and_saved_in_parts(family, tmp_path):
+    tiny_folders.folder(family, tmp_path / family)
+    mesh = sharding.make_mesh(2, 2, 2)
+    whole, split = (load_pretrained(tmp_path / family, m, jnp.float32) for m in (None, mesh))
+    for name, component in split.components.items():
+        jax.tree.map(np.testing.assert_array_equal, component.params, whole.components[name].params)
+        wanted = sharding.parameters(mesh, component.params, logical_axes(component.params))
+        assert jax.tree.all(jax.tree.map(lambda leaf, place: leaf.sharding == place, component.params, wanted))
+    specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(split.denoiser.params)}
+    assert all(any(pair in spec for spec in specs) for pair in ("'fsdp', 'tensor'", "'tensor', 'fsdp'")), specs
+    save_component(split.denoiser, tmp_path / "saved")
+    again = load_component(tmp_path / "saved", None, jnp.float32)
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.denoiser.params)
