@@ -4,13 +4,13 @@ Everything here is NumPy and Pillow on the host. Small images are enlarged by re
 be seen and nothing is smoothed away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont, PngImagePlugin
 
 from asyncpatch_jax.files import writing
 
@@ -211,15 +211,23 @@ def _shown(images: Images, fields: Float[np.ndarray | Array, "s n gh gw 1"]) -> 
     return shown, enlarge(heat(fields), shown.shape[-3:-1])
 
 
-def save_png(path: epath.PathLike, image: np.ndarray, *, overwrite: bool = False) -> None:
+def save_png(
+    path: epath.PathLike, image: np.ndarray, *, text: Mapping[str, str] | None = None, overwrite: bool = False
+) -> None:
     """Write a grey [h, w, 1] or colour [h, w, 3] picture, whole or not at all.
+
+    Args:
+        text: what the file says of itself, as PNG's text chunks; `PIL.Image.open(path).text` reads it.
 
     Raises:
         ValueError: `path` exists, or the picture is no uint8 one.
         OSError: the file cannot be written.
     """
+    chunks = PngImagePlugin.PngInfo()
+    for name, value in (text or {}).items():
+        chunks.add_itxt(name, value)
     with writing(path, overwrite=overwrite) as stream:
-        _pillow(image).save(stream, "PNG")
+        _pillow(image).save(stream, "PNG", pnginfo=chunks)
 
 
 def save_animation(

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from launch import cache, processes
 
 DEFAULT = "configs/digits.py"
-_USER_ERRORS = (ValueError, OSError, FloatingPointError, flags.Error)
+_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, flags.Error)
 
 
 def main(run: Callable[[ConfigDict], None], description: str, *, default: str = DEFAULT) -> None:

@@ -1,0 +1,111 @@
+"""What one image is to be: prompt, seed, objects, known pixels; and what of it a pretrained folder cannot make."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from asyncpatch_jax import timefield
+from asyncpatch_jax.pretrained.loading import Pretrained
+from asyncpatch_jax.pretrained.settings import Settings, check_method
+
+Picture = UInt8[np.ndarray, "h w c"]
+_TRANSFORMERS = ("sd3", "flux", "kontext")
+_PACKED = ("flux", "kontext")
+
+
+class Request(NamedTuple):
+    """One image to be made.
+
+    prompt, negative: texts; negative None is "" (or what its family has in its place).
+    seed: of its noise; an image depends on its own request alone.
+    objects: words of the prompt that denoise slower with the schedule "asyndm", as `spans.find` takes them.
+    omegas: how much slower, for each object; empty: the settings' omega for all.
+    item_idx: of each object, where the released code of AsynDM takes it to be (`reference_compat`).
+    image: an image of which something is kept, or that FLUX Kontext edits; uint8, of the settings' size.
+    mask: how much of each pixel of `image` may change: 1 is generated anew, 0 comes back bit for bit [h, w, 1].
+    object_masks: where each object is drawn, for the masks "drawn" [h, w, k].
+    noise: the latents to begin with [h2, w2, c]; None: those of the seed.
+    """
+
+    prompt: str
+    seed: int = 0
+    negative: str | None = None
+    objects: tuple[str, ...] = ()
+    omegas: tuple[float, ...] = ()
+    item_idx: tuple[int, ...] = ()
+    image: Picture | None = None
+    mask: Float[np.ndarray, "h w 1"] | None = None
+    object_masks: Float[np.ndarray, "h w k"] | None = None
+    noise: Float[np.ndarray, "h2 w2 c"] | None = None
+
+
+def check(pretrained: Pretrained, requests: Sequence[Request], settings: Settings) -> None:
+    """Refuse what cannot be made, before any network runs.
+
+    Raises:
+        ValueError: as `text2image`.
+    """
+    if not requests:
+        raise ValueError("expected at least one request, got none")
+    check_method(pretrained.family, settings)
+    multiple = pretrained.denoiser.module.multiple * factor(pretrained)
+    if settings.height % multiple or settings.width % multiple:
+        raise ValueError(
+            f"expected a height and a width that are multiples of {multiple} for {pretrained.family}, "
+            f"got {settings.height} x {settings.width}"
+        )
+    for name in ("image", "mask", "noise"):
+        if len({getattr(request, name) is None for request in requests}) > 1:
+            raise ValueError(f"expected requests that all say {name}, or none, got both sorts")
+    shape = latent_shape(pretrained, settings)
+    for request in requests:
+        if request.noise is not None and request.noise.shape != shape:
+            raise ValueError(f"expected noise of shape {shape}, got {request.noise.shape}")
+        _check_request(pretrained.family, request, settings)
+    if settings.schedule == "asyndm" and not any(request.objects for request in requests):
+        raise ValueError("expected objects (words of the prompts) for the schedule asyndm, got none")
+
+
+def _check_request(family: str, request: Request, settings: Settings) -> None:
+    size = (settings.height, settings.width)
+    if request.image is not None and request.image.shape[:2] != size:
+        raise ValueError(f"expected an image of {size[0]} x {size[1]} pixels, got {request.image.shape[:2]}")
+    if request.mask is not None and (request.image is None or request.mask.shape != (*size, 1)):
+        raise ValueError(f"expected an image and a mask of {size[0]} x {size[1]} pixels, got {request.mask.shape}")
+    if request.image is not None and request.mask is None and family != "kontext":
+        raise ValueError(f"expected a mask with the image for {family} (only kontext edits an image as a whole)")
+    if family == "kontext" and request.image is None:
+        raise ValueError("expected an image to edit for kontext, got none")
+    if request.omegas and len(request.omegas) != len(request.objects):
+        raise ValueError(
+            f"expected an omega for each of the {len(request.objects)} objects of {request.prompt!r}, "
+            f"got {len(request.omegas)}"
+        )
+    if settings.reference_compat and len(request.item_idx) != len(request.objects):
+        raise ValueError(f"expected the item_idx of each object of {request.prompt!r}, got {request.item_idx}")
+    drawn = settings.schedule == "asyndm" and settings.masks == "drawn"
+    if drawn and (request.object_masks is None or request.object_masks.shape != (*size, len(request.objects))):
+        got = None if request.object_masks is None else request.object_masks.shape
+        raise ValueError(f"expected a drawn mask {(*size, len(request.objects))} of the objects, got {got}")
+
+
+def factor(pretrained: Pretrained) -> int:
+    """Pixels to a side of a latent; 1 without an autoencoder, where latents are pixels."""
+    vae = pretrained.components.get("vae")
+    return 1 if vae is None else vae.module.factor
+
+
+def cells(pretrained: Pretrained, settings: Settings) -> timefield.Grid:
+    """The cells that a network tells apart: latent pixels of a UNet, tokens of a transformer."""
+    side = factor(pretrained) * (pretrained.denoiser.module.multiple if pretrained.family in _TRANSFORMERS else 1)
+    return settings.height // side, settings.width // side
+
+
+def latent_shape(pretrained: Pretrained, settings: Settings) -> tuple[int, int, int]:
+    """Height, width and channels of the latents of an image."""
+    side = factor(pretrained)
+    # FLUX counts the channels of 2 x 2 latents, which are one token
+    channels = pretrained.denoiser.config["in_channels"] // (4 if pretrained.family in _PACKED else 1)
+    return settings.height // side, settings.width // side, channels

@@ -1,0 +1,143 @@
+"""How images are made from prompts: sizes, steps, guidance, schedule; what each family of networks supports."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from asyncpatch_jax.process import Process
+from asyncpatch_jax.sampling import solvers
+from asyncpatch_jax.sampling.schedules.curves import Curve
+
+ScheduleName = Literal["sync", "concave", "asyndm"]
+Method = Literal["cfg", "cfg++", "z-sampling", "seg", "s-cfg"]
+Masks = Literal["dynamic", "fixed", "drawn"]
+SolverName = Literal["ddim", "euler", "heun", "dpm2m"]
+TextTime = Literal["masked", "mean", "reference", "max", "min"]
+
+# which networks a method is made for: S-CFG reads self-attention of single streams, SEG blurs it, and a distilled
+# network (FLUX) has no unconditional half to guide away from
+METHODS: dict[str, tuple[str, ...]] = {
+    "cfg": ("sd", "sdxl", "sd3", "flux", "kontext"),
+    "cfg++": ("sd", "sdxl", "sd3"),
+    "z-sampling": ("sd", "sdxl", "sd3"),
+    "seg": ("sd", "sdxl"),
+    "s-cfg": ("sd", "sdxl"),
+}
+_SOLVERS = {"euler": solvers.Euler, "heun": solvers.Heun, "dpm2m": solvers.DPMSolver2M}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all images of a run share; `defaults` has a family's own.
+
+    height, width: in pixels.
+    num_steps: calls of the network (Heun and Z-Sampling make more).
+    guidance: the classifier-free scale, 1 for none; for FLUX the scale that the distilled network is told.
+    negative_guidance: FLUX only: the classifier-free scale against a negative prompt; 1 for none.
+    method: the guidance. cfg++ reads `guidance` as its lambda, 0 ... 1.
+    solver, eta: how cells move; eta is DDIM's stochasticity.
+    schedule: when they move. sync: all together; concave: all along `curve`; asyndm: those of the prompt's objects.
+    curve: of cells that go slower.
+    omega: how much slower, 0 ... 1, for an object that says nothing of its own.
+    masks: where an object is. dynamic: by its attention at each step; fixed: by its attention over a whole synchronous
+        run, made first; drawn: by a mask that is given.
+    threshold: a cell is an object's if its attention is at least so many times the mean.
+    text_time: what time the text tokens of joint attention are told, see `schedules.concave`.
+    t5_length: tokens of T5's text; None: what the family was published with; 0: Stable Diffusion 3 without T5.
+    reference_compat: take an object's tokens where the released code of AsynDM takes them, see `spans`.
+
+    Raises:
+        ValueError: no such name, or a number out of range.
+    """
+
+    height: int
+    width: int
+    num_steps: int
+    guidance: float
+    negative_guidance: float = 1.0
+    method: Method = "cfg"
+    solver: SolverName = "ddim"
+    eta: float = 0.0
+    schedule: ScheduleName = "sync"
+    curve: Curve = "quadratic"
+    omega: float = 0.5
+    masks: Masks = "dynamic"
+    threshold: float = 1.0
+    text_time: TextTime = "masked"
+    t5_length: int | None = None
+    reference_compat: bool = False
+
+    def __post_init__(self):
+        for name, options in (
+            ("method", Method),
+            ("solver", SolverName),
+            ("schedule", ScheduleName),
+            ("curve", Curve),
+            ("masks", Masks),
+            ("text_time", TextTime),
+        ):
+            if getattr(self, name) not in get_args(options):
+                raise ValueError(f"expected {name} out of {', '.join(get_args(options))}, got {getattr(self, name)!r}")
+        if min(self.height, self.width, self.num_steps) < 1:
+            raise ValueError(
+                f"expected height, width and num_steps >= 1, got {self.height}, {self.width}, {self.num_steps}"
+            )
+        if self.method == "cfg++" and not 0 <= self.guidance <= 1:
+            raise ValueError(f"expected guidance in 0 ... 1 for cfg++ (its lambda), got {self.guidance}")
+        if self.method in ("cfg++", "z-sampling") and (self.solver, self.eta) != ("ddim", 0.0):
+            raise ValueError(f"expected the ddim solver with eta = 0 for {self.method}, which is made of its steps")
+        if self.eta and self.solver != "ddim":
+            raise ValueError(f"expected eta = 0 for {self.solver}: only ddim is stochastic, got {self.eta}")
+        if self.method == "s-cfg" and self.schedule == "asyndm":
+            raise ValueError("expected s-cfg with the schedule sync or concave: both it and asyndm read attention maps")
+
+
+_DEFAULTS = {
+    "sd": {"num_steps": 50, "guidance": 7.5},
+    "sdxl": {"num_steps": 50, "guidance": 5.0},
+    "sd3": {"num_steps": 28, "guidance": 7.0, "solver": "euler"},
+    "flux": {"num_steps": 28, "guidance": 3.5, "solver": "euler"},
+    "kontext": {"num_steps": 28, "guidance": 2.5, "solver": "euler"},
+}
+# the guidance of AsynDM's table (arXiv 2510.04504); CFG++'s is a lambda, and both are made of DDIM's steps
+_OF_METHOD = {
+    "cfg++": {"guidance": 0.6, "solver": "ddim"},
+    "z-sampling": {"guidance": 5.5, "solver": "ddim"},
+}
+
+
+def defaults(family: str, size: int, **changes: Any) -> Settings:
+    """The settings that a family's authors suggest for square images of `size` pixels, with changes by name.
+
+    Raises:
+        ValueError: as `Settings`.
+    """
+    changes = {name: value for name, value in changes.items() if value is not None}
+    method = _OF_METHOD.get(changes.get("method", "cfg"), {})
+    return Settings(**{"height": size, "width": size, **_DEFAULTS[family], **method, **changes})
+
+
+def check_method(family: str, settings: Settings) -> None:
+    """Refuse a guidance that a family does not support.
+
+    Raises:
+        ValueError: names the families that do.
+    """
+    if family not in METHODS[settings.method]:
+        able = ", ".join(METHODS[settings.method])
+        raise ValueError(f"expected a network of {able} for the method {settings.method}, got {family}")
+    if settings.negative_guidance != 1.0 and family not in ("flux", "kontext"):
+        raise ValueError(
+            f"expected negative_guidance for flux and kontext only, got {family}: its guidance is that one"
+        )
+
+
+def solver(settings: Settings, process: Process) -> solvers.Solver:
+    """The solver of these settings."""
+    if settings.solver == "ddim":
+        return solvers.DDIM(process, settings.eta)
+    return _SOLVERS[settings.solver](process)
+
+
+def synchronous(settings: Settings) -> Settings:
+    """The same with all cells together: the run whose attention gives fixed masks."""
+    return replace(settings, schedule="sync", method="cfg" if settings.method == "s-cfg" else settings.method)

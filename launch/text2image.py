@@ -1,0 +1,231 @@
+"""Images from prompts, with a public checkpoint in the layout of diffusers.
+
+  python -m launch.text2image stable-diffusion-2-1-base --prompt="a bear and a clock" --out=bear
+  python -m launch.text2image FOLDER --prompt="a bear and a clock" --schedule=asyndm --objects="bear, clock" --show
+  python -m launch.text2image FOLDER --prompts=animal.json --items=items.json --schedule=asyndm --num=4
+  python -m launch.text2image FOLDER --prompt="a red door" --image=house.png --mask=door.png
+  python -m launch.text2image FLUX.1-Kontext-dev --prompt="make it winter" --image=house.png
+
+FOLDER holds Stable Diffusion 1.5, 2.1, XL or 3.5, FLUX.1-dev or Kontext: `python -m launch.check_checkpoint FOLDER`
+says whether it will load, and on what. Writes into --out: grid.png, images/0000.png ... with the settings in each
+file's metadata, and with --show fields/0000.png ..., the time field and the objects' attention along the run. Image i
+of a prompt has the seed --seed + i, and depends on nothing else.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from etils import epath
+from tqdm import tqdm
+
+from asyncpatch_jax import sharding, viz
+from asyncpatch_jax.data.images import read_image
+from asyncpatch_jax.data.masks import Convention, read_mask
+from asyncpatch_jax.data.prompts import Prompt, read_prompts
+from asyncpatch_jax.files import check_writable, refuse_existing
+from asyncpatch_jax.pretrained import settings as settings_lib
+from asyncpatch_jax.pretrained.loading import Pretrained, load_pretrained
+from asyncpatch_jax.pretrained.objects import noun_phrases
+from asyncpatch_jax.pretrained.pipelines import Made, text2image
+from asyncpatch_jax.pretrained.requests import Request, factor
+from asyncpatch_jax.pretrained.settings import Settings, defaults
+from asyncpatch_jax.sampling.schedules import curves
+from asyncpatch_jax.sampling.schedules.masks import thresholded
+from launch import cli
+
+_MOMENTS = 8
+_ARRAYS = ("image", "mask", "object_masks", "noise")
+_CHOICES = {
+    "schedule": (settings_lib.ScheduleName, "When cells move: all together, all on --curve, or the objects on it."),
+    "masks": (settings_lib.Masks, "Where objects are: by each step's attention, by a first run's, or as drawn."),
+    "curve": (curves.Curve, "The concave curve of what goes slower."),
+    "text_time": (settings_lib.TextTime, "The time that the text of SD3 and FLUX is told."),
+    "method": (settings_lib.Method, "The guidance; which network supports which, docs/text2image.md says."),
+    "solver": (settings_lib.SolverName, "How cells move."),
+}
+
+
+def prompts(values: flags.FlagValues) -> list[Prompt]:
+    """The prompts of the flags, or of a file, with their objects.
+
+    Raises:
+        ValueError: neither or both, or objects beside a file.
+    """
+    if bool(values.prompt) == bool(values.prompts):
+        raise ValueError("expected --prompt (once or more often) or --prompts=FILE")
+    if values.prompts:
+        if values.objects:
+            raise ValueError("expected the objects of --prompts in --items=FILE, got --objects")
+        given = read_prompts(values.prompts, values.items)
+    else:
+        given = [Prompt(text, tuple(values.objects)) for text in values.prompt]
+    if not values.find_objects:
+        return given
+    return [prompt._replace(objects=prompt.objects or noun_phrases(prompt.text)) for prompt in given]
+
+
+def requests(values: flags.FlagValues, given: Sequence[Prompt], size: tuple[int, int]) -> list[Request]:
+    """`--num` images of each prompt.
+
+    Raises:
+        ValueError: files that cannot be read, or of another size.
+    """
+    image = None if values.image is None else read_image(values.image)
+    if image is not None and image.shape[:2] != size:
+        raise ValueError(
+            f"expected an image of {size[1]} x {size[0]} pixels (--width, --height), got {image.shape[1]} x "
+            f"{image.shape[0]} in {values.image}"
+        )
+    mask = None
+    if values.mask is not None:
+        mask = read_mask(values.mask, size, values.convention, graded=values.graded)
+    elif values.strength is not None:
+        mask = np.full((*size, 1), values.strength, np.float32)
+    drawn = [read_mask(file, size, values.convention) for file in values.object_mask]
+    return [
+        Request(
+            prompt.text,
+            values.seed + i,
+            values.negative,
+            prompt.objects,
+            prompt.omegas,
+            prompt.item_idx,
+            image,
+            mask,
+            np.concatenate(drawn, -1) if drawn else None,
+        )
+        for prompt in given
+        for i in range(values.num)
+    ]
+
+
+def record(folder: str, request: Request, settings: Settings) -> dict[str, str]:
+    """What an image's file says of how it was made."""
+    kept = {name: value for name, value in request._asdict().items() if name not in _ARRAYS}
+    made = {"model": folder, **kept, **dataclasses.asdict(settings)}
+    return {"asyncpatch_jax": json.dumps(made, ensure_ascii=False), "prompt": request.prompt}
+
+
+def shown(made: Made, objects: Sequence[str], threshold: float) -> np.ndarray:
+    """An image, its time field along the run, and of each object the attention and the mask that it gives."""
+    steps = len(made.fields) - 1
+    moments = np.unique(np.linspace(0, steps - 1, min(steps, _MOMENTS)).round().astype(int))
+    size = viz.visible(made.image.shape[:2])
+    rows = [viz.enlarge(viz.heat(made.fields[moments]), size)]
+    names = ["time"]
+    if made.maps is not None:
+        for k, name in enumerate(objects):
+            maps = made.maps[moments, ..., k : k + 1].astype(np.float32)
+            masks = np.asarray(thresholded(jnp.asarray(maps), threshold), np.float32)
+            rows += [viz.enlarge(viz.heat(maps / maps.max((1, 2, 3), keepdims=True).clip(1e-20)), size)]
+            rows += [viz.enlarge(viz.colour(2 * masks - 1), size)]
+            names += [f"{name}: attention", f"{name}: mask"]
+    blank = np.full((len(rows), 1, *size, 3), 255, np.uint8)
+    blank[0, 0] = viz.tiles(made.image[None])[0]
+    table = np.concatenate([np.stack(rows), blank], 1)
+    return viz.page(table, row_names=names, column_names=[*(f"step {i}" for i in moments), "image"], legend=True)
+
+
+def settings_of(values: flags.FlagValues, pretrained: Pretrained) -> Settings:
+    """The family's defaults, the size of a given image, and what the flags say."""
+    side = (pretrained.denoiser.config.get("sample_size") or 128) * factor(pretrained)
+    given = {field.name: values[field.name].value for field in dataclasses.fields(Settings)}
+    if values.image is not None:
+        height, width = read_image(values.image).shape[:2]
+        given["height"], given["width"] = given["height"] or height, given["width"] or width
+    return defaults(pretrained.family, side, **given)
+
+
+def mesh_of(text: str | None) -> Any:
+    """The mesh of "data=1,fsdp=4,tensor=2"; None for one device.
+
+    Raises:
+        ValueError: no such axes, or another number of devices than there are.
+    """
+    if text is None:
+        return None
+    parts = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    if not parts or set(parts) - set(sharding.AXES) or not all(size.lstrip("-").isdigit() for size in parts.values()):
+        raise ValueError(f"expected a mesh such as data=1,fsdp=4,tensor=2, got {text!r}")
+    return sharding.make_mesh(**{"data": 1} | {name: int(size) for name, size in parts.items()})
+
+
+def main(folder: str) -> None:
+    values = flags.FLAGS
+    refuse_existing(values.out, values.overwrite)
+    given = prompts(values)
+    mesh = mesh_of(values.mesh)
+    dtype = values.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    check_writable(epath.Path(values.out) / "grid.png")
+    pretrained = load_pretrained(folder, mesh, jnp.dtype(dtype), variant=values.variant)
+    settings = settings_of(values, pretrained)
+    wanted = requests(values, given, (settings.height, settings.width))
+    with tqdm(total=len(wanted), unit="image") as bar:
+        made = text2image(
+            pretrained,
+            wanted,
+            settings,
+            batch=values.batch,
+            mesh=mesh,
+            on_batch=lambda done: bar.update(done - bar.n),
+        )
+    out = Path(values.out)
+    for i, (request, result) in enumerate(zip(wanted, made, strict=True)):
+        text = record(folder, request, settings)
+        viz.save_png(out / "images" / f"{i:04d}.png", result.image, text=text, overwrite=True)
+        if values.show:
+            picture = shown(result, request.objects, settings.threshold)
+            viz.save_png(out / "fields" / f"{i:04d}.png", picture, overwrite=True)
+    columns = values.num if values.num > 1 else math.ceil(len(made) ** 0.5)
+    viz.save_png(out / "grid.png", viz.grid(np.stack([m.image for m in made]), columns), overwrite=True)
+    print(f"wrote grid.png and images/ ({len(made)} PNG files){' and fields/' if values.show else ''} into {out}")
+
+
+def define_flags() -> None:
+    """The flags of this command; None is what suits the family."""
+    flags.DEFINE_multi_string("prompt", [], "What to make; may be given several times.")
+    flags.DEFINE_string("prompts", None, "A file of prompts: a JSON list, or a text a line.")
+    flags.DEFINE_string("items", None, "Their objects, in AsynDM's format: JSON of item_idx and item_k.")
+    flags.DEFINE_bool("reference_compat", False, "Take objects' tokens where AsynDM's released code takes them.")
+    flags.DEFINE_integer("t5_length", None, "Tokens of T5's text; as published unless given.", lower_bound=0)
+    flags.DEFINE_string("negative", None, "What to guide away from.")
+    flags.DEFINE_list("objects", [], 'Words of --prompt that denoise slower with asyndm: "bear, clock#2".')
+    flags.DEFINE_bool("find_objects", False, "Take the noun phrases of --prompt as its objects (needs spaCy).")
+    flags.DEFINE_integer("num", 1, "Images of each prompt.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the first image of each prompt.", lower_bound=0)
+    flags.DEFINE_integer("height", None, "Pixels; the network's own size unless given.")
+    flags.DEFINE_integer("width", None, "Pixels; the network's own size unless given.")
+    flags.DEFINE_integer("num_steps", None, "Steps; what the family's authors suggest unless given.", lower_bound=1)
+    flags.DEFINE_float("guidance", None, "Classifier-free scale, 1 for none; FLUX: the scale that it is told.")
+    flags.DEFINE_float("negative_guidance", None, "FLUX: classifier-free scale against --negative.")
+    for name, (options, about) in _CHOICES.items():
+        flags.DEFINE_enum(name, None, get_args(options), about)
+    flags.DEFINE_float("eta", None, "Share of fresh noise of ddim; AsynDM's paper has 1.")
+    flags.DEFINE_float("omega", None, "How much slower objects go, 0 to 1.")
+    flags.DEFINE_float("threshold", None, "A cell is an object's if its attention is so many times the mean.")
+    flags.DEFINE_string("image", None, "An image to change where --mask or --strength say, or for Kontext to edit.")
+    flags.DEFINE_string("mask", None, "Which part of --image is generated anew; the rest comes back bit for bit.")
+    flags.DEFINE_enum("convention", "white_generate", get_args(Convention), "How masks mark what they are of.")
+    flags.DEFINE_bool("graded", False, "--mask says how much each pixel may change.")
+    flags.DEFINE_float("strength", None, "How much all of --image may change, 0 to 1.", 0.0, 1.0)
+    flags.DEFINE_multi_string("object_mask", [], "With --masks=drawn: a mask of each object, in their order.")
+    flags.DEFINE_integer("batch", 4, "Images made at a time.", lower_bound=1)
+    flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the networks; float32 on a CPU, else bfloat16.")
+    flags.DEFINE_string("variant", None, "Of the files, say fp16 for model.fp16.safetensors.")
+    flags.DEFINE_string("mesh", None, "Devices, such as data=1,fsdp=4,tensor=2; one device unless given.")
+    flags.DEFINE_bool("show", False, "Also write the time fields and the objects' attention along each run.")
+    flags.DEFINE_string("out", "images", "Folder to write to.")
+    flags.DEFINE_bool("overwrite", False, "Replace the files in --out.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.main_of_flags(main, __doc__, takes=("FOLDER",))

@@ -1,0 +1,88 @@
+"""Whole pipelines against diffusers' own: the same prompts and latents in, the same images out, for each family."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from asyncpatch_jax.pretrained.loading import load_pretrained
+from asyncpatch_jax.pretrained.pipelines import make, prepare
+from asyncpatch_jax.pretrained.plans import plan
+from asyncpatch_jax.pretrained.requests import Request, latent_shape
+from asyncpatch_jax.pretrained.settings import defaults
+from tests import tiny_folders
+from tests.tiny_folders import FAMILIES
+
+STEPS = 3
+PROMPTS = ("a red dog left of a cat", "two cats")
+NEGATIVE = "a bad dog"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Each family's folder, diffusers' pipeline and what this library loads of it; made when first asked for."""
+    made = {}
+
+    def get(family):
+        if family not in made:
+            path = tmp_path_factory.mktemp(family) / family
+            made[family] = (path, tiny_folders.folder(family, path), load_pretrained(path, dtype=np.float32))
+        return made[family]
+
+    return get
+
+
+def requests(pretrained, settings, **more):
+    rng = np.random.default_rng(0)
+    shape = latent_shape(pretrained, settings)
+    noise = rng.standard_normal((len(PROMPTS), *shape)).astype(np.float32)
+    return [Request(text, noise=latents, **more) for text, latents in zip(PROMPTS, noise, strict=True)]
+
+
+def theirs(pipe, family, given, settings, **more):
+    """diffusers' images [b, h, w, c] in [0, 1] from the same latents."""
+    latents = torch.from_numpy(np.stack([request.noise for request in given]).transpose(0, 3, 1, 2).copy())
+    if family in ("flux", "kontext"):
+        b, c, h, w = latents.shape
+        latents = pipe._pack_latents(latents, b, c, h, w)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        prompt=[request.prompt for request in given],
+        negative_prompt=[NEGATIVE] * len(given),
+        num_inference_steps=settings.num_steps,
+        height=settings.height,
+        width=settings.width,
+        latents=latents,
+        output_type="np",
+        **more,
+    ).images
+
+
+def ours(pretrained, given, settings):
+    """This library's images [b, h, w, c] in [0, 1]."""
+    whole = prepare(pretrained, given, settings)
+    made = make(pretrained, settings, plan(pretrained, settings, whole.mask, whole.omegas), None, whole)
+    return np.clip(np.asarray(made.latents) / 2 + 0.5, 0, 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_images_as_diffusers(folders, family, record_property):
+    _, pipe, pretrained = folders(family)
+    distilled = family in ("flux", "kontext")
+    scales = {"guidance": 2.0, "negative_guidance": 3.0} if distilled else {"guidance": 4.0}
+    settings = defaults(family, 32, num_steps=STEPS, width=48, **scales)
+    image = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
+    given = requests(pretrained, settings, negative=NEGATIVE, image=image if family == "kontext" else None)
+    more = {"guidance_scale": settings.guidance}
+    if distilled:
+        more["true_cfg_scale"] = settings.negative_guidance
+    if family == "kontext":
+        more |= {"image": Image.fromarray(image), "_auto_resize": False, "max_area": 32 * 48}
+    expected = theirs(pipe, family, given, settings, **more)
+    made = ours(pretrained, given, settings)
+    assert made.shape == expected.shape
+    assert expected.std() > 0.05  # it is a picture, not a constant that all agree on
+    error = np.abs(made - expected).max()
+    record_property("max_error", float(error))
+    print(f"{family}: maximal error {error:.1e} of a range of 1")
+    assert error < 1e-4
