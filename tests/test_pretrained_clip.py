@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from asyncpatch_jax.pretrained import clip, names
+from asyncpatch_jax.pretrained.presets import PRESETS
 from tests import tiny
 
 TEXT = {
@@ -154,6 +155,26 @@ def test_a_bfloat16_text_encoder_is_close():
 def test_other_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         clip.from_config({**TEXT, "architectures": ["CLIPTextModel"], **changes})
+
+
+@pytest.mark.parametrize(
+    ("preset", "component"),
+    [("sd1.5", "text_encoder"), ("sd2.1", "text_encoder"), ("sd3.5", "text_encoder"), ("sdxl", "text_encoder_2")],
+)
+def test_full_size_names_and_shapes(preset, component):
+    """The tensors of the public files, but for the prefix of their names; transformers from 5 on writes it no more."""
+    config = PRESETS[preset][component]
+    with torch.device("meta"):
+        net = getattr(transformers, *config["architectures"])(transformers.CLIPTextConfig(**config))
+    theirs = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+    module = clip.from_config(config)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *clip.example(module))["params"]
+    slots = names.torch_tensors(shapes)
+    assert names.match(slots, theirs).problems() == []
+    bare = {
+        key if key.startswith("text_projection") else f"text_model.{key.removeprefix('text_model.')}" for key in theirs
+    }
+    assert bare == set(slots)
 
 
 def test_too_many_tokens_are_refused():

@@ -9,6 +9,7 @@ import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from asyncpatch_jax.pretrained import names, t5
+from asyncpatch_jax.pretrained.presets import PRESETS
 from tests import tiny
 
 CONFIG = {
@@ -110,3 +111,14 @@ def test_other_configurations_are_refused(changes, message):
     config = {**CONFIG, "architectures": ["T5EncoderModel"], **changes}
     with pytest.raises(ValueError, match=message):
         t5.from_config(config)
+
+
+def test_full_size_names_and_shapes():
+    config = PRESETS["flux"]["text_encoder_2"]
+    with torch.device("meta"):
+        net = transformers.T5EncoderModel(transformers.T5Config(**config))
+    theirs = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+    module = t5.from_config(config)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *t5.example(module))["params"]
+    assert names.match(names.torch_tensors(shapes), theirs).problems() == []
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 4_762_310_656  # of the public checkpoint
