@@ -108,18 +108,11 @@ def encode_prompts(
     Raises:
         ValueError: an encoder or tokenizer that is missing, lists that do not match, a size or width that is missing.
     """
-    names = _names(family)
-    _expect("text encoders", [_ENCODERS[name] for name in names if name not in _OPTIONAL], components)
-    _expect("tokenizers", [n for n in names if n not in _OPTIONAL or _ENCODERS[n] in components], tokenizers)
-    if not prompts or (negatives is not None and len(negatives) != len(prompts)):
-        given = "none" if negatives is None else len(negatives)
-        raise ValueError(f"expected prompts, and as many negative ones, got {len(prompts)} and {given}")
-    if family == "sdxl" and size is None:
-        raise ValueError("expected the size of the images, which sdxl is told, got none")
-    if family == "sd3" and "text_encoder_3" in components:
-        width = components["text_encoder_3"].module.width
-    if family == "sd3" and width is None:
-        raise ValueError("expected the width of the network's text (joint_attention_dim) for sd3 without T5, got none")
+    _check(family, components, tokenizers, prompts, negatives, size)
+    if family == "sd3":
+        width = components["text_encoder_3"].module.width if "text_encoder_3" in components else width
+        if width is None:
+            raise ValueError("expected the width of the network's text (joint_attention_dim): sd3 without T5, got none")
     zeros = family == "sdxl" and negatives is None and zero_negatives
     negatives = [""] * len(prompts) if negatives is None else negatives
     rows = {text: i for i, text in enumerate(dict.fromkeys([*prompts, *([] if zeros else negatives)]))}
@@ -139,9 +132,27 @@ def encode_prompts(
 
     positive = condition(prompts)
     if zeros:
-        tokens, pooled = jnp.zeros_like(positive.tokens), jnp.zeros_like(positive.pooled)
-        return positive, positive._replace(tokens=tokens, pooled=pooled)
+        nothing = {name: jnp.zeros_like(getattr(positive, name)) for name in ("tokens", "pooled")}
+        return positive, positive._replace(**nothing)
     return positive, condition(negatives)
+
+
+def _check(
+    family: str,
+    components: Mapping[str, Any],
+    tokenizers: Mapping[str, Tokenizer],
+    prompts: Sequence[str],
+    negatives: Sequence[str] | None,
+    size: tuple[int, int] | None,
+) -> None:
+    names = _names(family)
+    _expect("text encoders", [_ENCODERS[name] for name in names if name not in _OPTIONAL], components)
+    _expect("tokenizers", [n for n in names if n not in _OPTIONAL or _ENCODERS[n] in components], tokenizers)
+    if not prompts or (negatives is not None and len(negatives) != len(prompts)):
+        given = "none" if negatives is None else len(negatives)
+        raise ValueError(f"expected prompts, and as many negative ones, got {len(prompts)} and {given}")
+    if family == "sdxl" and size is None:
+        raise ValueError("expected the size of the images, which sdxl is told, got none")
 
 
 def _with_length(family: str, tokenizers: Mapping[str, Tokenizer], t5_length: int | None) -> dict[str, Tokenizer]:

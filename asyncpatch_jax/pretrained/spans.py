@@ -36,9 +36,10 @@ def find(prompt: str, words: str) -> tuple[int, int]:
 
 def tokens_of(tokenizer: Tokenizer, prompt: str, start: int, stop: int) -> list[int]:
     """The positions of the tokens that hold characters start ... stop of a prompt, without those that are cut off."""
-    places = [i for i, (a, b) in enumerate(tokenizer.offsets(prompt)) if a < stop and b > start]
-    total = len(tokenizer.offsets(prompt))
-    return [i for i in places if total <= tokenizer.length or i < tokenizer.length - 1]
+    offsets = tokenizer.offsets(prompt)
+    # of a text that is cut, the last position says that it ends
+    kept = len(offsets) if len(offsets) <= tokenizer.length else tokenizer.length - 1
+    return [i for i, (a, b) in enumerate(offsets[:kept]) if a < stop and b > start]
 
 
 def spans(streams: Sequence[Stream], prompts: Sequence[str], objects: Sequence[Sequence[str]]) -> Spans:
