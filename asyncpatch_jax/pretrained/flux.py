@@ -15,11 +15,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
 from asyncpatch_jax import timefield
-from asyncpatch_jax.models.times import LevelTimes
+from asyncpatch_jax.models.times import LevelTimes, modulation
 from asyncpatch_jax.pretrained.configuration import check
 from asyncpatch_jax.pretrained.joint import (
     JointBlock,
-    Rotation,
+    Stream,
     Streams,
     TimeTextEmbedding,
     along_batch,
@@ -30,11 +30,11 @@ from asyncpatch_jax.pretrained.joint import (
     heads_of,
     last_modulation,
     modulated,
-    modulations,
     norm,
     text_time,
 )
 from asyncpatch_jax.pretrained.layers import stacked, wide
+from asyncpatch_jax.pretrained.rotary import Rotation, rotation
 from asyncpatch_jax.pretrained.times import level_times
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.timefield import Grid
@@ -53,41 +53,53 @@ _DEFAULTS = {
     "axes_dims_rope": (16, 56, 56),
     "out_channels": None,
 }
-_THETA = 10_000.0
 # latents of a token, along rows and columns
 _PACK = 2
 
 
 class SingleBlock(nn.Module):
-    """A block whose attention and MLP act side by side on text and image in one sequence, as a step of `nn.scan`."""
+    """A block whose attention and MLP act side by side on one sequence of text and image, as a step of `nn.scan`.
+
+    Attributes:
+        heads: number of them.
+        length: of the text.
+    """
 
     heads: int
+    length: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, streams: Streams, times: LevelTimes, text_times: LevelTimes, rotation: Rotation, spans: Spans | None
-    ) -> tuple[Streams, None]:
-        image, text, maps = streams
-        width, length = image.shape[-1], text.shape[2]
-        layer = dense(3 * width, "norm.linear", self.dtype)
-        parts = [(text, text_times), (image, times)]
-        of_parts = [modulations(layer, part_times, part) for part, part_times in parts]
-        h = jnp.concatenate(
-            [
-                modulated(norm(part, self.dtype), shift, scale, self.dtype).reshape(part.shape[0], -1, width)
-                for (part, _), (shift, scale, _) in zip(parts, of_parts, strict=True)
-            ],
-            axis=1,
-        )
+        self,
+        carry: tuple[Stream, Any],
+        times: LevelTimes,
+        text_times: LevelTimes,
+        rotation: Rotation,
+        spans: Spans | None,
+    ) -> tuple[tuple[Stream, Any], None]:
+        x, maps = carry
+        width = x.shape[-1]
+        shift, scale, gate = self._modulations(dense(3 * width, "norm.linear", self.dtype), times, text_times, x)
+        h = modulated(norm(x, self.dtype), shift, scale, self.dtype)[:, 0]
         q, k, v = heads_of(h, self.heads, "attn.to_{}", "attn.norm_{}", self.dtype)
-        attended, maps = attention(q, k, v, rotation, spans, maps, at_image=length, at_text=0)
+        attended, maps = attention(q, k, v, rotation, spans, maps, at_image=self.length, at_text=0)
         inner = gelu(constrain(dense(4 * width, "proj_mlp", self.dtype)(h), "batch", None, "hidden"))
         out = dense(width, "proj_out", self.dtype)(jnp.concatenate([attended, inner], axis=-1))
-        (_, _, text_gate), (_, _, gate) = of_parts
-        text = text + text_gate * out[:, :length].reshape(text.shape)
-        image = image + gate * out[:, length:].reshape(image.shape)
-        return Streams(along_batch(image), along_batch(text), maps), None
+        return (along_batch(x + gate * out[:, None]), maps), None
+
+    def _modulations(
+        self, layer: nn.Dense, times: LevelTimes, text_times: LevelTimes, x: Stream
+    ) -> list[Float[Array, "b 1 _n d"]]:
+        """Maps of the whole sequence; of `times` (see `_after_text`), its text is told others."""
+        rows = constrain(layer(jnp.concatenate([text_times.emb, times.emb], axis=1)), "batch", None, None)
+        is_text = (jnp.arange(x.shape[2]) < self.length).reshape(1, 1, -1, 1)
+        texts = jnp.split(rows[:, None, :1], 3, axis=-1)
+        cells = x.shape[2] if times.grid is None or times.grid == (1, 1) else x.shape[2] - self.length
+        images = modulation(rows[:, 1:], times, 3, (1, cells))
+        if cells < x.shape[2]:
+            images = [jnp.pad(image, ((0, 0), (0, 0), (self.length, 0), (0, 0))) for image in images]
+        return [jnp.where(is_text, text, image) for text, image in zip(texts, images, strict=True)]
 
 
 class FluxTransformer(nn.Module):
@@ -125,7 +137,9 @@ class FluxTransformer(nn.Module):
         return _PACK
 
     @nn.compact
-    def __call__(self, x: Image, t: TimeField | FewTimes, cond: Condition | None) -> tuple[Image, dict[str, jax.Array]]:
+    def __call__(
+        self, x: Image, t: TimeField | FewTimes, cond: Condition | None, *, train: bool = False
+    ) -> tuple[Image, dict[str, jax.Array]]:
         """Predict from x [b, h, w, c] at field t, in 0 ... 1000.
 
         Args:
@@ -156,15 +170,20 @@ class FluxTransformer(nn.Module):
         settings = {"heads": self.heads, "dtype": self.dtype}
         double = {**settings, "text_first": True}
         streams = stacked(JointBlock, double, self.depth, "transformer_blocks", streams, *inputs)
-        streams = stacked(SingleBlock, settings, self.depth_single, "single_transformer_blocks", streams, *inputs)
 
-        image = last_modulation(streams.image, times, self.dtype).reshape(b, -1, width)[:, :length]
+        times, texts = _in_a_row(times, streams.image.shape[1:3]), text.shape[2]
+        both = [part.reshape(b, 1, -1, width) for part in (streams.text, streams.image)]
+        carry = along_batch(jnp.concatenate(both, axis=2)), streams.maps
+        inputs = (_after_text(times, texts), *inputs[1:])
+        single = {**settings, "length": texts}
+        x, maps = stacked(SingleBlock, single, self.depth_single, "single_transformer_blocks", carry, *inputs)
+        image = last_modulation(x[:, :, texts:], times, self.dtype)[:, 0, :length]
         out = dense(_PACK**2 * self.channels, "proj_out", self.dtype)(image).reshape(b, *grid, -1)
         out = rearrange(out, "b h w (c p q) -> b (h p) (w q) c", p=_PACK, q=_PACK)
         out = out.astype(wide(self.dtype))
         if maps is None:
             return out, {}
-        return out, {"maps": (streams.maps / (self.depth + self.depth_single)).reshape(b, *grid, -1)}
+        return out, {"maps": (maps / (self.depth + self.depth_single)).reshape(b, *grid, -1)}
 
     def _grid(self, x: Image, what: str) -> Grid:
         _, height, width, channels = x.shape
@@ -176,35 +195,25 @@ class FluxTransformer(nn.Module):
         return height // _PACK, width // _PACK
 
 
+def _in_a_row(times: LevelTimes, grid: Grid) -> LevelTimes:
+    """Times of the tokens of `grid`, row after row."""
+    if times.grid == (1, 1):
+        return times
+    cells = times.position if times.position is not None else times.emb.reshape(len(times.emb), *times.grid, -1)
+    full = jnp.broadcast_to(timefield.resize(cells, grid), (len(cells), *grid, cells.shape[-1]))
+    row = full.reshape(len(full), 1, -1, full.shape[-1])
+    return times.replace(position=row) if times.position is not None else LevelTimes(row[:, 0], grid=row.shape[1:3])
+
+
+def _after_text(times: LevelTimes, length: int) -> LevelTimes:
+    """Chosen times of a row of tokens, with any of them for a text of that length before."""
+    if times.position is None:
+        return times
+    return times.replace(position=jnp.pad(times.position, ((0, 0), (0, 0), (length, 0), (0, 0))))
+
+
 def _packed(x: Image) -> Float[Array, "b th tw d"]:
     return rearrange(x, "b (h p) (w q) c -> b h w (c p q)", p=_PACK, q=_PACK)
-
-
-def rotation(text: int, grids: list[Grid], axes: tuple[int, int, int]) -> Rotation:
-    """Of `text` tokens, which do not turn, and the tokens of images, by the image's index, the row and the column."""
-
-    def angles(positions: np.ndarray, width: int) -> np.ndarray:
-        # in float64, as diffusers has them: a row's angle is up to hundreds of radians
-        freqs = _THETA ** -(np.arange(0, width, 2, dtype=np.float64) / width)
-        return np.repeat(positions[:, None] * freqs, 2, axis=1)
-
-    def table(wave: Any, sign: np.ndarray) -> jax.Array:
-        parts = [jnp.broadcast_to(wave(np.zeros(len(sign))).astype(np.float32), (text, len(sign)))]
-        for index, grid in enumerate(grids):
-            positions = np.full(1, index), np.arange(grid[0]), np.arange(grid[1])
-            waves = [wave(angles(p, width)).astype(np.float32) for p, width in zip(positions, axes, strict=True)]
-            shapes = (1, 1, axes[0]), (grid[0], 1, axes[1]), (1, grid[1], axes[2])
-            full = [
-                jnp.broadcast_to(w.reshape(shape), (*grid, shape[-1])) for w, shape in zip(waves, shapes, strict=True)
-            ]
-            parts.append(jnp.concatenate(full, axis=-1).reshape(-1, len(sign)))
-        return (jnp.concatenate(parts) * sign[None])[None, :, None]
-
-    channels = np.arange(sum(axes))
-    return Rotation(
-        table(np.cos, np.ones(len(channels), np.float32)),
-        table(np.sin, np.where(channels % 2, 1, -1).astype(np.float32)),
-    )
 
 
 def _mirrored(times: LevelTimes, grid: Grid, reference: Grid) -> LevelTimes:

@@ -16,6 +16,7 @@ from asyncpatch_jax import timefield
 from asyncpatch_jax.models.attention import attend, attend_columns
 from asyncpatch_jax.models.times import LevelTimes, modulation
 from asyncpatch_jax.pretrained.layers import ACTIVATIONS, LayerNorm, RMSNorm, TimestepEmbedding, sinusoid, wide
+from asyncpatch_jax.pretrained.rotary import Rotation, rotated
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition, FewTimes, Spans, TimeField
 
@@ -39,16 +40,6 @@ class Streams(NamedTuple):
     image: Any
     text: Any
     maps: Any
-
-
-class Rotation(NamedTuple):
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864) of a joint sequence, float32 [1, n, 1, d].
-
-    Channels 2i and 2i + 1 turn as a pair: `x cos + swapped(x) sin`, where the even rows of `sin` are negative.
-    """
-
-    cos: Any
-    sin: Any
 
 
 class TimeTextEmbedding(nn.Module):
@@ -201,15 +192,6 @@ def attention(
 def joined(x: Heads) -> Float[Array, "b n d2"]:
     """Heads next to each other."""
     return x.reshape(*x.shape[:2], -1)
-
-
-def rotated(x: Heads, rotation: Rotation) -> Heads:
-    """Each pair of channels, turned by its position's angle."""
-    # shifts of whole rows of channels, where pairs on an axis of their own would fill a TPU's lanes by 2 of 128
-    even = jnp.arange(x.shape[-1]).reshape(1, 1, 1, -1) % 2 == 0
-    kind = wide(x.dtype)
-    swapped = jnp.where(even, jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
-    return (x.astype(kind) * rotation.cos + swapped.astype(kind) * rotation.sin).astype(x.dtype)
 
 
 def norm(x: Stream, dtype: Any) -> Stream:

@@ -103,7 +103,9 @@ class SD3Transformer(nn.Module):
         return self.patch
 
     @nn.compact
-    def __call__(self, x: Image, t: TimeField | FewTimes, cond: Condition | None) -> tuple[Image, dict[str, jax.Array]]:
+    def __call__(
+        self, x: Image, t: TimeField | FewTimes, cond: Condition | None, *, train: bool = False
+    ) -> tuple[Image, dict[str, jax.Array]]:
         """Predict from x [b, h, w, c] at field t, in 0 ... 1000.
 
         Args:
