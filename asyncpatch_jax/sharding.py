@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 
 AXES = ("data", "fsdp", "tensor")
@@ -88,7 +88,7 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in _BATCH)
 
 
-def parameter(mesh: Mesh, shape: Sequence[int], names: Names) -> NamedSharding:
+def parameter(mesh: Mesh | AbstractMesh, shape: Sequence[int], names: Names) -> NamedSharding:
     """Of one parameter: named axes by the rules, then `fsdp` on the largest axis that is left and that it divides.
 
     A parameter of fewer than MIN_SIZE elements is not split over `fsdp`.
@@ -110,7 +110,7 @@ def parameter(mesh: Mesh, shape: Sequence[int], names: Names) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-def parameters(mesh: Mesh, params: Any, names: Any) -> Any:
+def parameters(mesh: Mesh | AbstractMesh, params: Any, names: Any) -> Any:
     """The tree of `parameter` shardings of a tree of parameters (or shapes), with `model.logical_axes(params)`."""
     return jax.tree.map(lambda leaf, axes: parameter(mesh, leaf.shape, axes), params, names)
 
@@ -237,7 +237,7 @@ def per_shard(
     return divided
 
 
-def _axes(mesh: Mesh, shape: Sequence[int], names: Names) -> list[Any]:
+def _axes(mesh: Mesh | AbstractMesh, shape: Sequence[int], names: Names) -> list[Any]:
     """The mesh axis of each axis by the rules; None where there is none or it does not divide."""
     axes: list[Any] = []
     for size, name in zip(shape, names, strict=True):

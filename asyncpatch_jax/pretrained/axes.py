@@ -11,13 +11,17 @@ import jax
 
 _COLUMNS = (
     # attention: diffusers', of joint attention the text's too; CLIP's; T5's
-    (r"(to_q|to_k|to_v|add_q_proj|add_k_proj|add_v_proj|q_proj|k_proj|v_proj|SelfAttention\.[qkv])", "heads"),
+    (r"(attn[12]?\.(to_[qkv]|add_[qkv]_proj)|self_attn\.[qkv]_proj|SelfAttention\.[qkv])", "heads"),
     # MLPs: diffusers' GEGLU and GELU; CLIP's; T5's; the one of FLUX's single blocks
     (r"(ff\.net\.0\.proj|ff_context\.net\.0\.proj|mlp\.fc1|DenseReluDense\.wi(_[01])?|proj_mlp)", "hidden"),
 )
 _ROWS = (
-    (r"(to_out\.0|to_add_out|out_proj|SelfAttention\.o)", "heads"),
-    (r"(ff\.net\.2|ff_context\.net\.2|mlp\.fc2|DenseReluDense\.wo)", "hidden"),
+    (r"(attn[12]?\.(to_out\.0|to_add_out)|self_attn\.out_proj|SelfAttention\.o)", "heads"),
+    # the last takes heads and hidden channels side by side
+    (
+        r"(ff\.net\.2|ff_context\.net\.2|mlp\.fc2|DenseReluDense\.wo|single_transformer_blocks\.[0-9:]+\.proj_out)",
+        "hidden",
+    ),
 )
 _STACK = re.compile(r"(^|\.)\d+:\d+(\.|$)")
 
