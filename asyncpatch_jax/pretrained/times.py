@@ -32,7 +32,8 @@ def level_times(
     Raises:
         ValueError: no field, or a grid of which neither refines the other.
     """
-    timefield.check(t, (t.values if isinstance(t, FewTimes) else t).shape[0])
+    # the times of all images [1, k], or an index for all, hold for any batch
+    timefield.check(t, max(part.shape[0] for part in (t if isinstance(t, FewTimes) else (t,))))
     if isinstance(t, FewTimes):
         emb = embed(t.values)
         return [LevelTimes(emb, position=_picked(t.index, grid)) for grid in grids]

@@ -1,0 +1,187 @@
+"""Concave schedules on the pretrained families' networks, whose own attention gives the masks."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asyncpatch_jax.pretrained import flux, schedulers, sd3, unet2d
+from asyncpatch_jax.pretrained.binding import bind
+from asyncpatch_jax.sampling import (
+    DDIM,
+    Concave,
+    Dynamic,
+    Euler,
+    Fixed,
+    Synchronous,
+    classifier_free,
+    everywhere,
+    one_call,
+    sample,
+    two_calls,
+)
+from asyncpatch_jax.types import Condition, Spans
+
+STEPS = 4
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 12,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [8, 8, 8],
+    "attention_head_dim": 2,
+}
+JOINT = {
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 12,
+    "pooled_projection_dim": 10,
+}
+SD3 = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "caption_projection_dim": 16, "pos_embed_max_size": 12}
+FLUX = {"in_channels": 16, "num_single_layers": 2, "axes_dims_rope": (2, 2, 4), "guidance_embeds": True}
+STABLE = {
+    "_class_name": "PNDMScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+FAMILIES = {
+    "unet": (unet2d, UNET, STABLE, {"cells": (8, 8), "head_start": True, "levels": 1000}),
+    "sd3": (sd3, JOINT | SD3, FLOW, {"cells": (4, 4), "shift": 3.0, "text_time": "masked"}),
+    "flux": (flux, JOINT | FLUX, FLOW, {"cells": (4, 4), "shift": 3.0, "text_time": "masked"}),
+}
+
+
+class Case(NamedTuple):
+    """A family's tiny network, what it is asked for, and the settings of its schedules."""
+
+    module: Any
+    params: Any
+    scheduler: Any
+    cond: Condition
+    uncond: Condition
+    options: dict[str, Any]
+
+    @property
+    def grid(self):
+        return self.scheduler.grid(STEPS)
+
+    def schedule(self, k, masks):
+        return Concave(self.grid, k, masks, **self.options)
+
+
+@functools.cache
+def case(name):
+    family, config, scheduler, options = FAMILIES[name]
+    module = family.from_config(config)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *family.example(module))["params"]
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        return jnp.asarray(rng.normal(size=leaf.shape) / max(np.prod(leaf.shape[:-1]), 1) ** 0.5, jnp.float32)
+
+    # two objects of one and of two words; the second image has the first one only
+    weight = jnp.zeros((2, 3, 2)).at[:, 0, 0].set(1.0).at[0, 1:, 1].set(1.0)
+    spans = Spans(jnp.asarray([[1, 3, 4], [2, 0, 0]]), weight)
+
+    def condition():
+        tokens, pooled = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 5, 12), (2, 10)))
+        if name == "unet":
+            return Condition(tokens=tokens, spans=spans)
+        guidance = jnp.full(2, 3.5) if name == "flux" else None
+        return Condition(tokens=tokens, pooled=pooled, guidance=guidance, spans=spans)
+
+    scheduler = schedulers.from_config(scheduler, whole=name == "flux")
+    return Case(module, jax.tree.map(draw, shapes), scheduler, condition(), condition(), options)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "together"))
+def run(name, schedule, together=True):
+    """The last state, and times and maps of each step, under classifier-free guidance."""
+    this = case(name)
+
+    def denoise(cond):
+        return bind(this.module, this.params, this.scheduler, cond)
+
+    if together:
+        rows = [jax.tree.leaves(cond) for cond in (this.cond, this.uncond)]
+        rows = [jnp.stack(pair, 1).reshape(-1, *pair[0].shape[1:]) for pair in zip(*rows, strict=True)]
+        pair = one_call(denoise(jax.tree.unflatten(jax.tree.structure(this.cond), rows)), 2)
+    else:
+        pair = two_calls(denoise(this.cond), denoise(this.uncond))
+    process = this.scheduler.process
+    return sample(
+        classifier_free(pair, 3.0),
+        DDIM(process, 1.0) if name == "unet" else Euler(process),
+        schedule,
+        jax.random.key(0),
+        jax.random.normal(jax.random.key(1), (2, 8, 8, 4)),
+        num_steps=STEPS,
+        trace=lambda state, pred: (state.times, pred.aux["maps"]),
+    )
+
+
+def close(a, b):
+    # in float32, of which four steps of a network with random weights lose some
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-4 * float(jnp.abs(b).max()))
+
+
+families = pytest.mark.parametrize("name", FAMILIES)
+
+
+@families
+def test_no_mask_is_the_stock_sampler_and_a_whole_one_the_stock_on_the_curve(name):
+    this = case(name)
+    ours, (times, _) = run(name, this.schedule(jnp.zeros(2), Dynamic()))
+    assert all((level == t).all() for level, t in zip(times.level, this.grid, strict=False))
+    close(ours.x, run(name, Synchronous(this.grid))[0].x)
+    cells = this.options["cells"]
+    ours, (times, _) = run(name, this.schedule(0.4, Fixed(jnp.ones((2, *cells, 1)))))
+    whole, (curve, _) = run(name, this.schedule(0.4, everywhere()))
+    assert (times.level == curve.level).all()
+    grid = jnp.append(curve.level[:, 0].reshape(-1), whole.times.level.reshape(-1)[0])
+    assert (grid[1:3] > this.grid[1:3]).all()
+    on_curve = run(name, Synchronous(grid))[0].x
+    close(whole.x, on_curve)
+    close(ours.x, on_curve)
+
+
+@families
+def test_the_network_s_own_maps_guide_a_run_within_one_program(name):
+    this = case(name)
+    schedule = this.schedule(jnp.asarray([0.4, 0.3]), Dynamic())
+    end, (times, maps) = run(name, schedule)
+    # after a head start the last call finds all cells together
+    levels = np.asarray(times.level[2])
+    assert len(np.unique(levels)) > 1
+    assert not np.array_equal(levels[0], levels[1])
+    assert (end.times.level == this.grid[-1]).all()
+    # an object without words is nowhere
+    assert (maps[:, 1, ..., 1] == 0).all()
+    assert (maps[:, 0] > 0).all()
+    # one call for both halves is a call each, masks and all
+    apart, (times_apart, _) = run(name, schedule, together=False)
+    np.testing.assert_array_equal(times_apart.level, times.level)
+    close(apart.x, end.x)
+    text = run.lower(name, schedule).compile().as_text()
+    assert text.count(f'"known_trip_count":{{"n":"{STEPS}"}}') == 1
+    assert not any(word in text for word in ("callback", "infeed", "outfeed"))
+
+
+@families
+def test_few_times_are_the_field_written_out(name):
+    this = case(name)
+    few, (times, _) = run(name, this.schedule(0.4, Dynamic()))
+    assert times.told.values.shape[1:] == (1, STEPS + 1)
+    dense, (written, _) = run(name, this.schedule(jnp.full(2, 0.4), Dynamic()))
+    np.testing.assert_allclose(times.level, written.level, rtol=0, atol=1e-6)
+    close(few.x, dense.x)
