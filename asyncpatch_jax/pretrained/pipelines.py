@@ -189,7 +189,7 @@ def _named(pretrained: Pretrained, requests: Sequence[Request], settings: Settin
     prompts = [request.prompt for request in requests]
     if settings.reference_compat:
         return reference_compat(prompts, [request.item_idx for request in requests], tokenizers["tokenizer"].length)
-    read = streams(pretrained.family, pretrained.components, tokenizers, settings.t5_length)
+    read = streams(pretrained.family, pretrained.components, tokenizers, t5_length=settings.t5_length)
     return spans(read, prompts, [request.objects for request in requests])
 
 

@@ -126,9 +126,7 @@ def check_method(family: str, settings: Settings) -> None:
         able = ", ".join(METHODS[settings.method])
         raise ValueError(f"expected a network of {able} for the method {settings.method}, got {family}")
     if settings.negative_guidance != 1.0 and family not in ("flux", "kontext"):
-        raise ValueError(
-            f"expected negative_guidance for flux and kontext only, got {family}: its guidance is that one"
-        )
+        raise ValueError(f"expected negative_guidance with flux or kontext, got {family}, whose guidance is the same")
 
 
 def solver(settings: Settings, process: Process) -> solvers.Solver:

@@ -1,0 +1,185 @@
+"""AsynDM on real network code (a UNet and an MM-DiT of random weights): its contracts, and what users hold it to."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asyncpatch_jax.pretrained import sampling
+from asyncpatch_jax.pretrained.loading import load_pretrained
+from asyncpatch_jax.pretrained.pipelines import text2image
+from asyncpatch_jax.pretrained.plans import plan
+from asyncpatch_jax.pretrained.requests import Request
+from asyncpatch_jax.pretrained.settings import defaults
+from asyncpatch_jax.sampling.schedules.masks import nearest, thresholded
+from tests import tiny_folders
+
+FAMILIES = ("sd", "sd3")
+PROMPTS = ("a red dog left of a cat", "two cats")
+STEPS = 4
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pretrained(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("folder") / request.param
+    tiny_folders.folder(request.param, path)
+    return load_pretrained(path, dtype=jnp.float32)
+
+
+def settings(pretrained, **changes):
+    return defaults(pretrained.family, 32, num_steps=STEPS, guidance=3.0, **changes)
+
+
+def requests(*objects, **more):
+    return [Request(text, seed, objects=objects[seed], **more) for seed, text in enumerate(PROMPTS[: len(objects)])]
+
+
+def images(made):
+    return np.stack([one.image for one in made])
+
+
+def test_objects_that_do_not_lag_leave_the_stock_sampler(pretrained):
+    given = requests(("dog",), ("cats",))
+    stock = text2image(pretrained, given, settings(pretrained))
+    still = text2image(pretrained, given, settings(pretrained, schedule="asyndm", omega=0.0))
+    for a, b in zip(stock, still, strict=True):
+        # the fields are the same numbers; the network reads them as a table of times, in another order of sums
+        assert (a.fields == b.fields).all()
+        assert np.abs(a.image.astype(int) - b.image).max() <= 1
+
+
+def test_an_object_that_is_the_whole_image_is_the_stock_sampler_on_the_curve(pretrained):
+    everywhere = np.ones((32, 32, 1), np.float32)
+    given = requests(("dog",), ("cats",), object_masks=everywhere)
+    drawn = text2image(pretrained, given, settings(pretrained, schedule="asyndm", masks="drawn"))
+    concave = text2image(pretrained, given, settings(pretrained, schedule="concave"))
+    for a, b in zip(drawn, concave, strict=True):
+        np.testing.assert_allclose(np.broadcast_to(b.fields, a.fields.shape), a.fields, atol=1e-6)
+        assert np.abs(a.image.astype(int) - b.image).max() <= 1
+
+
+def test_dynamic_masks_are_those_of_the_maps_of_the_step_before(pretrained):
+    chosen = settings(pretrained, schedule="asyndm", omega=0.5)
+    (made,) = text2image(pretrained, requests(("dog", "cat")), chosen, batch=1)
+    grid = plan(pretrained, chosen, None, np.full((1, 2), 0.5)).grid
+    assert made.maps.shape[0] == STEPS
+    assert (made.maps >= 0).all()
+    cells = made.fields.shape[1:3]
+    masks = np.asarray(nearest(thresholded(jnp.asarray(made.maps)), cells)).any(-1, keepdims=True)
+    assert 0 < masks.mean() < 1
+    # no cell is ahead of the background, and a cell that no mask has had since the start is on it
+    assert (made.fields[-1] == grid[-1]).all()
+    for i in range(STEPS):
+        assert (made.fields[i] >= np.float32(grid[i])).all()
+    assert (np.diff(made.fields, axis=0) < 0).all()
+    lag = made.fields[2] - np.float32(grid[2])
+    was = masks[1] if pretrained.family == "sd3" else masks[0]
+    assert lag[was].mean() > lag[~was].mean()
+
+
+def test_fixed_masks_are_those_of_the_synchronous_run(pretrained):
+    given = requests(("dog",), ("cats",))
+    fixed = text2image(pretrained, given, settings(pretrained, schedule="asyndm", masks="fixed", omega=0.5))
+    for one in fixed:
+        lag = one.fields[1] > one.fields[1].min()
+        assert 0 < lag.mean() < 1
+        # one mask for all steps
+        assert all(((step > step.min()) == lag).all() for step in one.fields[1:-2])
+
+
+def test_an_image_depends_on_its_own_request_alone(pretrained):
+    chosen = settings(pretrained, schedule="asyndm", masks="dynamic")
+    both = requests(("dog", "cat"), ("cats",))
+    together = text2image(pretrained, both, chosen, batch=2)
+    before = sampling.sample_latents._cache_size()
+    other = text2image(pretrained, [both[1]._replace(seed=7), both[1]], chosen, batch=2)
+    # the same program: new prompts, seeds and objects are data. (Fewer objects are other shapes.)
+    assert np.abs(other[1].image.astype(int) - together[1].image).max() <= 1
+    assert np.abs(other[0].image.astype(int) - together[1].image).max() > 1
+    again = text2image(pretrained, [both[0]._replace(seed=3), both[1]], chosen, batch=2)
+    assert sampling.sample_latents._cache_size() <= before + 1
+    assert (again[1].image == together[1].image).all()
+
+
+def test_a_known_region_comes_back_bit_for_bit_and_masks_differ_within_a_batch(pretrained):
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    masks = [np.zeros((32, 32, 1), np.float32) for _ in PROMPTS]
+    masks[0][8:20, 8:20] = 1
+    masks[1][:, 16:] = 1
+    given = [
+        request._replace(image=picture, mask=mask)
+        for request, mask in zip(requests(("dog",), ("cats",)), masks, strict=True)
+    ]
+    for name in ("sync", "asyndm"):
+        made = text2image(pretrained, given, settings(pretrained, schedule=name))
+        for one, mask in zip(made, masks, strict=True):
+            known = mask[..., 0] == 0
+            assert (one.image[known] == picture[known]).all()
+            assert (one.image[~known] != picture[~known]).mean() > 0.5
+            # known cells stand at 0 all the time
+            assert (one.fields[:, 0, 0] == 0).all()
+            assert one.fields[1].max() > 0
+    # what lies under the mask is no data
+    hidden = picture.copy()
+    hidden[8:20, 8:20] = 0
+    other = text2image(pretrained, [given[0]._replace(image=hidden), given[1]], settings(pretrained))
+    same = text2image(pretrained, given, settings(pretrained))
+    assert (images(other) == images(same)).all()
+
+
+def test_a_strength_map_is_where_cells_start(pretrained):
+    picture = np.full((32, 32, 3), 90, np.uint8)
+    strength = np.zeros((32, 32, 1), np.float32)
+    strength[:, 8:16], strength[:, 16:] = 0.4, 1.0
+    (one,) = text2image(pretrained, [Request(PROMPTS[0], image=picture, mask=strength)], settings(pretrained), batch=1)
+    start = one.fields[0]
+    column = start.shape[1] // 4
+    assert (start[:, :column] == 0).all()
+    assert (start[:, column : 2 * column] == np.float32(0.4)).all()
+    assert (start[:, 2 * column :] == start.max()).all()
+    assert start.max() > 0.7
+    assert (one.image[:, :8] == picture[:, :8]).all()
+
+
+METHODS = {"cfg++": {"guidance": 0.6, "solver": "ddim"}, "z-sampling": {"solver": "ddim"}, "seg": {}, "s-cfg": {}}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_baselines_run_where_they_are_supported_and_say_so_where_not(pretrained, method):
+    given = requests(("dog",), ("cats",))
+    chosen = dataclasses.replace(settings(pretrained), method=method, **METHODS[method])
+    if pretrained.family == "sd3" and method in ("seg", "s-cfg"):
+        with pytest.raises(ValueError, match=f"expected a network of sd, sdxl for the method {method}, got sd3"):
+            text2image(pretrained, given, chosen)
+        return
+    plain = images(text2image(pretrained, given, settings(pretrained)))
+    made = images(text2image(pretrained, given, chosen))
+    assert made.std() > 0
+    assert np.abs(made.astype(int) - plain).max() > 1
+
+
+def test_mistakes_are_named_before_anything_is_made(pretrained):
+    fine = settings(pretrained)
+    slow = settings(pretrained, schedule="asyndm")
+    picture = np.zeros((32, 32, 3), np.uint8)
+    hole = np.ones((32, 32, 1), np.float32)
+    cases = [
+        ([], fine, "at least one request"),
+        ([Request(PROMPTS[0])], dataclasses.replace(fine, height=33), "multiples of"),
+        ([Request(PROMPTS[0])], slow, "expected objects"),
+        ([Request(PROMPTS[0], objects=("bear",))], slow, "'bear', which is there not at all"),
+        ([Request(PROMPTS[0], objects=("dog",), omegas=(0.1, 0.2))], slow, "omega for each of the 1 objects"),
+        ([Request(PROMPTS[0], objects=("dog",), omegas=(3.0,))], slow, "expected 0 <= k <="),
+        ([Request(PROMPTS[0], mask=hole)], fine, "expected an image and a mask"),
+        ([Request(PROMPTS[0], image=picture)], fine, "expected a mask with the image"),
+        ([Request(PROMPTS[0], image=picture[:16], mask=hole)], fine, "expected an image of 32 x 32"),
+        ([Request(PROMPTS[0]), Request(PROMPTS[0], image=picture, mask=hole)], fine, "all say image, or none"),
+        ([Request(PROMPTS[0], objects=("dog",))], dataclasses.replace(slow, masks="drawn"), "expected a drawn mask"),
+        ([Request(PROMPTS[0], noise=np.zeros((2, 2, 4), np.float32))], fine, "expected noise of shape"),
+        ([Request(PROMPTS[0])], dataclasses.replace(fine, negative_guidance=2.0), "negative_guidance with flux"),
+    ]
+    for given, chosen, message in cases:
+        with pytest.raises(ValueError, match=message):
+            text2image(pretrained, given, chosen)
