@@ -321,3 +321,13 @@ def test_pretrained_parameters_are_read_and_saved_in_parts(family, tmp_path):
     save_component(split.denoiser, tmp_path / "saved")
     again = load_component(tmp_path / "saved", None, jnp.float32)
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.denoiser.params)
+
+
+def test_copies_of_a_pretrained_parameter_may_be_donated(tmp_path):
+    """Devices of one host that hold the same numbers share their memory until one of them is told to write there."""
+    tiny_folders.folder("sd", tmp_path / "sd")
+    component = load_component(tmp_path / "sd" / "text_encoder", sharding.make_mesh(8), jnp.float32)
+    before = jax.tree.map(np.array, component.params)
+    after = jax.jit(lambda params: jax.tree.map(lambda leaf: 2 * leaf, params), donate_argnums=0)(component.params)
+    for leaf, expected in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        assert all(np.array_equal(shard.data, 2 * expected) for shard in leaf.addressable_shards)

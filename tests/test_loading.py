@@ -1,10 +1,13 @@
 """Reading pretrained folders: every family, types, meshes, variants and shards, legacy names, and broken files."""
 
 import json
+import os
 import shutil
+import socket
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -356,3 +359,28 @@ def test_little_memory_next_to_the_arrays(tmp_path):
     out = subprocess.run([sys.executable, "-c", _MEASURE, str(tmp_path)], check=True, capture_output=True, text=True)
     # 8 blocks of 1 MB at once would be 12 % of arrays as small as these
     assert 0.9 < float(out.stdout) < 1.2
+
+
+def test_each_process_reads_its_part(saved, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    folder = saved("sd") / "text_encoder"
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "tests.two_processes", address]
+    started = [
+        subprocess.Popen(
+            [*command, str(process), str(folder), str(tmp_path / "out")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+        )
+        for process in (0, 1)
+    ]
+    shares = [float(process.communicate(timeout=300)[0].split()[-1]) for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert all(0.5 <= share < 0.6 for share in shares)
+    written, original = (load_file(path / "model.safetensors") for path in (tmp_path / "out", folder))
+    for name, value in written.items():
+        np.testing.assert_array_equal(value, original[name.removeprefix("text_model.")])

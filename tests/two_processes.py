@@ -1,0 +1,36 @@
+"""What `test_loading.py` runs in two processes at once: each reads its part of a network, and the first writes it."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from asyncpatch_jax import sharding
+from asyncpatch_jax.pretrained import names, tensors
+from asyncpatch_jax.pretrained.loading import load_component
+from asyncpatch_jax.pretrained.saving import save_component
+
+
+def main(address: str, process: int, folder: Path, out: Path) -> None:
+    jax.distributed.initialize(address, 2, process)
+    sharding.MIN_SIZE = 1
+    asked = []
+    copy = tensors._copy
+    tensors._copy = lambda part, block, index: asked.append(part.size) or copy(part, block, index)
+    component = load_component(folder, sharding.make_mesh(1, 4, 1), jnp.float32)
+    state = names.from_torch(component.params, load_file(folder / "model.safetensors"))
+
+    def check(leaf: jax.Array, whole: np.ndarray) -> None:
+        for shard in leaf.addressable_shards:
+            np.testing.assert_array_equal(shard.data, whole[shard.index])
+
+    jax.tree.map(check, component.params, state)
+    save_component(component, out)
+    print(sum(asked) / sum(leaf.size for leaf in jax.tree.leaves(state)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
