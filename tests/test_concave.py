@@ -1,4 +1,4 @@
-"""Concave, mask-guided schedules (AsynDM) against the paper's numbers, plain loops, and the stock samplers."""
+"""Concave, mask-guided schedules (AsynDM) against plain loops, the released code's steps, and the stock samplers."""
 
 import functools
 
@@ -10,7 +10,7 @@ from jax.experimental import checkify
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
-from asyncpatch_jax.process import Discrete, RectifiedFlow
+from asyncpatch_jax.process import Discrete, RectifiedFlow, predict
 from asyncpatch_jax.sampling import (
     DDIM,
     DDPM,
@@ -19,18 +19,15 @@ from asyncpatch_jax.sampling import (
     Euler,
     Fixed,
     Synchronous,
-    classifier_free,
     everywhere,
-    from_maps,
     linear,
+    loop,
     sample,
     shifted,
-    start,
-    two_calls,
 )
 from asyncpatch_jax.sampling.schedules import curves
-from asyncpatch_jax.sampling.schedules.masks import disjoint, nearest, thresholded
 from asyncpatch_jax.types import FewTimes, Prediction
+from tests.test_curves import chain, written_out
 
 STEPS = 50
 # Stable Diffusion's "leading" grid: 981 ... 1 of 1000 train steps, and the level 0 at the end
@@ -77,94 +74,6 @@ def run(schedule, solver=FLOW, denoise=LOOKING, x=None):
 def indices(levels):
     """The index in Stable Diffusion's units at which each cell is evaluated."""
     return np.asarray(levels, np.float64) * 1000 - 1
-
-
-# ------------------------------------------------------------------------------------------------------ the curves
-def written_out(curve, t, r, k, n, train=1000.0, s=1.0):
-    """The next index as METHODS states it, in NumPy."""
-    d = train / n
-    if curve == "linear" or k == 0:
-        return t - (t - s) / r
-    if curve == "quadratic":
-        return t - (t - s) / r + k * train / n**2 * (r - 1)
-    if curve == "exponential":
-        return t - (1 - k) * d - (t - s - (1 - k) * d * r) * np.expm1(1 / n) / np.expm1(r / n)
-    c = {"piecewise": 0.5, "extreme": 1.0}[curve]
-    return min(t - (1 - c * k) * d, s + (1 + c * k) * d * (r - 1))
-
-
-def shifted_curve(curve, t, r, n, train=1000.0, s=1.0):
-    """One step down the paper's concave function f(i), shifted sideways and down so as to run from (i, t) to (n, s)."""
-    x = np.float64(n)
-    if curve == "quadratic":
-
-        def f(i):
-            return -train * i**2 / x**2
-
-    elif curve == "exponential":
-
-        def f(i):
-            return -train * np.expm1(i / x) / np.expm1(1.0)
-
-    low, high = -1e3, 1e3
-    for _ in range(200):  # the sideways shift at which the curve falls by t - s within r steps: the fall grows with it
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if f(middle) - f(middle + r) < t - s else (low, middle)
-    return t + f(low + 1) - f(low)
-
-
-@pytest.mark.parametrize("curve", curves.CURVES)
-@pytest.mark.parametrize("k", [0.0, 0.3, 0.7])
-def test_moves_are_the_closed_forms(curve, k):
-    n, rng = 50, np.random.default_rng(0)
-    with jax.enable_x64(True):
-        for r in range(1, n + 1):
-            excess = rng.uniform(0, 0.4 * r)
-            after = curves.move(curve, jnp.float64(excess), jnp.float64(r), jnp.float64(k), n)
-            assert after.dtype == jnp.float64
-            expected = written_out(curve, 1 + 20 * (r + excess), r, k, n)
-            np.testing.assert_allclose(1 + 20 * (r - 1 + float(after)), expected, rtol=0, atol=1e-9)
-            assert r > 1 or after == 0
-
-
-@pytest.mark.parametrize("curve", ["quadratic", "exponential"])
-def test_moves_are_those_of_the_shifted_concave_function(curve):
-    with jax.enable_x64(True):
-        for r, excess in [(50, 0.0), (40, 3.0), (30, 9.0), (7, 2.5), (2, 0.4)]:
-            after = curves.move(curve, jnp.float64(excess), jnp.float64(r), jnp.float64(1), 50)
-            expected = shifted_curve(curve, 1 + 20 * (r + excess), r, 50)
-            np.testing.assert_allclose(1 + 20 * (r - 1 + float(after)), expected, rtol=0, atol=1e-8)
-
-
-def chain(curve, k, masked, n=50):
-    """Indices of a run in float64 whose moves j are masked or not, the head start first."""
-    excess, path = jnp.float64(0), []
-    for j in range(n):
-        excess = curves.move(curve, excess, jnp.float64(n - j), jnp.float64(k * masked(j)), n)
-        path.append(1 + 20 * (n - j - 1 + float(excess)))
-    return path
-
-
-def test_the_vectors_of_a_whole_run():
-    with jax.enable_x64(True):
-        path = chain("quadratic", 0.7, lambda j: True)
-        np.testing.assert_allclose(path[:4] + path[-3:], [994.72, 987.88, 980.48, 972.52, 67.88, 34.72, 1], atol=1e-9)
-        assert path == pytest.approx([1 + (50 - i) * (20 + 0.4 * 0.7 * i) for i in range(1, 51)], abs=1e-9)
-        path = chain("quadratic", 0.7, lambda j: j >= 20)
-        np.testing.assert_allclose(path[19:23] + path[-2:], [601, 589.12, 576.68, 563.68, 29.12, 1], atol=1e-9)
-        path = chain("exponential", 0.7, lambda j: True)
-        np.testing.assert_allclose(path[:2] + path[-2:], [986.7703, 972.3744, 28.9277, 1], atol=1e-4)
-        extreme = [min(1001.0, 2001.0 - 40.0 * i) for i in range(1, 51)]
-        np.testing.assert_allclose(chain("extreme", 1.0, lambda j: True), extreme, atol=1e-9)
-
-
-@pytest.mark.parametrize("curve", curves.CURVES)
-def test_curves_never_move_up_and_lag_behind_the_background(curve):
-    for mask_from in (0, 10, 30):
-        with jax.enable_x64(True):
-            path = np.asarray(chain(curve, 1.0, lambda j, start=mask_from: j >= start))
-        assert (np.diff(path) <= 1e-9).all()
-        assert (path >= 1001 - 20 * np.arange(1, 51) - 1e-9).all()
 
 
 # --------------------------------------------------------------------------------------------- runs of the sampler
@@ -254,6 +163,63 @@ def test_dynamic_masks_against_a_plain_loop(curve, k):
     assert len(np.unique(levels[20, 0])) > 1
 
 
+def test_a_run_is_the_released_code_s():
+    """Times rounded to whole train steps, alpha-bar looked up for each cell, eta 1, a k for each object: in NumPy."""
+    k, process = [0.5, 0.7], Discrete()
+    given = np.asarray(maps(objects=2), np.float64)
+
+    def denoise(x, times):
+        t = timefield.resize(timefield.dense(times.told), x.shape[1:3])
+        pred = predict(process, "eps", jnp.sin(x) * t, x, times.level)
+        seen = jax.nn.sigmoid(3 * timefield.resize(x[..., :1], (2, 2))) * given.astype(np.float32)
+        return pred._replace(aux={"maps": seen})
+
+    schedule = Concave(k=jnp.asarray(k), masks=Dynamic(), levels=1000, **STABLE)
+    start_x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
+    end, _ = run(schedule, solver=DDPM(process), denoise=denoise, x=start_x)
+
+    bars = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    keys = keys_lib.per_image(jax.random.key(0), 2)
+    x = np.asarray(start_x, np.float64)
+    t, winner = np.full((2, 8, 8), 1001.0), np.full((2, 8, 8), 1)
+
+    def moved(t, winner, r):
+        after = np.zeros_like(t)
+        for index in np.ndindex(t.shape):
+            if r > 0:
+                weight = 0.0 if winner[index] < 0 else k[winner[index]]
+                after[index] = written_out("quadratic", t[index], r, weight, STEPS)
+        return after
+
+    t = moved(t, winner, STEPS)
+    for i in range(STEPS):
+        t_next = moved(t, winner, STEPS - i - 1)
+        now, then = (np.round(u).astype(int)[..., None] for u in (t, t_next))
+        eps = np.sin(x) * (now + 1) / 1000
+        x0 = (x - np.sqrt(1 - bars[now]) * eps) / np.sqrt(bars[now])
+        variance = (1 - bars[then]) / (1 - bars[now]) * (1 - bars[now] / bars[then])
+        noise = keys_lib.normal(keys_lib.split(keys_lib.fold_in(keys, loop._STEP + i), 2)[1], SHAPE)
+        seen = x[..., :1].reshape(2, 2, 4, 2, 4, 1).mean((2, 4))
+        seen = given / (1 + np.exp(-3 * seen))
+        x = np.sqrt(bars[then]) * x0 + np.sqrt(1 - bars[then] - variance) * eps + np.sqrt(variance) * np.asarray(noise)
+        masks = seen >= seen.mean((1, 2), keepdims=True)
+        rank = np.where(masks, k, -1.0)
+        coarse = np.where(masks.any(-1), rank.argmax(-1), -1)
+        winner = coarse.repeat(4, 1).repeat(4, 2)
+        t = t_next
+    np.testing.assert_allclose(end.x, x, rtol=0, atol=2e-3 * np.abs(x).max())
+
+
+def test_a_cell_that_the_curve_holds_keeps_its_bits():
+    drawn = jnp.zeros((2, 8, 8, 1)).at[0, :4].set(1.0).at[1, :, 5:].set(1.0)
+    end, (times, _, images) = run(Concave(linear(10), 1.0, Fixed(drawn), (8, 8), curve="extreme"))
+    assert (times.level[:6][:, drawn > 0] == 1).all()
+    assert (jnp.where(drawn > 0, images[:6] - images[:1], 0) == 0).all()
+    assert (jnp.where(drawn > 0, True, images[1] != images[0])).all()
+    assert (jnp.where(drawn > 0, images[6] != images[5], True)).all()
+    assert (end.times.level == 0).all()
+
+
 @pytest.mark.parametrize("mask", [None, jnp.zeros((2, 8, 8, 1)).at[0, :4].set(1.0).at[1, :, 2:].set(1.0)])
 def test_few_times_are_the_same_run(mask):
     few = Concave(k=0.7, masks=Dynamic(), mask=mask, **STABLE)
@@ -302,96 +268,6 @@ def test_times_are_rounded_to_train_steps_on_request():
     expected = np.round(indices(times.level))
     np.testing.assert_allclose(indices(rounded.level), expected, atol=1e-4)
     assert (expected != indices(times.level)).any()
-
-
-# ------------------------------------------------------------------------------------------------------- the masks
-def test_masks_of_maps():
-    a = jnp.asarray([[0.1, 0.1], [0.1, 0.1]]).reshape(1, 2, 2, 1)
-    assert thresholded(a).all()  # an even map is all of the object, whatever its rounded mean
-    a = jnp.asarray([0.0, 1.0, 2.0, 3.0]).reshape(1, 2, 2, 1)
-    assert thresholded(a).reshape(-1).tolist() == [False, False, True, True]
-    assert thresholded(a, 0.5).reshape(-1).tolist() == [False, True, True, True]
-    assert (from_maps(a).mask == thresholded(a)).all()
-    fine = nearest(thresholded(a), (4, 6))
-    assert fine.shape == (1, 4, 6, 1)
-    assert fine[0, :, 0, 0].tolist() == [False, False, True, True]
-
-
-def test_overlaps_go_to_the_highest_k_and_ties_to_the_first():
-    masks = jnp.asarray([[True, True, True], [True, False, True], [False, False, True], [False, False, False]])
-    won = disjoint(masks.reshape(1, 4, 1, 3), jnp.asarray([[0.3, 0.7, 0.3]])).reshape(4, 3)
-    assert won.astype(int).tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]]
-
-
-def test_the_maps_are_those_of_the_conditional_half():
-    x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
-
-    def guided(times_seen):
-        cond, uncond = looking(maps(seed=0)), looking(maps(seed=1))
-        return classifier_free(two_calls(cond, uncond), 3.0)(x, times_seen)
-
-    schedule = Concave(k=0.7, masks=Dynamic(), **STABLE)
-    times, _ = schedule.init(keys_lib.per_image(jax.random.key(0), 2), x)
-    np.testing.assert_array_equal(guided(times).aux["maps"], looking(maps(seed=0))(x, times).aux["maps"])
-
-
-# --------------------------------------------------------------------------------------------------- known regions
-@pytest.mark.parametrize("masks", [Dynamic(), everywhere()], ids=["dynamic", "everywhere"])
-@pytest.mark.parametrize("cells", [(8, 8), (4, 4)])
-def test_known_cells_come_back_bit_for_bit(masks, cells):
-    process = Discrete()
-    known = jax.random.normal(jax.random.key(2), (2, *SHAPE))
-    mask = jnp.zeros((2, 8, 8, 1)).at[0, 3:, :5].set(1.0).at[1, 1::2].set(1.0)
-    schedule = Concave(GRID, jnp.asarray([0.7]), masks, cells, head_start=True, mask=mask)
-    x = start(process, schedule, jax.random.key(0), known)
-    end, (times, *_) = run(schedule, solver=DDPM(process), x=x)
-    assert (jnp.where(mask > 0, 0.0, end.x - known) == 0).all()
-    assert (np.asarray(times.level)[:, np.asarray(mask) == 0] == 0).all()
-    assert (np.asarray(times.level)[:, np.asarray(mask) > 0] > 0).all()
-    assert (jnp.where(mask > 0, end.x != known, True)).all()
-
-
-def test_strengths_wait_until_the_run_comes_down_to_them():
-    process = RectifiedFlow()
-    known = jax.random.normal(jax.random.key(2), (2, *SHAPE))
-    strength = jnp.zeros((2, 8, 8, 1)).at[0, 2:].set(0.5).at[1, :, 4:].set(0.8)
-    free = Concave(linear(10), 0.6, Dynamic(), (8, 8))
-    schedule = free.replace(strength=strength)
-    x = start(process, schedule, jax.random.key(0), known)
-    end, (times, _, images) = run(schedule, x=x)
-    assert (times.level <= strength[None]).all()
-    held = np.broadcast_to(times.level[1:] == strength[None], times.level[1:].shape)
-    assert (np.where(held, images[1:] - images[:-1], 0) == 0).all()
-    assert held.any()
-    assert (end.times.level == 0).all()
-    assert (jnp.where(strength == 0, end.x - known, 0) == 0).all()
-
-
-# ------------------------------------------------------------------------------------------------------- text time
-@pytest.mark.parametrize(
-    ("text_time", "reduce"),
-    [("masked", np.mean), ("mean", np.mean), ("max", np.max), ("min", np.min), ("reference", None)],
-)
-def test_text_is_told_a_time(text_time, reduce):
-    mask = jnp.ones((1, 8, 8, 1)).at[:, :2].set(0.0)
-    drawn = jnp.zeros((2, 8, 8, 1)).at[0, :4].set(1.0)
-    schedule = Concave(shifted(10, 3.0), 0.6, Fixed(drawn), (8, 8), shift=3.0, text_time=text_time, mask=mask)
-    _, (times, *_) = run(schedule)
-    for j in (0, 1, 4, 9):
-        for b in range(2):
-            level = np.asarray(times.level[j, b, :, :, 0], np.float64)
-            where = np.broadcast_to(np.asarray(mask[0, :, :, 0]) > 0, (8, 8)).copy()
-            if text_time == "masked":
-                where &= np.asarray(drawn[b, :, :, 0]) > 0
-            reference = float(shifted(10, 3.0)[j])
-            expected = reduce(level[where]) if reduce and where.any() else reference
-            assert float(times.text[j, b]) == pytest.approx(expected, abs=1e-6)
-    assert (times.text[0] == 1).all()
-
-
-def test_the_text_of_a_constant_field_is_told_exactly_its_time():
-    _, (times, *_) = run(Concave(shifted(9, 3.0), 0.6, everywhere(), (8, 8), shift=3.0, text_time="masked"))
-    np.testing.assert_array_equal(times.text, times.level.reshape(9, 2))
 
 
 # ------------------------------------------------------------------------------------- one program, and its errors
