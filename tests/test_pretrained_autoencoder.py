@@ -11,7 +11,6 @@ import torch
 from diffusers import AutoencoderKL
 
 from asyncpatch_jax.pretrained import autoencoder, names
-from asyncpatch_jax.pretrained.presets import PRESETS
 from asyncpatch_jax.pretrained.tiling import starts, tiled, weights
 
 TINY = {
@@ -251,15 +250,3 @@ def test_what_does_not_fit_is_refused():
         jax.eval_shape(functools.partial(autoencoder.decode, vae), params, jnp.zeros((1, 6, 8, 3)))
     with pytest.raises(ValueError, match=r"overlap of 1 \.\.\. 4 cells"):
         autoencoder.tiled_decode(vae, params, jnp.zeros((1, 16, 8, 4)), tile=8, overlap=5)
-
-
-@pytest.mark.parametrize("folder", ["sd1.5", "sdxl", "sd3.5", "flux"])
-def test_the_public_networks_have_diffusers_tensors(folder):
-    config = PRESETS[folder]["vae"]
-    with torch.device("meta"):
-        net = AutoencoderKL.from_config(config)
-    vae = autoencoder.from_config(config)
-    slots = names.torch_tensors(jax.eval_shape(vae.init, jax.random.key(0), *autoencoder.example(vae))["params"])
-    want = {key: tuple(leaf.shape) for key, leaf in net.state_dict().items()}
-    assert {key: slot.shape for key, slot in slots.items()} == want
-    assert vae.factor == 8

@@ -50,14 +50,18 @@ class Maps(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Projections of a multi-head attention; queries and keys come without a bias."""
+    """Multi-head attention, over cells or to the text; queries, keys and values have no bias."""
 
     heads: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Tokens, reading: Reading, maps: Maps | None, grid: Grid | None) -> tuple[Tokens, Maps | None]:
-        """Self-attention over the cells of `grid`, or attention to the text if that is None; and the sums with it."""
+        """Self-attention over the cells of `grid`, or attention to the text if that is None.
+
+        Returns:
+            The answer, and `maps` with this layer's weights added.
+        """
         b, n, d = x.shape
         source = x if grid is not None else reading.tokens.astype(self.dtype)
         q, k, v = (
