@@ -168,7 +168,10 @@ def main(folder: str) -> None:
     pretrained = load_pretrained(folder, mesh, jnp.dtype(dtype), variant=values.variant)
     settings = settings_of(values, pretrained)
     wanted = requests(values, given, (settings.height, settings.width))
-    with tqdm(total=len(wanted), unit="image") as bar:
+    print(
+        f"{len(wanted)} images, {settings.num_steps} steps each; the first batch takes a while to compile", flush=True
+    )
+    with tqdm(total=len(wanted), unit="image", delay=1e-3) as bar:  # no bar before there is something to show
         made = text2image(
             pretrained,
             wanted,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import sys
 from functools import partial
 
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import app, flags
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,6 +17,7 @@ from configs import digits, imagenet64_60m
 from launch import aot, build, cost, hlo, report, topology
 from launch.compile import classes
 from launch.flops import model_flops
+from tests import mains
 
 os.environ.update(aot._ENVIRONMENT)
 EFFORT = {"xla_optimization_level": "EFFORT_O0"}
@@ -256,25 +255,7 @@ def test_weights_that_fill_a_chip_are_to_be_spread():
 @pytest.fixture
 def command(monkeypatch, capfd):
     """`command("--program=train", ...)` -> (exit code, stdout, stderr) of the main in this process."""
-    app.define_help_flags()
-    before = set(flags.FLAGS)
-
-    def call(*arguments):
-        monkeypatch.delitem(sys.modules, "launch.compile", raising=False)
-        monkeypatch.setattr(sys, "argv", ["compile", *map(str, arguments)])
-        try:
-            runpy.run_module("launch.compile", run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        finally:
-            flags.FLAGS.unparse_flags()
-            for flag in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, flag)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
+    return partial(mains.command(monkeypatch, capfd), "compile")
 
 
 SMALL = ("--config=configs/imagenet256_dit_xl2.py:smoke", "--topology=v6e:2x2", "--program=sample", "--classes=5")

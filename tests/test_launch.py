@@ -3,13 +3,10 @@
 import dataclasses
 import functools
 import json
-import runpy
-import sys
 
 import jax
 import numpy as np
 import pytest
-from absl import app, flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +14,7 @@ from PIL import Image
 from asyncpatch_jax.data import masks
 from configs import digits
 from launch import build, pictures, plans, windows
+from tests import mains
 
 
 @functools.cache
@@ -38,26 +36,9 @@ def run(log_variance=True):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`command("sample", "--num=3")` -> (exit code, stdout, stderr) of a main in this process, on the tiny network."""
-    app.define_help_flags()
-    before = set(flags.FLAGS)
     monkeypatch.setattr(build, "load_run", lambda *where: _copy(run()))
-
-    def call(name, *arguments):
-        monkeypatch.delitem(sys.modules, f"launch.{name}", raising=False)
-        monkeypatch.setattr(sys, "argv", [name, "--workdir=run", *map(str, arguments)])
-        try:
-            runpy.run_module(f"launch.{name}", run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        finally:
-            flags.FLAGS.unparse_flags()
-            for flag in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, flag)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    call = mains.command(monkeypatch, capsys)
+    return lambda name, *arguments: call(name, "--workdir=run", *arguments)
 
 
 def _copy(a_run):

@@ -1,0 +1,122 @@
+"""The command for images from prompts, on a tiny folder: its files, what they say of themselves, and its errors."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch.text2image import mesh_of
+from tests import mains, tiny_folders
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("folders") / "sd"
+    tiny_folders.folder("sd", path)
+    return path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """`command(folder, "--prompt=...")`, which writes into `tmp_path / "out"`."""
+    call = mains.command(monkeypatch, capsys)
+    return lambda *arguments: call("text2image", *arguments, f"--out={tmp_path / 'out'}")
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_files_say_how_they_were_made(command, folder, tmp_path):
+    (tmp_path / "prompts.json").write_text(json.dumps(["a red dog", "two cats and a dog"]))
+    items = {
+        "item_idx": {"a red dog": [2], "two cats and a dog": [1, 4]},
+        "item_k": {"a red dog": [0.5], "two cats and a dog": [0.25, 0.5]},
+    }
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    asked = (
+        folder,
+        f"--prompts={tmp_path / 'prompts.json'}",
+        f"--items={tmp_path / 'items.json'}",
+        "--schedule=asyndm",
+        "--num=2",
+        "--seed=5",
+        "--num_steps=3",
+        "--show",
+    )
+    code, out, err = command(*asked)
+    assert (code, err.count("error")) == (0, 0), err
+    assert "4 PNG files" in out
+    made = tmp_path / "out"
+    assert sorted(path.name for path in made.rglob("*.png")) == sorted(
+        2 * [f"000{i}.png" for i in range(4)] + ["grid.png"]
+    )
+    with Image.open(made / "images" / "0003.png") as image:
+        assert image.size == (32, 32)
+        said = json.loads(image.text["asyncpatch_jax"])
+        assert image.text["prompt"] == "two cats and a dog"
+    assert (said["seed"], said["objects"], said["omegas"]) == (6, ["cats", "dog"], [0.25, 0.5])
+    assert (said["schedule"], said["num_steps"], said["model"]) == ("asyndm", 3, str(folder))
+    first = pixels(made / "images" / "0000.png")
+    assert first.std() > 0
+    # nothing is replaced unless asked for, and the same command makes the same
+    code, _, err = command(*asked)
+    assert code == 1
+    assert "nothing exists yet" in err
+    code, _, err = command(folder, "--prompt=a red dog", "--objects=dog", "--omega=0.5", *asked[3:], "--overwrite")
+    assert code == 0, err
+    assert np.abs(pixels(made / "images" / "0000.png").astype(int) - first).max() <= 1
+
+
+def test_a_part_of_an_image(command, folder, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    mask = np.zeros((32, 48), np.uint8)
+    mask[8:24, 8:24] = 255
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    code, _, err = command(
+        folder,
+        "--prompt=a dog",
+        "--num_steps=2",
+        f"--image={tmp_path / 'picture.png'}",
+        f"--mask={tmp_path / 'mask.png'}",
+    )
+    assert code == 0, err
+    made = pixels(tmp_path / "out" / "images" / "0000.png")
+    assert made.shape == picture.shape
+    assert (made[mask == 0] == picture[mask == 0]).all()
+    assert (made[mask > 0] != picture[mask > 0]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "expected --prompt (once or more often) or --prompts=FILE"),
+        (("--prompt=a dog", "--prompts=x.json"), "expected --prompt (once"),
+        (("--prompts=missing.txt",), "missing.txt"),
+        (("--prompt=a dog", "--schedule=asyndm", "--objects=cat"), "'cat', which is there not at all"),
+        (("--prompt=a dog", "--height=33"), "multiples of"),
+        (("--prompt=a dog", "--mesh=rows=2"), "expected a mesh such as"),
+        (("--prompt=a dog", "--sede=1"), "did you mean --seed?"),
+    ],
+)
+def test_mistakes_are_one_line(command, folder, tmp_path, arguments, message):
+    code, _, err = command(folder, *arguments)
+    assert code == 1
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not list((tmp_path / "out").rglob("*.png")) if (tmp_path / "out").exists() else True
+
+
+def test_a_folder_is_needed(command, tmp_path):
+    assert "expected FOLDER and flags" in command("--prompt=a dog")[2]
+    assert str(tmp_path / "none") in command(tmp_path / "none", "--prompt=a dog")[2]
+
+
+def test_a_mesh_by_its_axes():
+    assert mesh_of(None) is None
+    assert dict(mesh_of("data=1,fsdp=1,tensor=1").shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    with pytest.raises(ValueError, match="data x fsdp x tensor"):
+        mesh_of("data=1,fsdp=3")
