@@ -77,7 +77,7 @@ def indices(levels):
 
 
 # --------------------------------------------------------------------------------------------- runs of the sampler
-@pytest.mark.parametrize("curve", curves.CURVES)
+@pytest.mark.parametrize("curve", ["quadratic", "piecewise"])
 @pytest.mark.parametrize("masks", [Dynamic(), everywhere()], ids=["dynamic", "everywhere"])
 def test_without_weight_a_run_is_the_stock_one_bit_for_bit(curve, masks):
     schedule = Concave(k=jnp.zeros(1), masks=masks, curve=curve, **STABLE)
