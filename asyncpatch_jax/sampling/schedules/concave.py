@@ -91,7 +91,7 @@ class Concave:
         if k.size and (k.min() < 0 or k.max() > most + 1e-5):
             raise ValueError(
                 f"expected 0 <= k <= {np.floor(1e4 * most) / 1e4:g} for the {self.curve} curve on this grid of "
-                f"{length(grid)} steps (with more, cells would begin above the last train step, or move up), got {k.tolist()}"
+                f"{length(grid)} steps (with more, cells would pass the last train step or move up), got {k.tolist()}"
             )
 
     @property
