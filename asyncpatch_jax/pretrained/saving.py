@@ -48,7 +48,7 @@ def save_pretrained(
         OSError: a file cannot be written.
     """
     folder = Path(folder)
-    files.refuse_existing(folder)
+    _check_free(folder)
     listed = families.components(pretrained.index)
     if set(listed) != set(pretrained.components):
         raise ValueError(f"expected the components of the index, {', '.join(listed)}, got {[*pretrained.components]}")
@@ -66,7 +66,7 @@ def save_component(
 ) -> None:
     """Write one network: what `loading.load_component` reads. Arguments and errors: `save_pretrained`."""
     folder = Path(folder)
-    files.refuse_existing(folder)
+    _check_free(folder)
     leaves = {
         tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(component.params)
     }
@@ -89,6 +89,12 @@ def save_component(
         content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         files.write_json(folder / f"{stem}.safetensors.index.json", content)
     files.write_json(folder / "config.json", _config(component.config, entries))
+
+
+def _check_free(folder: Path) -> None:
+    files.refuse_existing(folder)
+    if jax.process_count() > 1:  # the first process shall not begin to write before the last has looked
+        multihost_utils.sync_global_devices(f"save {folder}")
 
 
 def _shards(entries: list[_Entry], most: int) -> list[list[_Entry]]:
