@@ -1,6 +1,8 @@
 """The command for images from prompts, on a tiny folder: its files, what they say of themselves, and its errors."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +115,17 @@ def test_mistakes_are_one_line(command, folder, tmp_path, arguments, message):
 def test_a_folder_is_needed(command, tmp_path):
     assert "expected FOLDER and flags" in command("--prompt=a dog")[2]
     assert str(tmp_path / "none") in command(tmp_path / "none", "--prompt=a dog")[2]
+
+
+def test_the_example_of_the_docs(folder, capsys):
+    text = (Path(__file__).parent.parent / "docs" / "text2image.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    small = [("stable-diffusion-2-1-base", str(folder)), (", 512,", ", 32,"), ("=50", "=2"), ("bfloat16", "float32")]
+    for old, new in [*small, ("range(8)", "range(2)")]:
+        assert old in block
+        block = block.replace(old, new)
+    exec(block, {})  # code of this repository's own docs
+    assert capsys.readouterr().out.splitlines() == 2 * ["(32, 32, 3) (3, 16, 16, 1) (2, 4, 4, 2)"]
 
 
 def test_a_mesh_by_its_axes():
