@@ -13,11 +13,13 @@ from jax.sharding import PartitionSpec as P
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.models import DiT, UNet, attention
+from asyncpatch_jax.pretrained import flux
 from asyncpatch_jax.pretrained.axes import logical_axes
 from asyncpatch_jax.pretrained.loading import load_component, load_pretrained
 from asyncpatch_jax.pretrained.saving import save_component
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
+from asyncpatch_jax.types import Condition, FewTimes, Spans
 from launch import build, cli, pictures, programs
 from launch.generate import generate
 from launch.plans import plan
@@ -331,3 +333,47 @@ def test_copies_of_a_pretrained_parameter_may_be_donated(tmp_path):
     after = jax.jit(lambda params: jax.tree.map(lambda leaf: 2 * leaf, params), donate_argnums=0)(component.params)
     for leaf, expected in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
         assert all(np.array_equal(shard.data, 2 * expected) for shard in leaf.addressable_shards)
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["", "attention divided by hand"])
+def test_flux(monkeypatch, kernels):
+    """The network with joint attention, its maps included, on a mesh of all three axes."""
+    config = {
+        "in_channels": 16,
+        "num_layers": 4,
+        "num_single_layers": 4,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 12,
+        "pooled_projection_dim": 10,
+        "axes_dims_rope": (4, 6, 6),
+        "guidance_embeds": True,
+    }
+    dtype = jnp.bfloat16 if kernels else jnp.float32
+    if kernels:
+        monkeypatch.setattr(attention, "FLASH_FROM", 8)
+    model = flux.from_config(config, dtype)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *flux.example(model))["params"]
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    params = jax.tree.map(lambda leaf: 0.3 * normal(*leaf.shape), shapes)
+    spans = Spans(jnp.asarray(rng.integers(0, 7, (4, 3))), normal(4, 3, 2) ** 2)
+    cond = Condition(tokens=normal(4, 7, 12), pooled=normal(4, 10), guidance=normal(4) ** 2, spans=spans)
+    t = FewTimes(1000 * normal(4, 3) ** 2, jnp.asarray(rng.integers(0, 3, (4, 2, 4, 1)), jnp.int8))
+    inputs = (normal(4, 4, 8, 4), t, cond)
+
+    def call(mesh, params, *inputs):
+        with sharding.using(mesh):
+            return model.apply({"params": params}, *inputs)
+
+    expected, aux = jax.jit(functools.partial(call, None))(params, *inputs)
+    mesh = sharding.make_mesh(2, 2, 2)
+    layout = sharding.parameters(mesh, params, logical_axes(params))
+    assert {axis for leaf in jax.tree.leaves(layout) for axis in leaf.spec} == {None, "fsdp", "tensor"}
+    placed = jax.device_put(inputs, sharding.batch(mesh))
+    out, found = jax.jit(functools.partial(call, mesh))(jax.device_put(params, layout), *placed)
+    for ours, theirs in ((out, expected), (found["maps"], aux["maps"])):
+        assert np.abs(ours - theirs).max() <= (0.05 if kernels else 1e-5) * np.abs(theirs).max()

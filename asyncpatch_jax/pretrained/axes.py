@@ -14,6 +14,8 @@ _COLUMNS = (
     (r"(attn[12]?\.(to_[qkv]|add_[qkv]_proj)|self_attn\.[qkv]_proj|SelfAttention\.[qkv])", "heads"),
     # MLPs: diffusers' GEGLU and GELU; CLIP's; T5's; the one of FLUX's single blocks
     (r"(ff\.net\.0\.proj|ff_context\.net\.0\.proj|mlp\.fc1|DenseReluDense\.wi(_[01])?|proj_mlp)", "hidden"),
+    # modulations by the time, a quarter of FLUX's parameters and, with a time per token, of its arithmetic
+    (r"(norm1|norm1_context|norm|norm_out)\.linear", "hidden"),
 )
 _ROWS = (
     (r"(attn[12]?\.(to_out\.0|to_add_out)|self_attn\.out_proj|SelfAttention\.o)", "heads"),

@@ -138,7 +138,12 @@ def shapes(config: Mapping[str, Any]) -> Any:
         ValueError: as `module`.
     """
     built = module(config)
-    return jax.eval_shape(built.init, jax.random.key(0), *_file(config).example(built))["params"]
+    return jax.eval_shape(built.init, jax.random.key(0), *example(config, built))["params"]
+
+
+def example(config: Mapping[str, Any], built: nn.Module) -> tuple[Any, ...]:
+    """Inputs of the smallest legal size for the module that `module(config)` has built."""
+    return _file(config).example(built)
 
 
 def _file(config: Mapping[str, Any]) -> ModuleType:
