@@ -10,6 +10,7 @@ and the same command continues where it was. In the end the folder holds pipelin
   python -m launch.text2image runs/scenes_sd/pipeline --prompt="a seven left of a three"
 """
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -160,16 +161,16 @@ def export(network: Trained, folder: Path) -> None:
         save_pretrained(whole, folder)
 
 
-def trained_pipeline(chosen: dict[str, Any], folder: Path) -> Path | None:
-    """Train as chosen unless that is done, and write folder/pipeline unless it is there; None if it was stopped.
+def pipeline_of(chosen: dict[str, Any], folder: Path) -> Path | None:
+    """folder/pipeline, trained as chosen unless it is there; None if the training was stopped.
 
     Raises:
         ValueError, FloatingPointError: as `fit`.
     """
     pipeline = folder / "pipeline"
-    if not fit(chosen, folder):
-        return None
     if not (pipeline / "model_index.json").exists():
+        if not fit(chosen, folder):
+            return None
         export(load(folder), pipeline)
     return pipeline
 
@@ -179,14 +180,23 @@ def main() -> None:
     if values.family not in scenes_model.FAMILIES:
         raise ValueError(f"expected --family out of {', '.join(scenes_model.FAMILIES)}, got {values.family!r}")
     folder = Path(values.workdir or f"runs/scenes_{values.family}")
-    pipeline = trained_pipeline(settings(), folder)
-    print("stopped as asked to; the same command continues from here" if pipeline is None else f"wrote {pipeline}")
+    if not values.export and not fit(settings(), folder):
+        print("stopped as asked to; the same command continues from here, with --export the network is used as it is")
+        return
+    network, pipeline = load(folder), folder / "pipeline"
+    if pipeline.exists():
+        shutil.rmtree(pipeline)
+    export(network, pipeline)
+    print(f"wrote {pipeline} of step {network.step}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("family", "sd", f"Which network: {', '.join(scenes_model.FAMILIES)}.")
     flags.DEFINE_string("workdir", None, "Folder of the training; runs/scenes_FAMILY unless given.")
-    flags.DEFINE_list("cycles", ["3000"], "Training steps of each cosine decay; a finished run goes on with one more.")
+    flags.DEFINE_bool("export", False, "Do not train, only write pipeline/ of the newest checkpoint.")
+    flags.DEFINE_list(
+        "cycles", ["3000", "5500"], "Training steps of each cosine decay; a finished run goes on with one more."
+    )
     flags.DEFINE_integer("batch", 32, "Scenes in a step.", lower_bound=1)
     flags.DEFINE_float("learning_rate", 1e-3, "At its peak.", lower_bound=0.0)
     flags.DEFINE_integer("seed", 0, "Seed of data, noise and parameters.", lower_bound=0)
