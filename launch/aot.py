@@ -1,6 +1,6 @@
 """One program compiled for TPUs that are not there, and what the compiler says of it, as it says it.
 
-A compiler may end the process that it runs in: `ahead` runs this file in one of its own, `python -m launch.aot REQUEST
+A compiler may end the process that it runs in: `ahead` runs a module in one of its own, `python -m launch.aot REQUEST
 ANSWER`, two JSON files. `launch.report` makes sense of the answer.
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ _OUT_OF_MEMORY = (
     re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
     re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
 )
-_CHILD = [sys.executable, "-m", "launch.aot"]
+_CHILD = [sys.executable, "-m"]
 _LINES = 15  # of what a process that died has said
 # no search for a TPU of this machine, and no lock on it: nothing runs there
 _ENVIRONMENT = {
@@ -44,12 +45,13 @@ _ENVIRONMENT = {
 }
 
 
-def ahead(request: dict[str, Any], timeout: float) -> dict[str, Any]:
+def ahead(request: dict[str, Any], timeout: float, module: str = "launch.aot") -> dict[str, Any]:
     """Compile one program in a process of its own.
 
     Args:
-        request: as `answer` takes it.
+        request: as the module's `answer` takes it.
         timeout: seconds.
+        module: a main that calls `serve`.
 
     Returns:
         What that gives; or {"failed": how the process ended, "stderr": its last lines}.
@@ -64,7 +66,7 @@ def ahead(request: dict[str, Any], timeout: float) -> dict[str, Any]:
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         try:
             done = subprocess.run(
-                [*_CHILD, str(asked), str(answered)],
+                [*_CHILD, module, str(asked), str(answered)],
                 env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -98,11 +100,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             forward and gradient).
 
     Returns:
-        "chips", "images" (of one run), "parameters", "seconds" {"trace", "compile"}, "host_bytes" (the most that this
-        process held), "argument_bytes" (by the shapes and layouts), "model_flops" (of all chips; see `launch.flops`);
-        and "memory" {name: bytes}, "xla" {"flops", "bytes"}, "once" and "total" {name: value}, "collectives" {kind:
-        {name: value}}, "kernels", "loops" and "conditionals" as `launch.cost.Count` has them; or, of a program that
-        does not fit, "needs" and "has" (bytes; None if the compiler does not say) and "message".
+        "images" (of one run), "parameters", "model_flops" (of all chips, by `launch.flops`), and what `compiled` gives.
 
     Raises:
         ValueError: the request makes no sense.
@@ -112,30 +110,47 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     run = _run(config, request["classes"])
     mesh = sharding.make_mesh(**config.mesh, devices=where.devices())
     program = _program(request, config, run, mesh)
+    found = {
+        "images": config.train.batch if request["program"] == "train" else request["batch"],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        "model_flops": _model_flops(request, config, program),
+    }
+    return {**found, **compiled(program, mesh.size, request["effort"])}
+
+
+def compiled(program: programs.Program, chips: int, effort: str | None) -> dict[str, Any]:
+    """Compile a program in this process.
+
+    Args:
+        chips: that it is for.
+        effort: None: the compiler's own.
+
+    Returns:
+        "chips", "seconds" {"trace", "compile"}, "host_bytes" (the most that this process held), "argument_bytes" (by
+        the shapes and layouts); and "memory" {name: bytes}, "xla" {"flops", "bytes"}, "once" and "total" {name: value},
+        "collectives" {kind: {name: value}}, "kernels", "loops" and "conditionals" as `launch.cost.Count` has them; or,
+        of a program that does not fit, "needs" and "has" (bytes; None if the compiler does not say) and "message".
+    """
     start = time.perf_counter()
     lowered = program.fn.lower(*program.args)
     traced = time.perf_counter()
-    found = {
-        "chips": mesh.size,
-        "images": config.train.batch if request["program"] == "train" else request["batch"],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+    found: dict[str, Any] = {
+        "chips": chips,
         "argument_bytes": sum(_bytes_on_chip(leaf) for leaf in jax.tree.leaves(program.args)),
-        "model_flops": _model_flops(request, config, program),
     }
-    counted = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        options |= {"xla_optimization_level": request["effort"]} if request["effort"] else {}
+        options |= {"xla_optimization_level": effort} if effort else {}
         try:
-            compiled = lowered.compile(compiler_options=options)
+            ready = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             found |= _too_large(str(error))
         done = time.perf_counter()
         if "message" not in found:
-            found |= _read(compiled, _text(compiled, Path(folder)), mesh.size)
-    seconds = {"trace": traced - start, "compile": done - counted}
+            found |= _read(ready, _text(ready, Path(folder)), chips)
+    seconds = {"trace": traced - start, "compile": done - traced}
     host = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {**found, "seconds": seconds, "host_bytes": host}
 
@@ -204,7 +219,9 @@ def _too_large(message: str) -> dict[str, Any]:
     return {"needs": needs, "has": has, "message": message.splitlines()[0]}
 
 
-def _main(asked: str, answered: str) -> None:
+def serve(answer: Callable[[dict[str, Any]], dict[str, Any]], argv: Sequence[str]) -> None:
+    """The main of a module that `ahead` runs: the answer to a request, or the user's mistake in it."""
+    asked, answered = argv[1:]
     try:
         result = answer(json.loads(Path(asked).read_text()))
     except ValueError as error:
@@ -213,4 +230,4 @@ def _main(asked: str, answered: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    serve(answer, sys.argv)
