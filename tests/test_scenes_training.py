@@ -1,0 +1,151 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+
+from asyncpatch_jax import timefield
+from asyncpatch_jax.data import scenes
+from asyncpatch_jax.metrics.alignment import Verdict
+from asyncpatch_jax.pretrained.loading import load_pretrained
+from asyncpatch_jax.pretrained.prompts import encode_prompts, read_tokenizers
+from asyncpatch_jax.types import Condition
+from launch import results_text, results_text_page, scenes_model, train_scenes
+
+CHOSEN = {"batch": 4, "learning_rate": 1e-3, "seed": 0, "tiny": True}
+
+
+@pytest.fixture(scope="module", params=scenes_model.FAMILIES)
+def trained(request, tmp_path_factory):
+    """A folder in which a network was trained for a few steps, and its pipeline."""
+    folder = tmp_path_factory.mktemp("run")
+    pipeline = train_scenes.pipeline_of({**CHOSEN, "family": request.param, "cycles": [2]}, folder)
+    return folder, pipeline
+
+
+def test_every_word_is_one_token_and_ids_are_those_of_the_files(tmp_path):
+    from asyncpatch_jax.pretrained.tokenizers import read_tokenizer
+
+    scenes_model.write_tokenizer(tmp_path)
+    tokenizer = read_tokenizer(tmp_path)
+    texts = [caption.text for caption in scenes.captions()] + [""]
+    tokens = tokenizer.encode(texts)
+    np.testing.assert_array_equal(tokens.ids, np.array(scenes_model.caption_ids()))
+    np.testing.assert_array_equal(tokens.mask.sum(1), [len(text.split()) + 2 for text in texts])
+    assert not any(tokens.cut)
+
+
+def test_a_folder_says_what_was_trained(trained):
+    folder, pipeline = trained
+    network = train_scenes.load(folder)
+    pretrained = load_pretrained(pipeline, dtype=jnp.float32)
+    assert pretrained.family == network.family
+    labels = np.array([5, 400, 1000], np.int32)
+    texts = [scenes.captions()[i].text for i in labels]
+    cond, uncond = encode_prompts(
+        pretrained.family,
+        pretrained.components,
+        read_tokenizers(pretrained.family, pretrained.tokenizers),
+        texts,
+        width=pretrained.denoiser.config.get("joint_attention_dim"),
+        t5_length=0 if pretrained.family == "sd3" else None,
+    )
+
+    def condition(label):
+        return network.model.apply({"params": network.params}, jnp.asarray(label), method="condition")
+
+    none = np.full_like(labels, network.model.num_classes)
+    for ours, theirs in ((condition(labels), cond), (condition(none), uncond)):
+        np.testing.assert_allclose(ours.tokens, theirs.tokens, atol=1e-5)
+        if pretrained.family == "sd3":
+            np.testing.assert_allclose(ours.pooled, theirs.pooled, atol=1e-5)
+
+    x, t = jax.random.normal(jax.random.key(0), (3, 24, 24, 1)), timefield.constant(0.5, 3)
+    whole, _ = network.model.apply({"params": network.params}, x, t, Condition(label=jnp.asarray(labels)))
+    told = timefield.mapped(t, pretrained.scheduler.timestep)
+    alone, _ = pretrained.denoiser.module.apply({"params": pretrained.denoiser.params}, x, told, cond)
+    np.testing.assert_allclose(whole, alone, atol=1e-4)
+
+
+def test_diffusers_reads_the_network(trained):
+    import torch
+    from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+
+    _, pipeline = trained
+    pretrained = load_pretrained(pipeline, dtype=jnp.float32)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 24, 24, 1)).astype(np.float32)
+    tokens = rng.normal(size=(2, 12, 64 if pretrained.family == "sd" else 128)).astype(np.float32)
+    pooled = rng.normal(size=(2, 128)).astype(np.float32)
+    cond = Condition(tokens=jnp.asarray(tokens), pooled=None if pretrained.family == "sd" else jnp.asarray(pooled))
+    told = timefield.constant(300.0, 2)
+    ours, _ = pretrained.denoiser.module.apply({"params": pretrained.denoiser.params}, jnp.asarray(x), told, cond)
+    latents, time = torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.tensor([300.0, 300.0])
+    with torch.no_grad():
+        if pretrained.family == "sd":
+            network = UNet2DConditionModel.from_pretrained(pipeline / "unet")
+            theirs = network(latents, time, encoder_hidden_states=torch.from_numpy(tokens)).sample
+        else:
+            network = SD3Transformer2DModel.from_pretrained(pipeline / "transformer")
+            text = {"encoder_hidden_states": torch.from_numpy(tokens), "pooled_projections": torch.from_numpy(pooled)}
+            theirs = network(latents, timestep=time, **text).sample
+    np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-4)
+
+
+def test_a_training_continues_and_refuses_other_settings(tmp_path):
+    chosen = {**CHOSEN, "family": "sd", "cycles": [2]}
+    assert train_scenes.fit(chosen, tmp_path)
+    assert train_scenes.fit({**chosen, "cycles": [2, 3]}, tmp_path)
+    assert train_scenes.load(tmp_path).step == 5
+    with pytest.raises(ValueError, match=r"of these settings, got others: learning_rate: 0.001 -> 0.002"):
+        train_scenes.fit({**chosen, "learning_rate": 2e-3, "cycles": [2, 3]}, tmp_path)
+    with pytest.raises(ValueError, match="expected a family out of sd, sd3"):
+        scenes_model.configs("sdxl")
+
+
+def test_the_results_are_made_by_one_command(tmp_path, monkeypatch, capsys):
+    few = {name: results_text.SCHEDULES[name] for name in ("DM", "AsynDM, ω = .5")}
+    monkeypatch.setattr(results_text, "SCHEDULES", few)
+    monkeypatch.setattr(results_text, "BASELINES", {})
+    monkeypatch.setattr(results_text, "NOISY", ())
+    monkeypatch.setattr(results_text, "GUIDANCE", (3.0,))
+    values = flags.FlagValues()
+    results_text.define_flags(values)
+    out = tmp_path / "docs" / "page.md"
+    given = "results --families=sd3 --tiny --steps=3 --captions=4 --seeds=2"
+    values([*given.split(), f"--runs={tmp_path / 'runs'}", f"--out={out}"])
+    results_text.make_page(values, "the command")
+    text = out.read_text()
+    assert "AsynDM, ω = .5" in text
+    assert (out.parent / "images" / "page_sd3_run.png").stat().st_size > 1000
+    record = json.loads((tmp_path / "runs" / "sd3" / "DM" / "1.json").read_text())
+    assert len(record["verdicts"]) == 4
+    # what is finished is not done again
+    capsys.readouterr()
+    results_text.make_page(values, "the command")
+    assert "alignment" not in capsys.readouterr().out
+    assert out.read_text() == text
+
+
+class Known:
+    def __init__(self, *alignments):
+        self.verdicts = [Verdict(a, None, None, None) for a in alignments]
+
+
+def test_differences_are_paired():
+    base, other = [Known(0.1, 0.9, 0.5, 0.3)] * 2, [Known(0.2, 1.0, 0.6, 0.4)] * 2
+    difference = results_text_page.scores(other, results_text_page._alignment)
+    difference = difference - results_text_page.scores(base, results_text_page._alignment)
+    np.testing.assert_allclose(results_text_page.interval(difference), (10, 10), atol=1e-9)
+    low, high = results_text_page.interval(np.random.default_rng(0).normal(1.0, 5.0, (4, 400)))
+    assert 0.2 < (high - low) / 2 < 0.8
+    assert low < 1.0 < high
+
+
+def test_held_out_captions_are_of_all_kinds():
+    labels = results_text.chosen_captions("test", 64)
+    assert len(set(labels)) == 64
+    assert set(labels) <= set(scenes.split_captions("test"))
+    assert {scenes.captions()[i].kind for i in labels} == {"count", "place", "relation", "sized"}
