@@ -110,7 +110,7 @@ def make(pretrained: Pretrained, how: Settings, labels: Int[np.ndarray, "n"], se
     asked = requests(labels, seed)
     if how.masks == "drawn" and plain is not None:
         asked = [_drawn(*pair) for pair in zip(asked, plain.images, strict=True)]
-    made = pipelines.text2image(pretrained, asked, how, batch=min(_BATCH, len(labels)))
+    made = list(pipelines.text2image(pretrained, asked, how, batch=min(_BATCH, len(labels))))
     seconds = (time.perf_counter() - begin) / len(labels)
     images = np.stack([one.image for one in made])
     return Cell(images, scenes_judge.judge(images, labels), seconds)
@@ -171,7 +171,7 @@ def family_results(values: flags.FlagValues, family: str, folder: Path) -> resul
         plain = cells.get("DM", [None] * values.seeds)
         cells[name] = [cell(name, guidance, changes, labels, seed, plain[seed]) for seed in range(values.seeds)]
     how = settings(family, values.steps, guidance, SCHEDULES["AsynDM, ω = .5"])
-    runs = pipelines.text2image(pretrained, requests(labels, 0), how, batch=min(_BATCH, len(labels)))
+    runs = list(pipelines.text2image(pretrained, requests(labels, 0), how, batch=min(_BATCH, len(labels))))
     parameters = {
         name: sum(leaf.size for leaf in jax.tree.leaves(part.params)) for name, part in pretrained.components.items()
     }
@@ -207,7 +207,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", "docs/results_text.md", "Page to write, and its pictures; they are replaced.", **to)
     flags.DEFINE_list("cycles", ["3000", "5500"], "Training steps of each cosine decay.", **to)
     flags.DEFINE_integer("captions", 128, "Captions, each an image for every method and seed.", lower_bound=2, **to)
-    flags.DEFINE_integer("seeds", 3, "Noises for each caption.", lower_bound=2, **to)
+    flags.DEFINE_integer("seeds", 6, "Noises for each caption.", lower_bound=2, **to)
     flags.DEFINE_integer("steps", 20, "Steps of sampling.", lower_bound=2, **to)
     flags.DEFINE_bool("tiny", False, "Networks that learn nothing, to see it work.", **to)
 
