@@ -282,9 +282,9 @@ finds {own[0]:.1%} alignment and {own[1]:.1%} all true with their own captions, 
 captions of other scenes.
 
 ± is the standard deviation of the seeds' means. "Against DM" is the mean paired difference to ordinary sampling with
-the same noise, and in brackets its 95 % bootstrap interval over captions. Seconds are of the second seed (the first also
-compiles) on a machine of which other work had a share; fixed masks take a synchronous run first. "DM's digits" is a control: its
-masks are where ordinary sampling from the same noise drew digits.
+the same noise, and in brackets its 95 % bootstrap interval over captions. Seconds are of the second seed (the first
+also compiles) on a machine of which other work had a share; fixed masks take a synchronous run first. "DM's digits" is
+a control: its masks are where ordinary sampling from the same noise drew digits.
 
 {sections}"""
 
