@@ -154,6 +154,13 @@ def using(mesh: Mesh | None) -> Iterator[None]:
         _active.reset(token)
 
 
+def images_per_device(batch: int) -> int:
+    """How many images of a batch each device has; all of them without a mesh."""
+    mesh = _active.get()
+    parts = 1 if mesh is None else batch_parts(mesh)
+    return batch // parts if batch % parts == 0 else batch
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Lay an activation out by the names of its axes; nothing happens without a mesh.
 

@@ -67,7 +67,8 @@ Programs compiled for TPUs by libtpu, weights in bfloat16 and of the public chec
 One call: *1 time* is a synchronous field; *{_FEW} times* a field of so many distinct times, chosen per cell; *dense*
 one of a time for each cell (a latent pixel of a UNet, a token of a transformer). Ratios are to the first line. With
 *maps*, the network gives the attention of every cell to two objects; beside it stands the memory that the attention
-weights of a single layer would take.
+weights of a single layer would take. Of a transformer with several images on a chip (SD3.5 here; FLUX has one), gates
+that differ from token to token are a pass of their own after the products that they scale.
 
 Samplers: the whole run as one program, under classifier-free guidance (twice the images; FLUX is told its scale).
 *dynamic* is AsynDM with two objects, whose masks are read from the maps of every call: no number leaves the chip before

@@ -152,8 +152,14 @@ def _schedule(net: Network, request: dict[str, Any], scheduler: schedulers.Sched
 
 
 def _placed(net: Network, batch: int, tree: Any) -> Any:
-    parts = sharding.batch_parts(net.mesh)
-    return sharding.abstract(tree, sharding.replicated(net.mesh) if batch % parts else sharding.batch(net.mesh))
+    """Shapes of arrays of a batch, split over the mesh if it divides the batch, and of numbers."""
+    split = batch % sharding.batch_parts(net.mesh) == 0
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        layout = sharding.batch(net.mesh) if split and leaf.ndim else sharding.replicated(net.mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+    return jax.tree.map(place, jax.eval_shape(lambda tree: tree, tree))
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from asyncpatch_jax.pretrained.joint import (
     attention,
     check_condition,
     dense,
+    gated,
     gelu,
     heads_of,
     last_modulation,
@@ -86,7 +87,7 @@ class SingleBlock(nn.Module):
         attended, maps = attention(q, k, v, rotation, spans, maps, at_image=self.length, at_text=0)
         inner = gelu(constrain(dense(4 * width, "proj_mlp", self.dtype)(h), "batch", None, "hidden"))
         out = dense(width, "proj_out", self.dtype)(jnp.concatenate([attended, inner], axis=-1))
-        return (along_batch(x + gate * out[:, None]), maps), None
+        return (along_batch(gated(x, gate, out[:, None], times)), maps), None
 
     def _modulations(
         self, layer: nn.Dense, times: LevelTimes, text_times: LevelTimes, x: Stream

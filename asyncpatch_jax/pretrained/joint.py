@@ -17,7 +17,7 @@ from asyncpatch_jax.models.attention import attend, attend_columns
 from asyncpatch_jax.models.times import LevelTimes, modulation
 from asyncpatch_jax.pretrained.layers import ACTIVATIONS, LayerNorm, RMSNorm, TimestepEmbedding, sinusoid, wide
 from asyncpatch_jax.pretrained.rotary import Rotation, rotated
-from asyncpatch_jax.sharding import constrain
+from asyncpatch_jax.sharding import constrain, images_per_device
 from asyncpatch_jax.types import Condition, FewTimes, Spans, TimeField
 
 Stream = Float[Array, "b rows cols width"]
@@ -122,12 +122,13 @@ class JointBlock(nn.Module):
         def project(start: int, size: int, name: str, like: jax.Array) -> jax.Array:
             return dense(width, name, self.dtype)(out[:, start : start + size]).reshape(like.shape)
 
-        image = image + gate * project(at_image, sizes[0], "attn.to_out.0", image)
+        image = gated(image, gate, project(at_image, sizes[0], "attn.to_out.0", image), times)
         if self.dual:
             q, k, v = self._heads(modulated(normed, *of_dual[:2], self.dtype), "attn2", "to_{}", "norm_{}")
             alone = dense(width, "attn2.to_out.0", self.dtype)(joined(attend(q, k, v)))
-            image = image + of_dual[2] * alone.reshape(image.shape)
-        image = image + gate_m * feed_forward(modulated(norm(image, self.dtype), shift_m, scale_m, self.dtype), "ff")
+            image = gated(image, of_dual[2], alone.reshape(image.shape), times)
+        h = feed_forward(modulated(norm(image, self.dtype), shift_m, scale_m, self.dtype), "ff")
+        image = gated(image, gate_m, h, times)
         if not self.last:
             gate, shift_m, scale_m, gate_m = of_text[2:]
             text = text + gate * project(at_text, sizes[1], "attn.to_add_out", text)
@@ -204,6 +205,15 @@ def modulated(normed: Stream, shift: Modulation, scale: Modulation, dtype: Any) 
     return (normed * (1.0 + scale.astype(normed.dtype)) + shift.astype(normed.dtype)).astype(dtype)
 
 
+def gated(x: Stream, gate: Modulation, h: Stream, times: LevelTimes) -> Stream:
+    """`x + gate h`, for a gate of these times."""
+    if times.position is not None and images_per_device(x.shape[0]) > 1:
+        # A TPU computes this with the product that gives h, and would write out every time's gate for every token
+        # first. Of one image it would not.
+        h = jax.lax.optimization_barrier(h)
+    return x + gate * h
+
+
 def modulations(layer: nn.Dense, times: LevelTimes, x: Stream) -> list[Modulation]:
     """Maps [b, h|1, w|1, d] from the times of a stream's tokens, as many as the layer gives."""
     table = constrain(layer(times.emb), "batch", None, None)
@@ -229,7 +239,9 @@ def last_modulation(x: Stream, times: LevelTimes, dtype: Any) -> Stream:
 
 
 def text_time(t: TimeField | FewTimes, cond: Condition) -> Float[Array, "_b 1"]:
-    """What the text tokens are told: `cond.text_time`, or else the mean of the field.
+    """What the text tokens are told: `cond.text_time`, or else the mean of the field over all cells but clean ones.
+
+    A cell at 0 is known: it is no part of what the text is about, and would tell it of less noise than there is.
 
     Raises:
         ValueError: a text time that is not float32 [b].
@@ -239,9 +251,12 @@ def text_time(t: TimeField | FewTimes, cond: Condition) -> Float[Array, "_b 1"]:
             raise ValueError(f"expected text_time as float32 [b], got {cond.text_time.dtype}{cond.text_time.shape}")
         return cond.text_time[:, None]
     field = timefield.dense(t)
-    # exact where all times are equal
-    low = field.min((1, 2))
-    return low + (field - low[:, None, None]).mean((1, 2))
+    noisy = field > 0
+    # from the least of them, which is exact where all times are equal
+    low = jnp.where(noisy, field, jnp.inf).min((1, 2))
+    above = jnp.where(noisy, field - low[:, None, None], 0.0).sum((1, 2))
+    count = noisy.sum((1, 2))
+    return jnp.where(count == 0, 0.0, low + above / jnp.maximum(count, 1))
 
 
 def check_condition(cond: Condition | None, batch: int, needed: Mapping[str, int], optional: set[str]) -> Condition:
