@@ -53,6 +53,8 @@ def test_a_folder_says_what_was_trained(trained):
         t5_length=0 if pretrained.family == "sd3" else None,
     )
 
+    cond, uncond = jax.tree.map(jnp.asarray, (cond, uncond))
+
     def condition(label):
         return network.model.apply({"params": network.params}, jnp.asarray(label), method="condition")
 
@@ -95,7 +97,7 @@ def test_diffusers_reads_the_network(trained):
 
 
 def test_a_training_continues_and_refuses_other_settings(tmp_path):
-    chosen = {**CHOSEN, "family": "sd", "cycles": [2]}
+    chosen = {**CHOSEN, "family": "sd3", "cycles": [2]}
     assert train_scenes.fit(chosen, tmp_path)
     assert train_scenes.fit({**chosen, "cycles": [2, 3]}, tmp_path)
     assert train_scenes.load(tmp_path).step == 5
