@@ -32,7 +32,8 @@ class Times(NamedTuple):
     Fields [b, gh, gw, 1] with 0 = data and 1 = noise; an axis of size 1 stands for the whole image. They are the same
     field, which `told` may hold as `FewTimes`; other times are told by a learned schedule (TPM) alone.
 
-    text: the time [b] that the text tokens of a network with joint attention are told; None: the mean of the field.
+    text: the time [b] that the text tokens of a network with joint attention are told; None: the mean of the field
+        over all cells but those at 0.
     """
 
     level: TimeField
@@ -77,7 +78,8 @@ class Condition(NamedTuple):
     sizes: SDXL's original height and width, top and left of the crop, and target height and width, in pixels [b, 6].
     guidance: the guidance scale that a distilled network (FLUX) is told [b].
     reference: latents of an image to edit (FLUX Kontext) [b, h2, w2, c].
-    text_time: the time that text tokens are told, in the network's units [b]; None: the mean of the field.
+    text_time: the time that text tokens are told, in the network's units [b]; None: the mean of the field over all
+        cells but those at 0.
     spans: the objects whose attention maps are asked for.
     blur: standard deviation, in cells, of the Gaussian that blurs the queries of self-attention (SEG) [b]; 0 is none.
     """

@@ -13,17 +13,20 @@ of a prompt has the seed --seed + i, and depends on nothing else.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from asyncpatch_jax import sharding, viz
@@ -38,11 +41,11 @@ from asyncpatch_jax.pretrained.pipelines import Made, text2image
 from asyncpatch_jax.pretrained.requests import Request, factor
 from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.sampling.schedules import curves
-from asyncpatch_jax.sampling.schedules.masks import thresholded
 from launch import cli
 
 _MOMENTS = 8
 _ARRAYS = ("image", "mask", "object_masks", "noise")
+_RECORDED = ("image", "mask", "convention", "graded", "strength", "object_mask", "dtype", "mesh", "variant")
 _CHOICES = {
     "schedule": (settings_lib.ScheduleName, "When cells move: all together, all on --curve, or the objects on it."),
     "masks": (settings_lib.Masks, "Where objects are: by each step's attention, by a first run's, or as drawn."),
@@ -70,6 +73,36 @@ def prompts(values: flags.FlagValues) -> list[Prompt]:
     if not values.find_objects:
         return given
     return [prompt._replace(objects=prompt.objects or noun_phrases(prompt.text)) for prompt in given]
+
+
+def check_flags(values: flags.FlagValues, family: str) -> None:
+    """Refuse flags that another flag, or the family, makes meaningless.
+
+    Raises:
+        ValueError: names both.
+    """
+    asyndm, sync = values.schedule == "asyndm", values.schedule in (None, "sync")
+    lone = {
+        "items": (values.items and not values.prompts, "--prompts"),
+        "mask": (values.mask and not values.image, "--image"),
+        "strength": (values.strength is not None and (values.mask or not values.image), "--image, and without --mask"),
+        "graded": (values.graded and not values.mask, "--mask"),
+        "object_mask": (values.object_mask and not (asyndm and values.masks == "drawn"), "--masks=drawn"),
+        "masks": (values.masks and not asyndm, "--schedule=asyndm"),
+        "threshold": (values.threshold is not None and not asyndm, "--schedule=asyndm"),
+        "reference_compat": (values.reference_compat and not values.items, "--items"),
+        "curve": (values.curve and sync, "--schedule=asyndm or concave"),
+        "omega": (values.omega is not None and sync, "--schedule=asyndm or concave"),
+        "text_time": (values.text_time and (sync or family in ("sd", "sdxl")), "sd3, flux or kontext, and no sync"),
+        "t5_length": (values.t5_length is not None and family in ("sd", "sdxl"), "sd3, flux or kontext"),
+        "negative": (
+            values.negative and family in ("flux", "kontext") and values.negative_guidance is None,
+            "--negative_guidance: FLUX is told its guidance",
+        ),
+    }
+    for name, (alone, needed) in lone.items():
+        if alone:
+            raise ValueError(f"expected --{name} with {needed}")
 
 
 def requests(values: flags.FlagValues, given: Sequence[Prompt], size: tuple[int, int]) -> list[Request]:
@@ -107,27 +140,34 @@ def requests(values: flags.FlagValues, given: Sequence[Prompt], size: tuple[int,
     ]
 
 
-def record(folder: str, request: Request, settings: Settings) -> dict[str, str]:
-    """What an image's file says of how it was made."""
+def record(folder: str, request: Request, settings: Settings, values: flags.FlagValues) -> dict[str, str]:
+    """What an image's file says of how it was made: all that it depends on, files by their names."""
     kept = {name: value for name, value in request._asdict().items() if name not in _ARRAYS}
-    made = {"model": folder, **kept, **dataclasses.asdict(settings)}
+    more = {name: values[name].value for name in _RECORDED}
+    version = importlib.metadata.version("asyncpatch_jax")
+    made = {"model": folder, **kept, **dataclasses.asdict(settings), **more, "version": version}
     return {"asyncpatch_jax": json.dumps(made, ensure_ascii=False), "prompt": request.prompt}
 
 
-def shown(made: Made, objects: Sequence[str], threshold: float) -> np.ndarray:
-    """An image, its time field along the run, and of each object the attention and the mask that it gives."""
+def shown(made: Made, objects: Sequence[str]) -> np.ndarray:
+    """An image, its time field along the run, and of each object the attention and where the schedule took it to be.
+
+    Attention is scaled to its own maximum. A step's mask, white, decides where the next step lands.
+    """
     steps = len(made.fields) - 1
     moments = np.unique(np.linspace(0, steps - 1, min(steps, _MOMENTS)).round().astype(int))
     size = viz.visible(made.image.shape[:2])
     rows = [viz.enlarge(viz.heat(made.fields[moments]), size)]
     names = ["time"]
-    if made.maps is not None:
-        for k, name in enumerate(objects):
+    for k, name in enumerate(objects):
+        if made.maps is not None:
             maps = made.maps[moments, ..., k : k + 1].astype(np.float32)
-            masks = np.asarray(thresholded(jnp.asarray(maps), threshold), np.float32)
             rows += [viz.enlarge(viz.heat(maps / maps.max((1, 2, 3), keepdims=True).clip(1e-20)), size)]
+            names += [f"{name}: attention"]
+        if made.masks is not None:
+            masks = made.masks[np.minimum(moments, len(made.masks) - 1), ..., k : k + 1].astype(np.float32)
             rows += [viz.enlarge(viz.colour(2 * masks - 1), size)]
-            names += [f"{name}: attention", f"{name}: mask"]
+            names += [f"{name}: mask"]
     blank = np.full((len(rows), 1, *size, 3), 255, np.uint8)
     blank[0, 0] = viz.tiles(made.image[None])[0]
     table = np.concatenate([np.stack(rows), blank], 1)
@@ -144,18 +184,25 @@ def settings_of(values: flags.FlagValues, pretrained: Pretrained) -> Settings:
     return defaults(pretrained.family, side, **given)
 
 
-def mesh_of(text: str | None) -> Any:
-    """The mesh of "data=1,fsdp=4,tensor=2"; None for one device.
+def mesh_of(text: str | None) -> Mesh | None:
+    """The mesh of "data=1,fsdp=4,tensor=2"; by default all devices there are, which split the networks among them.
 
     Raises:
         ValueError: no such axes, or another number of devices than there are.
     """
     if text is None:
-        return None
+        return None if jax.device_count() == 1 else sharding.make_mesh(data=1, fsdp=-1)
     parts = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
     if not parts or set(parts) - set(sharding.AXES) or not all(size.lstrip("-").isdigit() for size in parts.values()):
         raise ValueError(f"expected a mesh such as data=1,fsdp=4,tensor=2, got {text!r}")
     return sharding.make_mesh(**{"data": 1} | {name: int(size) for name, size in parts.items()})
+
+
+def write(out: Path, i: int, request: Request, made: Made, text: dict[str, str], *, show: bool) -> None:
+    """The files of image i."""
+    viz.save_png(out / "images" / f"{i:04d}.png", made.image, text=text, overwrite=True)
+    if show:
+        viz.save_png(out / "fields" / f"{i:04d}.png", shown(made, request.objects), overwrite=True)
 
 
 def main(folder: str) -> None:
@@ -163,33 +210,27 @@ def main(folder: str) -> None:
     refuse_existing(values.out, values.overwrite)
     given = prompts(values)
     mesh = mesh_of(values.mesh)
+    if jax.process_count() > 1:  # the first process shall not begin to write before the last has looked
+        multihost_utils.sync_global_devices("text2image")
+    out = Path(values.out)
+    check_writable(epath.Path(out) / "grid.png")
     dtype = values.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    check_writable(epath.Path(values.out) / "grid.png")
     pretrained = load_pretrained(folder, mesh, jnp.dtype(dtype), variant=values.variant)
+    check_flags(values, pretrained.family)
     settings = settings_of(values, pretrained)
     wanted = requests(values, given, (settings.height, settings.width))
-    print(
-        f"{len(wanted)} images, {settings.num_steps} steps each; the first batch takes a while to compile", flush=True
-    )
-    with tqdm(total=len(wanted), unit="image", delay=1e-3) as bar:  # no bar before there is something to show
-        made = text2image(
-            pretrained,
-            wanted,
-            settings,
-            batch=values.batch,
-            mesh=mesh,
-            on_batch=lambda done: bar.update(done - bar.n),
-        )
-    out = Path(values.out)
-    for i, (request, result) in enumerate(zip(wanted, made, strict=True)):
-        text = record(folder, request, settings)
-        viz.save_png(out / "images" / f"{i:04d}.png", result.image, text=text, overwrite=True)
-        if values.show:
-            picture = shown(result, request.objects, settings.threshold)
-            viz.save_png(out / "fields" / f"{i:04d}.png", picture, overwrite=True)
-    columns = values.num if values.num > 1 else math.ceil(len(made) ** 0.5)
-    viz.save_png(out / "grid.png", viz.grid(np.stack([m.image for m in made]), columns), overwrite=True)
-    print(f"wrote grid.png and images/ ({len(made)} PNG files){' and fields/' if values.show else ''} into {out}")
+    images = text2image(pretrained, wanted, settings, batch=values.batch, mesh=mesh)
+    print(f"{len(wanted)} images, {settings.num_steps} steps each; the first batch compiles", flush=True)
+    small = []
+    for i, made in enumerate(tqdm(images, total=len(wanted), unit="image", disable=jax.process_index() > 0)):
+        write(out, i, wanted[i], made, record(folder, wanted[i], settings, values), show=values.show)
+        small.append(made.image)
+    for old in [*out.glob("images/[0-9]*.png"), *out.glob("fields/[0-9]*.png")]:
+        if int(old.stem) >= len(small) or (old.parent.name == "fields" and not values.show):
+            old.unlink(missing_ok=True)  # of an earlier run
+    columns = values.num if values.num > 1 else math.ceil(len(small) ** 0.5)
+    viz.save_png(out / "grid.png", viz.grid(np.stack(small), columns), overwrite=True)
+    print(f"wrote grid.png and images/ ({len(small)} PNG files){' and fields/' if values.show else ''} into {out}")
 
 
 def define_flags() -> None:
@@ -223,7 +264,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch", 4, "Images made at a time.", lower_bound=1)
     flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the networks; float32 on a CPU, else bfloat16.")
     flags.DEFINE_string("variant", None, "Of the files, say fp16 for model.fp16.safetensors.")
-    flags.DEFINE_string("mesh", None, "Devices, such as data=1,fsdp=4,tensor=2; one device unless given.")
+    flags.DEFINE_string("mesh", None, "Devices, such as data=1,fsdp=4,tensor=2; unless given all, by fsdp.")
     flags.DEFINE_bool("show", False, "Also write the time fields and the objects' attention along each run.")
     flags.DEFINE_string("out", "images", "Folder to write to.")
     flags.DEFINE_bool("overwrite", False, "Replace the files in --out.")

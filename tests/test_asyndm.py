@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from asyncpatch_jax.pretrained import sampling
+from asyncpatch_jax.pretrained import text2image as text2images
 from asyncpatch_jax.pretrained.loading import load_pretrained
-from asyncpatch_jax.pretrained.pipelines import text2image
 from asyncpatch_jax.pretrained.plans import plan
 from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import defaults
@@ -33,6 +34,10 @@ def settings(pretrained, **changes):
 
 def requests(*objects, **more):
     return [Request(text, seed, objects=objects[seed], **more) for seed, text in enumerate(PROMPTS[: len(objects)])]
+
+
+def text2image(*arguments, **more):
+    return list(text2images(*arguments, **more))
 
 
 def images(made):
@@ -62,11 +67,12 @@ def test_an_object_that_is_the_whole_image_is_the_stock_sampler_on_the_curve(pre
 def test_dynamic_masks_are_those_of_the_maps_of_the_step_before(pretrained):
     chosen = settings(pretrained, schedule="asyndm", omega=0.5)
     (made,) = text2image(pretrained, requests(("dog", "cat")), chosen, batch=1)
-    grid = plan(pretrained, chosen, None, np.full((1, 2), 0.5)).grid
+    grid = plan(pretrained, requests(("dog", "cat")), chosen).grid
     assert made.maps.shape[0] == STEPS
     assert (made.maps >= 0).all()
     cells = made.fields.shape[1:3]
-    masks = np.asarray(nearest(thresholded(jnp.asarray(made.maps)), cells)).any(-1, keepdims=True)
+    assert (made.masks == np.asarray(thresholded(jnp.asarray(made.maps)))).all()
+    masks = np.asarray(nearest(jnp.asarray(made.masks), cells)).any(-1, keepdims=True)
     assert 0 < masks.mean() < 1
     # no cell is ahead of the background, and a cell that no mask has had since the start is on it
     assert (made.fields[-1] == grid[-1]).all()
@@ -84,6 +90,9 @@ def test_fixed_masks_are_those_of_the_synchronous_run(pretrained):
     for one in fixed:
         lag = one.fields[1] > one.fields[1].min()
         assert 0 < lag.mean() < 1
+        assert one.masks.shape[0] == 1
+        shown = np.asarray(nearest(jnp.asarray(one.masks), lag.shape[:2]))[0].any(-1, keepdims=True)
+        assert (shown == lag).all()
         # one mask for all steps
         assert all(((step > step.min()) == lag).all() for step in one.fields[1:-2])
 
@@ -172,14 +181,74 @@ def test_mistakes_are_named_before_anything_is_made(pretrained):
         ([Request(PROMPTS[0], objects=("bear",))], slow, "'bear', which is there not at all"),
         ([Request(PROMPTS[0], objects=("dog",), omegas=(0.1, 0.2))], slow, "omega for each of the 1 objects"),
         ([Request(PROMPTS[0], objects=("dog",), omegas=(3.0,))], slow, "expected 0 <= k <="),
-        ([Request(PROMPTS[0], mask=hole)], fine, "expected an image and a mask"),
+        ([Request(PROMPTS[0], mask=hole)], fine, "expected an image with the mask"),
         ([Request(PROMPTS[0], image=picture)], fine, "expected a mask with the image"),
-        ([Request(PROMPTS[0], image=picture[:16], mask=hole)], fine, "expected an image of 32 x 32"),
+        (
+            [Request(PROMPTS[0], image=picture[:16], mask=hole)],
+            fine,
+            r"expected image of uint8\[32, 32, 3\], got uint8",
+        ),
+        ([Request(PROMPTS[0], image=picture / 255.0, mask=hole)], fine, "expected image of uint8"),
+        ([Request(PROMPTS[0], image=picture[..., :1], mask=hole)], fine, "expected image of uint8"),
+        ([Request(PROMPTS[0], image=picture, mask=255 * hole)], fine, "expected mask in 0 ... 1, got 255.0 to 255.0"),
+        ([Request(None)], fine, "expected texts, got None"),
+        ([Request(PROMPTS[0], seed=2**32)], fine, "expected a seed in"),
+        # both before the first batch, not in the second
+        ([Request(PROMPTS[0], objects=("dog",)), Request(PROMPTS[1], objects=("bear",))], slow, "'bear', which is"),
+        (
+            [Request(PROMPTS[0], objects=("dog",)), Request(PROMPTS[1], objects=("cats",), omegas=(1.5,))],
+            slow,
+            "expected 0 <= k <=",
+        ),
         ([Request(PROMPTS[0]), Request(PROMPTS[0], image=picture, mask=hole)], fine, "all say image, or none"),
         ([Request(PROMPTS[0], objects=("dog",))], dataclasses.replace(slow, masks="drawn"), "expected a drawn mask"),
-        ([Request(PROMPTS[0], noise=np.zeros((2, 2, 4), np.float32))], fine, "expected noise of shape"),
+        ([Request(PROMPTS[0], noise=np.zeros((2, 2, 4), np.float32))], fine, "expected noise of float"),
         ([Request(PROMPTS[0])], dataclasses.replace(fine, negative_guidance=2.0), "negative_guidance with flux"),
     ]
     for given, chosen, message in cases:
         with pytest.raises(ValueError, match=message):
-            text2image(pretrained, given, chosen)
+            text2images(pretrained, given, chosen, batch=1)
+    with pytest.raises(ValueError, match="expected a batch of one image or more, got 0"):
+        text2images(pretrained, [Request(PROMPTS[0])], fine, batch=0)
+
+
+@pytest.mark.parametrize("wrong", [{"omega": 7.0}, {"threshold": -1.0}, {"guidance": float("nan")}, {"eta": -1.0}])
+def test_settings_out_of_range(wrong):
+    with pytest.raises(ValueError, match="expected"):
+        defaults("sd", 512, **wrong)
+
+
+def test_a_family_that_is_not():
+    with pytest.raises(ValueError, match="expected a family out of sd, sdxl, sd3, flux, kontext, got 'sdx'"):
+        defaults("sdx", 512)
+
+
+def test_an_image_that_is_not_finite_is_named(pretrained):
+    vae = pretrained.components["vae"]
+    broken = vae._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, vae.params))
+    with_it = pretrained._replace(components={**pretrained.components, "vae": broken})
+    with pytest.raises(ValueError, match=f"expected a finite image of '{PROMPTS[0]}', seed 3"):
+        text2image(with_it, [Request(PROMPTS[0], 3)], settings(pretrained))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux", "kontext"])
+def test_the_other_families_in_bfloat16(family, tmp_path):
+    tiny_folders.folder(family, tmp_path / family)
+    pretrained = load_pretrained(tmp_path / family, dtype=jnp.bfloat16)
+    half = np.zeros((32, 32, 1), np.float32)
+    half[:, 16:] = 1
+    edits = {"image": np.full((32, 32, 3), 90, np.uint8), "object_masks": half} if family == "kontext" else {}
+    masks = "drawn" if edits else "dynamic"
+    chosen = settings(pretrained, schedule="asyndm", masks=masks, omega=0.5)
+    (made,) = text2image(pretrained, requests(("dog",), **edits), chosen, batch=1)
+    assert made.image.std() > 0
+    # times stay what they are in float32, and the object lags behind the background
+    grid = np.float32(plan(pretrained, requests(("dog",), **edits), chosen).grid)
+    assert made.fields.dtype == np.float32
+    assert (made.fields[-1] == grid[-1]).all()
+    assert (made.fields >= grid.reshape(-1, 1, 1, 1)).all()
+    assert made.fields[2].max() > grid[2]
+    if edits:
+        lag = made.fields[1] > grid[1]
+        assert lag[:, lag.shape[1] // 2 :].all()
+        assert not lag[:, : lag.shape[1] // 2].any()

@@ -8,7 +8,7 @@ from PIL import Image
 from asyncpatch_jax.pretrained.loading import load_pretrained
 from asyncpatch_jax.pretrained.pipelines import make, prepare
 from asyncpatch_jax.pretrained.plans import plan
-from asyncpatch_jax.pretrained.requests import Request, latent_shape
+from asyncpatch_jax.pretrained.requests import Request, latent_shape, omegas
 from asyncpatch_jax.pretrained.settings import defaults
 from tests import tiny_folders
 from tests.tiny_folders import FAMILIES
@@ -60,9 +60,9 @@ def theirs(pipe, family, given, settings, **more):
 
 def ours(pretrained, given, settings):
     """This library's images [b, h, w, c] in [0, 1]."""
-    whole = prepare(pretrained, given, settings)
-    made = make(pretrained, settings, plan(pretrained, settings, whole.mask, whole.omegas), None, whole)
-    return np.clip(np.asarray(made.latents) / 2 + 0.5, 0, 1)
+    whole = prepare(pretrained, given, settings, omegas(given, settings))
+    made = make(pretrained, settings, plan(pretrained, given, settings), whole)
+    return np.clip(made.images / 2 + 0.5, 0, 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -198,3 +198,13 @@ def test_full_size_has_diffusers_tensors():
     shapes = jax.eval_shape(module.init, jax.random.key(0), *sd3.example(module))["params"]
     ours = {key: slot.shape for key, slot in names.torch_tensors(shapes).items()}
     assert ours == {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+
+
+def test_text_is_not_told_of_known_cells():
+    """Half of the cells are known, at 0: the text is told the mean of the others, as if it had been said."""
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs()
+    t = jnp.zeros((2, *GRID, 1), jnp.float32).at[:, 1:].set(TIMES.reshape(2, 1, 1, 1))
+    np.testing.assert_array_equal(joint.text_time(t, cond), TIMES[:, None])
+    assert (joint.text_time(jnp.zeros_like(t), cond) == 0).all()
+    told = ours(net, x, t, cond._replace(text_time=TIMES))[0]
+    np.testing.assert_array_equal(ours(net, x, t, cond)[0], told)

@@ -1,7 +1,11 @@
 """The command for images from prompts, on a tiny folder: its files, what they say of themselves, and its errors."""
 
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,8 @@ from PIL import Image
 
 from launch.text2image import mesh_of
 from tests import mains, tiny_folders
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +58,15 @@ def test_files_say_how_they_were_made(command, folder, tmp_path):
     assert (code, err.count("error")) == (0, 0), err
     assert "4 PNG files" in out
     made = tmp_path / "out"
-    assert sorted(path.name for path in made.rglob("*.png")) == sorted(
-        2 * [f"000{i}.png" for i in range(4)] + ["grid.png"]
-    )
+    each = [f"000{i}.png" for i in range(4)]
+    assert sorted(path.name for path in made.rglob("*.png")) == sorted([*each, *each, "grid.png"])
     with Image.open(made / "images" / "0003.png") as image:
         assert image.size == (32, 32)
         said = json.loads(image.text["asyncpatch_jax"])
         assert image.text["prompt"] == "two cats and a dog"
     assert (said["seed"], said["objects"], said["omegas"]) == (6, ["cats", "dog"], [0.25, 0.5])
     assert (said["schedule"], said["num_steps"], said["model"]) == ("asyndm", 3, str(folder))
+    assert {"mask", "strength", "dtype", "mesh", "version"} <= said.keys()
     first = pixels(made / "images" / "0000.png")
     assert first.std() > 0
     # nothing is replaced unless asked for, and the same command makes the same
@@ -70,6 +76,8 @@ def test_files_say_how_they_were_made(command, folder, tmp_path):
     code, _, err = command(folder, "--prompt=a red dog", "--objects=dog", "--omega=0.5", *asked[3:], "--overwrite")
     assert code == 0, err
     assert np.abs(pixels(made / "images" / "0000.png").astype(int) - first).max() <= 1
+    # of the longer run before, nothing is left
+    assert sorted(path.name for path in made.rglob("0*.png")) == sorted(2 * each[:2])
 
 
 def test_a_part_of_an_image(command, folder, tmp_path):
@@ -102,6 +110,11 @@ def test_a_part_of_an_image(command, folder, tmp_path):
         (("--prompt=a dog", "--height=33"), "multiples of"),
         (("--prompt=a dog", "--mesh=rows=2"), "expected a mesh such as"),
         (("--prompt=a dog", "--sede=1"), "did you mean --seed?"),
+        (("--prompt=a dog", "--items=x.json"), "expected --items with --prompts"),
+        (("--prompt=a dog", "--omega=0.5"), "expected --omega with --schedule=asyndm or concave"),
+        (("--prompt=a dog", "--text_time=max", "--schedule=concave"), "expected --text_time with sd3, flux or kontext"),
+        (("--prompt=a dog", "--graded"), "expected --graded with --mask"),
+        (("--prompt=a dog", "--masks=drawn", "--schedule=asyndm", "--objects=dog"), "expected a drawn mask"),
     ],
 )
 def test_mistakes_are_one_line(command, folder, tmp_path, arguments, message):
@@ -118,7 +131,7 @@ def test_a_folder_is_needed(command, tmp_path):
 
 
 def test_the_example_of_the_docs(folder, capsys):
-    text = (Path(__file__).parent.parent / "docs" / "text2image.md").read_text()
+    text = (ROOT / "docs" / "text2image.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     small = [("stable-diffusion-2-1-base", str(folder)), (", 512,", ", 32,"), ("=50", "=2"), ("bfloat16", "float32")]
     for old, new in [*small, ("range(8)", "range(2)")]:
@@ -126,6 +139,36 @@ def test_the_example_of_the_docs(folder, capsys):
         block = block.replace(old, new)
     exec(block, {})  # code of this repository's own docs
     assert capsys.readouterr().out.splitlines() == 2 * ["(32, 32, 3) (3, 16, 16, 1) (2, 4, 4, 2)"]
+
+
+def test_two_processes_make_what_one_does(command, folder, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    asked = [str(folder), "--prompt=a red dog", "--objects=dog", "--schedule=asyndm", "--num=4", "--num_steps=2"]
+    split = "from asyncpatch_jax import sharding; sharding.MIN_SIZE = 1; import runpy; "
+    split += "runpy.run_module('launch.text2image', run_name='__main__', alter_sys=True)"
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
+        "COORDINATOR_ADDRESS": address,
+        "NUM_PROCESSES": "2",
+    }
+    # tiny parameters are split like large ones
+    line = [sys.executable, "-c", split, *asked, "--mesh=data=1,fsdp=2,tensor=2", f"--out={tmp_path / 'two'}"]
+    started = [
+        subprocess.Popen(
+            line, stderr=subprocess.PIPE, text=True, env={**environment, "PROCESS_ID": str(index)}, cwd=ROOT
+        )
+        for index in (0, 1)
+    ]
+    said = [process.communicate(timeout=500)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    code, _, err = command(*asked)
+    assert code == 0, err
+    for i in range(4):
+        one, two = (pixels(tmp_path / name / "images" / f"000{i}.png").astype(int) for name in ("out", "two"))
+        assert np.abs(one - two).max() <= 1
 
 
 def test_a_mesh_by_its_axes():

@@ -3,7 +3,7 @@
 `text2image` is all of it: prompts -> embeddings -> the jitted sampler -> autoencoder -> images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,49 +11,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from asyncpatch_jax import viz
+from asyncpatch_jax import sharding, viz
 from asyncpatch_jax.pretrained import autoencoder
 from asyncpatch_jax.pretrained.loading import Pretrained
 from asyncpatch_jax.pretrained.plans import Plan, plan
-from asyncpatch_jax.pretrained.prompts import encode_prompts, read_tokenizers, streams
-from asyncpatch_jax.pretrained.requests import Picture, Request, check, latent_shape
+from asyncpatch_jax.pretrained.prompts import Encoded, encode_prompts, read_tokenizers, streams
+from asyncpatch_jax.pretrained.requests import Picture, Request, check, latent_shape, omegas
 from asyncpatch_jax.pretrained.sampling import Inputs, Net, Sampled, noise, sample_latents
-from asyncpatch_jax.pretrained.settings import Settings, solver, synchronous
+from asyncpatch_jax.pretrained.settings import Settings, solver
 from asyncpatch_jax.pretrained.spans import reference_compat, spans
-from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.paste import paste_back
-from asyncpatch_jax.sampling.schedules import Schedule
-from asyncpatch_jax.sampling.schedules.masks import from_maps
+from asyncpatch_jax.sampling.schedules.masks import thresholded
 from asyncpatch_jax.types import Condition, Image, ImageKeys, Spans
 
 
 class Made(NamedTuple):
-    """An image, the fields of its run [s + 1, gh, gw, 1], and its objects' attention maps [s, gh2, gw2, k], if any."""
+    """An image, and how it came about.
+
+    fields: the time of each cell before every step and at the end.
+    maps: the attention to each object in every step, if the schedule or a guidance looked at it.
+    masks: where each object was taken to be: by the attention of every step [s], or for the whole run [1].
+    """
 
     image: Picture
     fields: Float[np.ndarray, "s gh gw 1"]
     maps: Float[np.ndarray, "s2 gh2 gw2 k"] | None
+    masks: Bool[np.ndarray, "s3 gh3 gw3 k"] | None
 
 
 class Batch(NamedTuple):
-    """Requests as arrays, with a row for each; None where none has it.
+    """Requests as arrays on the host, with a row for each; None where none has it.
 
-    omegas: of each object; 0 for those that only other requests have.
+    omegas: of each object; negative for those that only other requests have.
     image: in [-1, 1]; mask: how much of it changes.
-    object_masks: where objects are drawn, or another run's attention has them.
+    object_masks: where objects are drawn.
     """
 
     keys: ImageKeys
     cond: Condition
     uncond: Condition | None
-    scale: Any  # Float[Array, "b"]
-    omegas: Any  # Float[Array, "b k"]
-    image: Any  # Float[Array, "b h w c"]
-    mask: Any  # Float[Array, "b h w 1"]
-    object_masks: Any  # Float[Array, "b gh gw k"]
-    noise: Any  # Float[Array, "b h2 w2 c2"]
+    scale: Float[np.ndarray, "b"] | None
+    omegas: Float[np.ndarray, "b k"]
+    image: Float[np.ndarray, "b h w c"] | None
+    mask: Float[np.ndarray, "b h w 1"] | None
+    object_masks: Float[np.ndarray, "b h w k"] | None
+    noise: Float[np.ndarray, "b h2 w2 c2"] | None
+
+
+class Drawn(NamedTuple):
+    """A batch of images in [-1, 1] [b, ...], with what `Made` has of each; on the host."""
+
+    images: Float[np.ndarray, "b h w c"]
+    fields: Float[np.ndarray, "b s gh gw 1"]
+    maps: Float[np.ndarray, "b s2 gh2 gw2 k"] | None
+    masks: Bool[np.ndarray, "b s3 gh3 gw3 k"] | None
 
 
 def text2image(
@@ -63,63 +76,74 @@ def text2image(
     *,
     batch: int = 4,
     mesh: Mesh | None = None,
-    on_batch: Callable[[int], None] = lambda done: None,
-) -> list[Made]:
-    """Make an image for each request, `batch` at a time; one program is compiled for all of them.
+) -> Iterator[Made]:
+    """Make an image for each request, in their order, `batch` at a time; one program is compiled for all of them.
+
+    What a batch has made can be taken before the next one begins, and is not kept.
 
     Args:
         mesh: the devices that the networks were loaded to.
-        on_batch: is told how many images are done.
 
     Raises:
         ValueError: sizes that the networks cannot take, a guidance that they do not support, words that are not in
-            their prompt, objects or images that a schedule needs and that are missing. All of it before any image is
-            made.
+            their prompt, objects or images that a schedule needs and that are missing: all of it at once, before any
+            network runs. Later, an image that is not finite, by its prompt and seed.
     """
+    if batch < 1:
+        raise ValueError(f"expected a batch of one image or more, got {batch}")
     check(pretrained, requests, settings)
-    whole = prepare(pretrained, requests, settings)
-    when = plan(pretrained, settings, whole.mask, whole.omegas)
-    call = partial(make, pretrained, settings, when, mesh)
-    parts = batched(call, whole, batch=min(batch, len(requests)), on_batch=on_batch)
-    rows = [jax.tree.map(lambda leaf, i=i: leaf[i], part) for part in parts for i in range(len(part.latents))]
-    return [Made(viz.to_uint8(row.latents), row.fields, row.maps) for row in rows[: len(requests)]]
+    when = plan(pretrained, requests, settings)
+    found = named(pretrained, requests, settings)
+    return _in_batches(pretrained, requests, settings, when, found, min(batch, len(requests)), mesh)
 
 
-def prepare(pretrained: Pretrained, requests: Sequence[Request], settings: Settings) -> Batch:
-    """All requests as one batch, on the host; every text is encoded once.
+def _in_batches(
+    pretrained: Pretrained,
+    requests: Sequence[Request],
+    settings: Settings,
+    when: Plan,
+    found: Spans | None,
+    batch: int,
+    mesh: Mesh | None,
+) -> Iterator[Made]:
+    slow = omegas(requests, settings)
+    known: dict[str, Encoded] = {}
+    for first in range(0, len(requests), batch):
+        # the last batch is filled up: only one size compiles
+        index = np.minimum(np.arange(first, first + batch), len(requests) - 1)
+        those = [requests[i] for i in index]
+        spans_of = None if found is None else jax.tree.map(lambda leaf, index=index: leaf[index], found)
+        part = prepare(pretrained, those, settings, slow[index], spans_of, mesh=mesh, known=known)
+        drawn = make(pretrained, settings, when, part, mesh=mesh)
+        for row, request in enumerate(those[: len(requests) - first]):
+            one = jax.tree.map(lambda leaf, row=row: leaf[row], drawn)
+            if not np.isfinite(one.images).all():
+                raise ValueError(f"expected a finite image of {request.prompt!r}, seed {request.seed}, got NaN in it")
+            yield Made(viz.to_uint8(one.images), *one[1:])
+        # the next batch may have the same texts again; more of them are not kept
+        known = {text: known[text] for request in those for text in _texts(request) if text in known}
 
-    Raises:
-        ValueError: words that are not in their prompt.
+
+def prepare(
+    pretrained: Pretrained,
+    requests: Sequence[Request],
+    settings: Settings,
+    slow: Float[np.ndarray, "b k"],
+    objects: Spans | None = None,
+    *,
+    mesh: Mesh | None = None,
+    known: dict[str, Encoded] | None = None,
+) -> Batch:
+    """Requests as one batch; every text is encoded once.
+
+    Args:
+        slow: rows of `omegas`.
+        objects: rows of `named`.
+        known: texts that were encoded before; new ones are added.
     """
-    found = _named(pretrained, requests, settings)  # first: it may refuse a word, and costs nothing
-    cond, uncond = jax.device_get(conditions(pretrained, requests, settings))
-    if settings.method == "s-cfg":
-        found = _every_token(*cond.tokens.shape[:2])
-    scale = settings.negative_guidance if pretrained.family in ("flux", "kontext") else settings.guidance
-    guided = scale != 1.0 or settings.method != "cfg"
-    count = max(1, *(len(request.objects) for request in requests))
-    omegas = np.zeros((len(requests), count), np.float32)
-    for row, request in zip(omegas, requests, strict=True):
-        row[: len(request.objects)] = request.omegas or settings.omega
-    drawn = settings.schedule == "asyndm" and settings.masks == "drawn"
-    return Batch(
-        keys=jax.vmap(jax.random.key)(np.array([request.seed for request in requests])),
-        cond=cond._replace(spans=found),
-        uncond=uncond if guided else None,
-        scale=np.full(len(requests), scale, np.float32) if guided else None,
-        omegas=omegas,
-        image=_stacked([request.image for request in requests], lambda x: x.astype(np.float32) / 127.5 - 1),
-        mask=_stacked([request.mask for request in requests], np.float32),
-        object_masks=_stacked([request.object_masks for request in requests if drawn], partial(_padded, count)),
-        noise=_stacked([request.noise for request in requests], np.float32),
-    )
-
-
-def conditions(pretrained: Pretrained, requests: Sequence[Request], settings: Settings) -> tuple[Condition, Condition]:
-    """What the network is told of each request's prompt, and of its negative prompt."""
     negatives = [request.negative for request in requests]
     config = pretrained.denoiser.config
-    return encode_prompts(
+    cond, uncond = encode_prompts(
         pretrained.family,
         pretrained.components,
         read_tokenizers(pretrained.family, pretrained.tokenizers),
@@ -130,11 +154,29 @@ def conditions(pretrained: Pretrained, requests: Sequence[Request], settings: Se
         width=config.get("joint_attention_dim"),
         t5_length=settings.t5_length,
         zero_negatives=pretrained.index.get("force_zeros_for_empty_prompt", True),
+        mesh=mesh,
+        known=known,
+    )
+    if settings.method == "s-cfg":
+        objects = _every_token(*cond.tokens.shape[:2])
+    scale = settings.negative_guidance if pretrained.family in ("flux", "kontext") else settings.guidance
+    guided = scale != 1.0 or settings.method != "cfg"
+    drawn = [request.object_masks for request in requests if _drawn(settings)]
+    return Batch(
+        keys=jax.vmap(jax.random.key)(np.array([request.seed for request in requests], np.uint32)),
+        cond=cond._replace(spans=objects),
+        uncond=uncond if guided else None,
+        scale=np.full(len(requests), scale, np.float32) if guided else None,
+        omegas=slow,
+        image=_stacked([request.image for request in requests], lambda x: x.astype(np.float32) / 127.5 - 1),
+        mask=_stacked([request.mask for request in requests], np.float32),
+        object_masks=_stacked(drawn, partial(_padded, slow.shape[1])),
+        noise=_stacked([request.noise for request in requests], np.float32),
     )
 
 
-def make(pretrained: Pretrained, settings: Settings, when: Plan, mesh: Mesh | None, part: Batch) -> Sampled:
-    """The images of one batch in [-1, 1], in the place of their latents; fields and maps [b, s, ...]."""
+def make(pretrained: Pretrained, settings: Settings, when: Plan, part: Batch, *, mesh: Mesh | None = None) -> Drawn:
+    """The images of one batch."""
     net = Net(
         pretrained.denoiser.module,
         pretrained.scheduler,
@@ -144,46 +186,75 @@ def make(pretrained: Pretrained, settings: Settings, when: Plan, mesh: Mesh | No
     )
     cond, uncond, known = part.cond, part.uncond, None
     if pretrained.family == "kontext":
-        reference = encode_images(pretrained, jnp.asarray(part.image))
+        reference = encode_images(pretrained, part.image, mesh)
         cond = cond._replace(reference=reference)
         uncond = None if uncond is None else uncond._replace(reference=reference)
     if part.mask is not None:
-        known = encode_images(pretrained, _without(part.image, part.mask))
-    begun = noise(part.keys, latent_shape(pretrained, settings)) if part.noise is None else jnp.asarray(part.noise)
+        known = encode_images(pretrained, _without(part.image, part.mask), mesh)
+    begun = noise(part.keys, latent_shape(pretrained, settings)) if part.noise is None else part.noise
 
     def run(when: Plan, object_masks: Any) -> Sampled:
-        schedule: Schedule = when.schedule(part.mask, part.omegas, object_masks)
-        inputs = Inputs(begun, part.keys, schedule, cond, uncond, part.scale, known)
-        return sample_latents(net, pretrained.denoiser.params, inputs)
+        schedule = when.schedule(part.mask, part.omegas, object_masks)
+        inputs = Inputs(begun, part.keys, schedule, cond, uncond, part.scale, known, when.start)
+        return jax.device_get(sample_latents(net, pretrained.denoiser.params, inputs))
 
-    object_masks = part.object_masks
+    masks = None if part.object_masks is None else part.object_masks[:, None] > 0.5
     if settings.schedule == "asyndm" and settings.masks == "fixed":
-        first = run(plan(pretrained, synchronous(settings), part.mask, part.omegas), None)
-        object_masks = from_maps(first.maps.mean(0), settings.threshold).mask
-    result = run(when, object_masks)
-    images = decode_latents(pretrained, result.latents).astype(jnp.float32)
+        first = run(when.synchronous(), None)
+        masks = np.asarray(thresholded(jnp.asarray(first.maps.mean(0)), settings.threshold))[:, None]
+    result = run(when, None if masks is None else masks[:, 0].astype(np.float32))
+    images = decode_latents(pretrained, result.latents, mesh)
     if part.mask is not None:
-        images = paste_back(images, jnp.asarray(part.image), (jnp.asarray(part.mask) > 0).astype(jnp.float32))
+        images = np.asarray(paste_back(*(jnp.asarray(x, jnp.float32) for x in (images, part.image, part.mask > 0))))
     # of S-CFG every token has maps, which nobody wants to see
     maps = None if result.maps is None or settings.method == "s-cfg" else result.maps.swapaxes(0, 1)
-    return Sampled(images, result.fields.swapaxes(0, 1), maps)
+    if maps is not None and masks is None:
+        each = thresholded(jnp.asarray(maps.reshape(-1, *maps.shape[2:])), settings.threshold)
+        masks = np.asarray(each).reshape(maps.shape)
+    return Drawn(images, result.fields.swapaxes(0, 1), maps, masks)
 
 
-def encode_images(pretrained: Pretrained, images: Image) -> Float[Array, "b h2 w2 c2"]:
-    """Latents of images in [-1, 1]; the images themselves without an autoencoder."""
+def encode_images(
+    pretrained: Pretrained, images: Float[np.ndarray, "b h w c"], mesh: Mesh | None = None
+) -> Float[np.ndarray, "b h2 w2 c2"]:
+    """Latents of images in [-1, 1], on the host; the images themselves without an autoencoder."""
+    return _through(pretrained, "encode", images, mesh)
+
+
+def decode_latents(
+    pretrained: Pretrained, latents: Float[np.ndarray, "b h w c"], mesh: Mesh | None = None
+) -> Float[np.ndarray, "b h2 w2 c2"]:
+    """Images of latents, in about [-1, 1], on the host; the latents themselves without an autoencoder."""
+    return _through(pretrained, "decode", latents, mesh)
+
+
+def _through(
+    pretrained: Pretrained, way: str, x: Float[np.ndarray, "b h w c"], mesh: Mesh | None
+) -> Float[np.ndarray, "b h2 w2 c2"]:
     vae = pretrained.components.get("vae")
-    return images if vae is None else autoencoder.encode(vae.module, vae.params, images)
+    if vae is None:
+        return np.asarray(x, np.float32)
+    return np.asarray(_autoencoded(vae.module, way, mesh, vae.params, np.asarray(x, np.float32)))
 
 
-def decode_latents(pretrained: Pretrained, latents: Image) -> Float[Array, "b h2 w2 c2"]:
-    """Images of latents, in about [-1, 1]; the latents themselves without an autoencoder."""
-    vae = pretrained.components.get("vae")
-    return latents if vae is None else autoencoder.decode(vae.module, vae.params, latents)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _autoencoded(
+    module: autoencoder.AutoencoderKL, way: str, mesh: Mesh | None, params: Any, x: Image
+) -> Float[Array, "b h2 w2 c2"]:
+    with sharding.using(mesh):
+        function = autoencoder.encode if way == "encode" else autoencoder.decode
+        out = function(module, params, sharding.constrain(x, "batch", None, None, None))
+        # whole on every device, of every process
+        return sharding.constrain(out, None, None, None, None).astype(jnp.float32)
 
 
-def _named(pretrained: Pretrained, requests: Sequence[Request], settings: Settings) -> Spans | None:
-    """The tokens of the requests' objects, where the schedule looks at their attention."""
-    if settings.schedule != "asyndm" or settings.masks == "drawn":
+def named(pretrained: Pretrained, requests: Sequence[Request], settings: Settings) -> Spans | None:
+    """The tokens of the requests' objects, if the schedule looks at their attention.
+
+    Raises:
+        ValueError: words that are not in their prompt, or that were cut off.
+    """
+    if settings.schedule != "asyndm" or _drawn(settings):
         return None
     tokenizers = read_tokenizers(pretrained.family, pretrained.tokenizers)
     prompts = [request.prompt for request in requests]
@@ -191,6 +262,14 @@ def _named(pretrained: Pretrained, requests: Sequence[Request], settings: Settin
         return reference_compat(prompts, [request.item_idx for request in requests], tokenizers["tokenizer"].length)
     read = streams(pretrained.family, pretrained.components, tokenizers, t5_length=settings.t5_length)
     return spans(read, prompts, [request.objects for request in requests])
+
+
+def _drawn(settings: Settings) -> bool:
+    return settings.schedule == "asyndm" and settings.masks == "drawn"
+
+
+def _texts(request: Request) -> tuple[str, str]:
+    return request.prompt, request.negative or ""
 
 
 def _every_token(count: int, length: int) -> Spans:
@@ -207,9 +286,9 @@ def _padded(count: int, masks: Float[np.ndarray, "h w _k"]) -> Float[np.ndarray,
     return np.pad(masks, ((0, 0), (0, 0), (0, count - masks.shape[-1]))).astype(np.float32)
 
 
-def _without(image: Float[np.ndarray, "b h w c"], mask: Float[np.ndarray, "b h w 1"]) -> Float[Array, "b h w c"]:
+def _without(image: Float[np.ndarray, "b h w c"], mask: Float[np.ndarray, "b h w 1"]) -> Float[np.ndarray, "b h w c"]:
     """The image without what is to be generated anew, which is no data: the mean colour of the rest in its place."""
     kept = mask < 1
     shown = np.where(kept, image, 0.0)
     mean = shown.sum((1, 2), keepdims=True) / np.maximum(kept.sum((1, 2), keepdims=True), 1)
-    return jnp.asarray(np.where(kept, image, mean), jnp.float32)
+    return np.where(kept, image, mean).astype(np.float32)

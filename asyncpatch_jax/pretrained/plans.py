@@ -1,6 +1,7 @@
 """From settings to the schedule of a batch; what is compiled in is decided once for all batches of a run."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.pretrained.loading import Pretrained
-from asyncpatch_jax.pretrained.requests import cells, latent_shape
+from asyncpatch_jax.pretrained.requests import Request, cells, latent_shape, omegas
 from asyncpatch_jax.pretrained.settings import Settings
 from asyncpatch_jax.process import Discrete
 from asyncpatch_jax.sampling.schedules import Graded, Inpaint, Schedule, Synchronous
@@ -20,12 +21,14 @@ from asyncpatch_jax.sampling.schedules.masks import Dynamic, Fixed, everywhere
 class Plan:
     """How the cells of every batch of a run move.
 
-    grid: times of a synchronous run [s + 1], as numbers.
+    start: the time that the scheduler begins at, where cells are all noise.
+    grid: times of a synchronous run [s + 1], as numbers; without its first steps if no cell moves in them.
     hard: masks are 0 or 1 only, so that a field holds few times.
     one_omega: all objects of all images go equally slow: the same.
     """
 
     settings: Settings
+    start: float
     grid: tuple[float, ...]
     cells: timefield.Grid
     shift: float
@@ -39,8 +42,11 @@ class Plan:
 
         Args:
             mask: of pixels, 1 = generate [b, h, w, 1]; None: everything is generated.
-            omegas: of each object [b, k].
+            omegas: of each object [b, k], negative for those that an image does not have.
             object_masks: [b, gh, gw, k], for fixed and drawn masks.
+
+        Raises:
+            ValueError: an omega that the curve does not allow.
         """
         grid = jnp.asarray(self.grid, jnp.float32)
         # a cell changes as much as any pixel in it
@@ -51,7 +57,8 @@ class Plan:
             return Inpaint(coarse, grid) if self.hard else Graded(coarse, grid)
         k, masks = jnp.float32(self.settings.omega), everywhere()
         if self.settings.schedule == "asyndm":
-            k = jnp.asarray(omegas)[0, 0] if self.one_omega else jnp.asarray(omegas)
+            known = np.maximum(omegas, 0)
+            k = jnp.float32(known.max()) if self.one_omega else jnp.asarray(known)
             dynamic = self.settings.masks == "dynamic"
             masks = Dynamic(self.settings.threshold) if dynamic else Fixed(jnp.asarray(object_masks))
         return Concave(
@@ -61,7 +68,7 @@ class Plan:
             self.cells,
             self.settings.curve,
             # a run that begins below all noise, as Stable Diffusion's, leaves slow cells room above
-            head_start=self.grid[0] < 1,
+            head_start=self.start < 1,
             levels=self.levels,
             shift=self.shift,
             text_time=self.settings.text_time if self.joint else None,
@@ -69,26 +76,41 @@ class Plan:
             strength=None if self.hard else coarse,
         )
 
+    def synchronous(self) -> "Plan":
+        """The same with all cells together: the run whose attention gives fixed masks."""
+        return replace(self, settings=replace(self.settings, schedule="sync"))
 
-def plan(pretrained: Pretrained, settings: Settings, mask: Any, omegas: Any) -> Plan:
+
+def plan(pretrained: Pretrained, requests: Sequence[Request], settings: Settings) -> Plan:
     """The plan of a run of these images.
 
-    Args:
-        mask: of all images of the run [n, h, w, 1], or None.
-        omegas: of all their objects [n, k].
-
     Raises:
-        ValueError: more steps than the scheduler has.
+        ValueError: more steps than the scheduler has, or an omega that the curve does not allow.
     """
     tokens = int(np.prod(latent_shape(pretrained, settings)[:2])) // 4
     scheduler = pretrained.scheduler
-    return Plan(
+    grid = np.asarray(scheduler.grid(settings.num_steps, tokens)).tolist()
+    masks = [request.mask for request in requests if request.mask is not None]
+    table = omegas(requests, settings)
+    together = masks and settings.schedule == "sync"
+    made = Plan(
         settings,
-        tuple(np.asarray(scheduler.grid(settings.num_steps, tokens)).tolist()),
+        grid[0],
+        tuple(_moving(grid, max(float(mask.max()) for mask in masks)) if together else grid),
         cells(pretrained, settings),
         scheduler.shift(tokens),
         scheduler.process.num_steps if isinstance(scheduler.process, Discrete) else None,
         joint=pretrained.family in ("sd3", "flux", "kontext"),
-        hard=mask is not None and bool(np.isin(mask, (0, 1)).all()),
-        one_omega=len(np.unique(omegas)) == 1,
+        hard=bool(masks) and all(np.isin(mask, (0, 1)).all() for mask in masks),
+        one_omega=len(np.unique(table[table >= 0])) == 1 and bool((table >= 0).any(1).all()),
     )
+    # a schedule refuses what it cannot follow; here it does so for all images at once, before one is made
+    nowhere = np.zeros((1, 1, 1, table.shape[1]), np.float32)
+    made.schedule(masks[0][None] if masks else None, table, nowhere)
+    return made
+
+
+def _moving(grid: list[float], most: float) -> list[float]:
+    """The grid from the last time at or above `most`: until then, no cell that starts there moves."""
+    first = max((i for i, t in enumerate(grid[:-1]) if t >= most), default=0)
+    return grid[first:]

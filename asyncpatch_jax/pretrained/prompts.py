@@ -5,7 +5,7 @@ side by side; the second one's projection is `pooled`. "sd3": the same two, then
 `pooled`. "flux" and "kontext": T5's tokens; CLIP's `pooled`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from asyncpatch_jax import sharding
 from asyncpatch_jax.pretrained.clip import TextFeatures
 from asyncpatch_jax.pretrained.spans import Stream
 from asyncpatch_jax.pretrained.tokenizers import Tokenizer, read_tokenizer
@@ -36,7 +38,8 @@ _OPTIONAL = {"tokenizer_3"}
 # prompts that are encoded at once
 _ROWS = 8
 
-Encoded = tuple[Float[Array, "u l d"], Float[Array, "u p"] | None]
+# of one text, on the host: its tokens, and what is pooled
+Encoded = tuple[Float[np.ndarray, "l d"], Float[np.ndarray, "p"] | None]
 
 
 def read_tokenizers(family: str, folders: Mapping[str, epath.PathLike]) -> dict[str, Tokenizer]:
@@ -86,8 +89,10 @@ def encode_prompts(
     t5_length: int | None = None,
     width: int | None = None,
     zero_negatives: bool = True,
+    mesh: Mesh | None = None,
+    known: dict[str, Encoded] | None = None,
 ) -> tuple[Condition, Condition]:
-    """What the network is told of prompts, and of what they are guided away from.
+    """What the network is told of prompts, and of what they are guided away from; arrays on the host.
 
     Every text is encoded once, however often it is there, and a few at a time: programs are compiled for 1, 2, 4 and 8
     texts.
@@ -104,6 +109,8 @@ def encode_prompts(
         width: of the network's text, `joint_attention_dim`; SD3 without `text_encoder_3` needs it, and reads zeros in
             the place of T5's tokens.
         zero_negatives: SDXL only, `force_zeros_for_empty_prompt` of model_index.json.
+        mesh: the devices that the encoders were loaded to.
+        known: texts that were encoded before by the same encoders; new ones are added.
 
     Raises:
         ValueError: an encoder or tokenizer that is missing, lists that do not match, a size or width that is missing.
@@ -115,24 +122,25 @@ def encode_prompts(
             raise ValueError("expected the width of the network's text (joint_attention_dim): sd3 without T5, got none")
     zeros = family == "sdxl" and negatives is None and zero_negatives
     negatives = [""] * len(prompts) if negatives is None else negatives
-    rows = {text: i for i, text in enumerate(dict.fromkeys([*prompts, *([] if zeros else negatives)]))}
-    read = {
-        name: of for name, of in _with_length(family, tokenizers, t5_length).items() if _ENCODERS[name] in components
-    }
-    ids = {name: tokenizer.encode(list(rows)).ids for name, tokenizer in read.items()}
-    modules = tuple((_ENCODERS[name], components[_ENCODERS[name]].module) for name in read)
-    params = {_ENCODERS[name]: components[_ENCODERS[name]].params for name in read}
-    padding = (_LENGTHS["sd3"]["tokenizer_3"] if t5_length is None else t5_length, width)
-    tokens, pooled = _in_chunks(partial(_encode, family, modules, padding, params), ids)
+    known = {} if known is None else known
+    new = [text for text in dict.fromkeys([*prompts, *([] if zeros else negatives)]) if text not in known]
+    if new:
+        read = _with_length(family, tokenizers, t5_length)
+        read = {name: tokenizer for name, tokenizer in read.items() if _ENCODERS[name] in components}
+        ids = {name: tokenizer.encode(new).ids for name, tokenizer in read.items()}
+        modules = tuple((_ENCODERS[name], components[_ENCODERS[name]].module) for name in read)
+        params = {_ENCODERS[name]: components[_ENCODERS[name]].params for name in read}
+        padding = (_LENGTHS["sd3"]["tokenizer_3"] if t5_length is None else t5_length, width)
+        known |= _in_chunks(partial(_encode, family, modules, padding, mesh, params), ids, new)
     shared = _shared(family, len(prompts), size, guidance)
 
     def condition(texts: Sequence[str]) -> Condition:
-        index = np.array([rows[text] for text in texts])
-        return Condition(tokens=tokens[index], pooled=None if pooled is None else pooled[index], **shared)
+        tokens, pooled = zip(*(known[text] for text in texts), strict=True)
+        return Condition(tokens=np.stack(tokens), pooled=None if pooled[0] is None else np.stack(pooled), **shared)
 
     positive = condition(prompts)
     if zeros:
-        nothing = {name: jnp.zeros_like(getattr(positive, name)) for name in ("tokens", "pooled")}
+        nothing = {name: np.zeros_like(getattr(positive, name)) for name in ("tokens", "pooled")}
         return positive, positive._replace(**nothing)
     return positive, condition(negatives)
 
@@ -177,36 +185,57 @@ def _expect(what: str, names: Sequence[str], given: Mapping[str, Any]) -> None:
         raise ValueError(f"expected the {what} {', '.join(names)}, got none for {', '.join(missing)}")
 
 
-def _shared(family: str, batch: int, size: tuple[int, int] | None, guidance: float | None) -> dict[str, jax.Array]:
+def _shared(family: str, batch: int, size: tuple[int, int] | None, guidance: float | None) -> dict[str, np.ndarray]:
     if family == "sdxl":
         # whole images: as large as what was asked for, and nothing cropped
-        return {"sizes": jnp.tile(jnp.array([[*size, 0, 0, *size]], jnp.float32), (batch, 1))}
+        return {"sizes": np.tile(np.array([[*size, 0, 0, *size]], np.float32), (batch, 1))}
     if family in ("flux", "kontext") and guidance is not None:
-        return {"guidance": jnp.full((batch,), guidance, jnp.float32)}
+        return {"guidance": np.full((batch,), guidance, np.float32)}
     return {}
 
 
-def _in_chunks(encode: Any, ids: Mapping[str, Int[np.ndarray, "_u _l"]]) -> Encoded:
-    """All rows, at most `_ROWS` at once, in chunks of powers of two: few shapes, and so few programs."""
-    total = len(next(iter(ids.values())))
+def _in_chunks(
+    encode: Callable[[dict[str, np.ndarray]], tuple[jax.Array, jax.Array | None]],
+    ids: Mapping[str, Int[np.ndarray, "_u _l"]],
+    texts: Sequence[str],
+) -> dict[str, Encoded]:
+    """All texts, at most `_ROWS` at once, in chunks of powers of two: few shapes, and so few programs."""
+    total = len(texts)
     chunk = min(_ROWS, 1 << (total - 1).bit_length())
-    places = [np.minimum(np.arange(i, i + chunk), total - 1) for i in range(0, total, chunk)]
-    parts = [encode({name: rows[place] for name, rows in ids.items()}) for place in places]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:total], *parts)
+    found: dict[str, Encoded] = {}
+    for first in range(0, total, chunk):
+        place = np.minimum(np.arange(first, first + chunk), total - 1)
+        tokens, pooled = jax.device_get(encode({name: rows[place] for name, rows in ids.items()}))
+        for row, index in enumerate(place):
+            found[texts[index]] = tokens[row], None if pooled is None else pooled[row]
+    return found
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _encode(
+    family: str,
+    modules: tuple[tuple[str, nn.Module], ...],
+    padding: tuple[int | None, int | None],
+    mesh: Mesh | None,
+    params: Mapping[str, Any],
+    ids: Mapping[str, Int[Array, "_u _l"]],
+) -> tuple[Float[Array, "u l d"], Float[Array, "u p"] | None]:
+    """Tokens and pooled embeddings of texts; what an encoder says that no one reads is not computed."""
+    with sharding.using(mesh):
+        texts = {name: sharding.constrain(rows, "batch", None) for name, rows in ids.items()}
+        encoded = _embeddings(family, modules, padding, params, texts)
+        # whole on every device, of every process
+        return jax.tree.map(lambda x: sharding.constrain(x, *(None,) * x.ndim), encoded)
+
+
+def _embeddings(
     family: str,
     modules: tuple[tuple[str, nn.Module], ...],
     padding: tuple[int | None, int | None],
     params: Mapping[str, Any],
     ids: Mapping[str, Int[Array, "_u _l"]],
-) -> Encoded:
-    """Tokens and pooled embeddings of texts; what an encoder says that no one reads is not computed.
-
-    Stable Diffusion 3 without T5 has `padding` in its place: this many tokens of this width.
-    """
+) -> tuple[Float[Array, "u l d"], Float[Array, "u p"] | None]:
+    """Stable Diffusion 3 without T5 has `padding` in its place: this many tokens of this width."""
     encoder_of = dict(modules)
 
     def run(tokenizer: str) -> Any:

@@ -19,7 +19,7 @@ class Request(NamedTuple):
     """One image to be made.
 
     prompt, negative: texts; negative None is "" (or what its family has in its place).
-    seed: of its noise; an image depends on its own request alone.
+    seed: of its noise, 0 ... 2^32 - 1; an image depends on its own request alone.
     objects: words of the prompt that denoise slower with the schedule "asyndm", as `spans.find` takes them.
     omegas: how much slower, for each object; empty: the settings' omega for all.
     item_idx: of each object, where the released code of AsynDM takes it to be (`reference_compat`).
@@ -45,7 +45,7 @@ def check(pretrained: Pretrained, requests: Sequence[Request], settings: Setting
     """Refuse what cannot be made, before any network runs.
 
     Raises:
-        ValueError: as `text2image`.
+        ValueError: as `text2image`, but for words that are not in their prompt and k of the curve.
     """
     if not requests:
         raise ValueError("expected at least one request, got none")
@@ -59,21 +59,41 @@ def check(pretrained: Pretrained, requests: Sequence[Request], settings: Setting
     for name in ("image", "mask", "noise"):
         if len({getattr(request, name) is None for request in requests}) > 1:
             raise ValueError(f"expected requests that all say {name}, or none, got both sorts")
-    shape = latent_shape(pretrained, settings)
     for request in requests:
-        if request.noise is not None and request.noise.shape != shape:
-            raise ValueError(f"expected noise of shape {shape}, got {request.noise.shape}")
+        _check_arrays(pretrained, request, settings)
         _check_request(pretrained.family, request, settings)
     if settings.schedule == "asyndm" and not any(request.objects for request in requests):
         raise ValueError("expected objects (words of the prompts) for the schedule asyndm, got none")
 
 
+def _check_arrays(pretrained: Pretrained, request: Request, settings: Settings) -> None:
+    size, shape = (settings.height, settings.width), latent_shape(pretrained, settings)
+    vae = pretrained.components.get("vae")
+    channels = shape[2] if vae is None else vae.module.channels
+    wanted = {
+        "image": ((*size, channels), np.uint8, 255),
+        "mask": ((*size, 1), np.floating, 1),
+        "object_masks": ((*size, len(request.objects)), np.floating, 1),
+        "noise": (shape, np.floating, None),
+    }
+    for name, (form, kind, most) in wanted.items():
+        array = getattr(request, name)
+        if array is None:
+            continue
+        if array.shape != form or not np.issubdtype(array.dtype, kind):
+            type_name = "uint8" if kind is np.uint8 else "float"
+            raise ValueError(f"expected {name} of {type_name}{list(form)}, got {array.dtype}{list(array.shape)}")
+        if most == 1 and not ((array >= 0) & (array <= 1)).all():
+            raise ValueError(f"expected {name} in 0 ... 1, got {array.min()} to {array.max()}")
+
+
 def _check_request(family: str, request: Request, settings: Settings) -> None:
-    size = (settings.height, settings.width)
-    if request.image is not None and request.image.shape[:2] != size:
-        raise ValueError(f"expected an image of {size[0]} x {size[1]} pixels, got {request.image.shape[:2]}")
-    if request.mask is not None and (request.image is None or request.mask.shape != (*size, 1)):
-        raise ValueError(f"expected an image and a mask of {size[0]} x {size[1]} pixels, got {request.mask.shape}")
+    if not isinstance(request.prompt, str) or not isinstance(request.negative, str | None):
+        raise ValueError(f"expected texts, got {request.prompt!r} and {request.negative!r}")
+    if not 0 <= request.seed < 2**32:
+        raise ValueError(f"expected a seed in 0 ... 2^32 - 1, got {request.seed}")
+    if request.mask is not None and request.image is None:
+        raise ValueError("expected an image with the mask, got none")
     if request.image is not None and request.mask is None and family != "kontext":
         raise ValueError(f"expected a mask with the image for {family} (only kontext edits an image as a whole)")
     if family == "kontext" and request.image is None:
@@ -85,10 +105,17 @@ def _check_request(family: str, request: Request, settings: Settings) -> None:
         )
     if settings.reference_compat and len(request.item_idx) != len(request.objects):
         raise ValueError(f"expected the item_idx of each object of {request.prompt!r}, got {request.item_idx}")
-    drawn = settings.schedule == "asyndm" and settings.masks == "drawn"
-    if drawn and (request.object_masks is None or request.object_masks.shape != (*size, len(request.objects))):
-        got = None if request.object_masks is None else request.object_masks.shape
-        raise ValueError(f"expected a drawn mask {(*size, len(request.objects))} of the objects, got {got}")
+    if settings.schedule == "asyndm" and settings.masks == "drawn" and request.object_masks is None:
+        raise ValueError(f"expected a drawn mask of the objects of {request.prompt!r}, got none")
+
+
+def omegas(requests: Sequence[Request], settings: Settings) -> Float[np.ndarray, "n k"]:
+    """How much slower each object of each image goes; -1 for objects that an image does not have."""
+    count = max(1, *(len(request.objects) for request in requests))
+    table = np.full((len(requests), count), -1, np.float32)
+    for row, request in zip(table, requests, strict=True):
+        row[: len(request.objects)] = request.omegas or settings.omega
+    return table
 
 
 def factor(pretrained: Pretrained) -> int:

@@ -50,6 +50,7 @@ class Inputs(NamedTuple):
     cond, uncond: what to guide to and away from; without `uncond` there is no guidance.
     scale: of the guidance [b].
     known: latents of an image of which something is kept [b, h, w, c].
+    start: the time at and above which cells begin as pure noise.
     """
 
     noise: Image
@@ -59,6 +60,7 @@ class Inputs(NamedTuple):
     uncond: Condition | None = None
     scale: Float[Array, "b"] | None = None
     known: Image | None = None
+    start: float | Float[Array, ""] = 1.0
 
 
 class Sampled(NamedTuple):
@@ -131,9 +133,8 @@ def begin(net: Net, inputs: Inputs) -> Image:
     times, _ = inputs.schedule.init(inputs.keys, inputs.noise)
     if inputs.known is None:
         return inputs.noise
-    first = jnp.asarray(inputs.schedule.grid, jnp.float32)[0]
     noised = diffuse(net.scheduler.process, inputs.known, inputs.noise, times.level)
-    return jnp.where(timefield.like(times.level, inputs.noise) >= first, inputs.noise, noised)
+    return jnp.where(timefield.like(times.level, inputs.noise) >= inputs.start, inputs.noise, noised)
 
 
 @partial(jax.jit, static_argnames=("net",))
@@ -159,7 +160,9 @@ def sample_latents(net: Net, params: Any, inputs: Inputs) -> Sampled:
             num_steps=inputs.schedule.num_steps,
             trace=trace,
         )
-        return Sampled(state.x, jnp.concatenate([fields, state.times.level[None]]), maps)
+        result = Sampled(state.x, jnp.concatenate([fields, state.times.level[None]]), maps)
+        # whole on every device, of every process
+        return jax.tree.map(lambda x: sharding.constrain(x, *(None,) * x.ndim), result)
 
 
 def noise(keys: ImageKeys, shape: tuple[int, int, int]) -> Image:

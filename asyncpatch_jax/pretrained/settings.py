@@ -1,6 +1,7 @@
 """How images are made from prompts: sizes, steps, guidance, schedule; what each family of networks supports."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from asyncpatch_jax.process import Process
@@ -81,6 +82,12 @@ class Settings:
             raise ValueError(
                 f"expected height, width and num_steps >= 1, got {self.height}, {self.width}, {self.num_steps}"
             )
+        if not (math.isfinite(self.guidance) and math.isfinite(self.negative_guidance) and self.eta >= 0):
+            raise ValueError(
+                f"expected finite scales and eta >= 0, got {self.guidance}, {self.negative_guidance} and {self.eta}"
+            )
+        if not (0 <= self.omega <= 1 and 0 < self.threshold < math.inf):
+            raise ValueError(f"expected omega in 0 ... 1 and threshold > 0, got {self.omega} and {self.threshold}")
         if self.method == "cfg++" and not 0 <= self.guidance <= 1:
             raise ValueError(f"expected guidance in 0 ... 1 for cfg++ (its lambda), got {self.guidance}")
         if self.method in ("cfg++", "z-sampling") and (self.solver, self.eta) != ("ddim", 0.0):
@@ -109,8 +116,10 @@ def defaults(family: str, size: int, **changes: Any) -> Settings:
     """The settings that a family's authors suggest for square images of `size` pixels, with changes by name.
 
     Raises:
-        ValueError: as `Settings`.
+        ValueError: no such family; or as `Settings`.
     """
+    if family not in _DEFAULTS:
+        raise ValueError(f"expected a family out of {', '.join(_DEFAULTS)}, got {family!r}")
     changes = {name: value for name, value in changes.items() if value is not None}
     method = _OF_METHOD.get(changes.get("method", "cfg"), {})
     return Settings(**{"height": size, "width": size, **_DEFAULTS[family], **method, **changes})
@@ -134,8 +143,3 @@ def solver(settings: Settings, process: Process) -> solvers.Solver:
     if settings.solver == "ddim":
         return solvers.DDIM(process, settings.eta)
     return _SOLVERS[settings.solver](process)
-
-
-def synchronous(settings: Settings) -> Settings:
-    """The same with all cells together: the run whose attention gives fixed masks."""
-    return replace(settings, schedule="sync", method="cfg" if settings.method == "s-cfg" else settings.method)

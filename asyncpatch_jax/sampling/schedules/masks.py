@@ -14,11 +14,15 @@ from asyncpatch_jax.types import Prediction
 def thresholded(
     maps: Float[Array, "b _gh _gw k"], threshold: float | Float[Array, ""] = 1.0
 ) -> Bool[Array, "b _gh _gw k"]:
-    """Where each object is: its attention is at least `threshold` times its mean over the image."""
+    """Where each object is: its attention is at least `threshold` times its mean over the image.
+
+    An object without any attention (a prompt of fewer objects than others in its batch has such) is nowhere.
+    """
     maps = maps.astype(jnp.float32)
     # the float32 mean of equal values is not exact, and an even map must be all of the object
     low = maps.min((1, 2), keepdims=True)
-    return maps >= threshold * (low + (maps - low).mean((1, 2), keepdims=True))
+    mean = low + (maps - low).mean((1, 2), keepdims=True)
+    return (maps >= threshold * mean) & (mean > 0)
 
 
 def disjoint(masks: Bool[Array, "_b _gh _gw k"], k: Float[Array, "_b2 k"]) -> Bool[Array, "_b3 _gh _gw k"]:
