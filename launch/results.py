@@ -153,6 +153,8 @@ def page(config: ConfigDict, command: str, rows: dict[str, list[Row]]) -> str:
     real_distance, real_named = judge.distance(_real_test(config)), judge.accuracy_of_real()
     return f"""# Results on digits
 
+Text to image has [a page of its own](results_text.md): AsynDM and its baselines on captioned scenes of digits.
+
 Written by this command, which trains what is missing in `{values.runs}` and measures all of it:
 
     {command}
