@@ -15,17 +15,14 @@ from asyncpatch_jax.pretrained import inspection
 from asyncpatch_jax.pretrained.inspection import Folder
 from launch import cli, topology
 
-_VARIANT = flags.DEFINE_string("variant", None, "Of the files: fp16 for model.fp16.safetensors.")
-_TENSOR = flags.DEFINE_integer("tensor", 1, "In how many parts each layer is split, of the chips.", lower_bound=1)
-
 _CHIPS = (1, 4, 8, 16)
 _DTYPES = ("bfloat16", "float32")
 _ROOM = 0.75  # of a chip's memory that parameters may take
 
 
 def main(folder: str) -> None:
-    found = inspection.inspect(folder, variant=_VARIANT.value)
-    print("\n".join([*_components(found), "", *_memory(found, _TENSOR.value)]))
+    found = inspection.inspect(folder, variant=flags.FLAGS.variant)
+    print("\n".join([*_components(found), "", *_memory(found, flags.FLAGS.tensor)]))
     if not found.loads:
         broken = [component.name for component in found.components if component.problems]
         raise ValueError(f"{found.path} will not load: {', '.join(broken) or found.problems[0]}")
@@ -65,4 +62,6 @@ def _memory(found: Folder, tensor: int) -> list[str]:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("variant", None, "Of the files: fp16 for model.fp16.safetensors.")
+    flags.DEFINE_integer("tensor", 1, "In how many parts each layer is split, of the chips.", lower_bound=1)
     cli.main_of_flags(main, __doc__, takes=("FOLDER",))

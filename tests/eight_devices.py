@@ -302,7 +302,7 @@ def test_each_device_runs_the_kernel_on_its_own_images(shared):
 
 def test_each_device_runs_attention_on_its_own_images_and_heads(monkeypatch):
     args = test_attention.heads(4, 256, 2, 16, jnp.bfloat16)
-    whole = test_attention.run(functools.partial(attention.flash, 256, interpret=True), *args)
+    whole = test_attention.run(functools.partial(attention.flash, (256, 256), interpret=True), *args)
     monkeypatch.setattr(attention, "FLASH_FROM", 256)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args, interpret=True))
     with sharding.using(mesh_of((2, 2, 2))):
