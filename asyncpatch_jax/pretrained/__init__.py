@@ -1,7 +1,6 @@
 """Public text-to-image networks as Linen modules: diffusers' folders read, written, and told a time field."""
 
-import importlib
-from typing import Any
+from asyncpatch_jax.lazy import exports
 
 _HOMES = {
     "Component": "loading",
@@ -25,9 +24,4 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its home when it is first used: one network needs none of the others' code."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = exports(__name__, _HOMES)
