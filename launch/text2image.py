@@ -225,8 +225,9 @@ def main(folder: str) -> None:
     for i, made in enumerate(tqdm(images, total=len(wanted), unit="image", disable=jax.process_index() > 0)):
         write(out, i, wanted[i], made, record(folder, wanted[i], settings, values), show=values.show)
         small.append(made.image)
-    for old in [*out.glob("images/[0-9]*.png"), *out.glob("fields/[0-9]*.png")]:
-        if int(old.stem) >= len(small) or (old.parent.name == "fields" and not values.show):
+    for old in [*out.glob("images/*.png"), *out.glob("fields/*.png")]:
+        unwanted = old.parent.name == "fields" and not values.show
+        if old.stem.isdigit() and (unwanted or int(old.stem) >= len(small)):
             old.unlink(missing_ok=True)  # of an earlier run
     columns = values.num if values.num > 1 else math.ceil(len(small) ** 0.5)
     viz.save_png(out / "grid.png", viz.grid(np.stack(small), columns), overwrite=True)

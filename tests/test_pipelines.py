@@ -8,6 +8,7 @@ from PIL import Image
 from asyncpatch_jax.pretrained.loading import load_pretrained
 from asyncpatch_jax.pretrained.pipelines import make, prepare
 from asyncpatch_jax.pretrained.plans import plan
+from asyncpatch_jax.pretrained.prompts import read_tokenizers
 from asyncpatch_jax.pretrained.requests import Request, latent_shape, omegas
 from asyncpatch_jax.pretrained.settings import defaults
 from tests import tiny_folders
@@ -60,7 +61,8 @@ def theirs(pipe, family, given, settings, **more):
 
 def ours(pretrained, given, settings):
     """This library's images [b, h, w, c] in [0, 1]."""
-    whole = prepare(pretrained, given, settings, omegas(given, settings))
+    tokenizers = read_tokenizers(pretrained.family, pretrained.tokenizers)
+    whole = prepare(pretrained, tokenizers, given, settings, omegas(given, settings))
     made = make(pretrained, settings, plan(pretrained, given, settings), whole)
     return np.clip(made.images / 2 + 0.5, 0, 1)
 

@@ -3,7 +3,7 @@
 `text2image` is all of it: prompts -> embeddings -> the jitted sampler -> autoencoder -> images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from asyncpatch_jax.pretrained.requests import Picture, Request, check, latent_s
 from asyncpatch_jax.pretrained.sampling import Inputs, Net, Sampled, noise, sample_latents
 from asyncpatch_jax.pretrained.settings import Settings, solver
 from asyncpatch_jax.pretrained.spans import reference_compat, spans
+from asyncpatch_jax.pretrained.tokenizers import Tokenizer
 from asyncpatch_jax.sampling.paste import paste_back
 from asyncpatch_jax.sampling.schedules.masks import thresholded
 from asyncpatch_jax.types import Condition, Image, ImageKeys, Spans
@@ -93,12 +94,14 @@ def text2image(
         raise ValueError(f"expected a batch of one image or more, got {batch}")
     check(pretrained, requests, settings)
     when = plan(pretrained, requests, settings)
-    found = named(pretrained, requests, settings)
-    return _in_batches(pretrained, requests, settings, when, found, min(batch, len(requests)), mesh)
+    tokenizers = read_tokenizers(pretrained.family, pretrained.tokenizers)
+    found = named(pretrained, tokenizers, requests, settings)
+    return _in_batches(pretrained, tokenizers, requests, settings, when, found, min(batch, len(requests)), mesh)
 
 
 def _in_batches(
     pretrained: Pretrained,
+    tokenizers: Mapping[str, Tokenizer],
     requests: Sequence[Request],
     settings: Settings,
     when: Plan,
@@ -113,7 +116,7 @@ def _in_batches(
         index = np.minimum(np.arange(first, first + batch), len(requests) - 1)
         those = [requests[i] for i in index]
         spans_of = None if found is None else jax.tree.map(lambda leaf, index=index: leaf[index], found)
-        part = prepare(pretrained, those, settings, slow[index], spans_of, mesh=mesh, known=known)
+        part = prepare(pretrained, tokenizers, those, settings, slow[index], spans_of, mesh=mesh, known=known)
         drawn = make(pretrained, settings, when, part, mesh=mesh)
         for row, request in enumerate(those[: len(requests) - first]):
             one = jax.tree.map(lambda leaf, row=row: leaf[row], drawn)
@@ -126,6 +129,7 @@ def _in_batches(
 
 def prepare(
     pretrained: Pretrained,
+    tokenizers: Mapping[str, Tokenizer],
     requests: Sequence[Request],
     settings: Settings,
     slow: Float[np.ndarray, "b k"],
@@ -137,6 +141,7 @@ def prepare(
     """Requests as one batch; every text is encoded once.
 
     Args:
+        tokenizers: from `read_tokenizers`.
         slow: rows of `omegas`.
         objects: rows of `named`.
         known: texts that were encoded before; new ones are added.
@@ -146,7 +151,7 @@ def prepare(
     cond, uncond = encode_prompts(
         pretrained.family,
         pretrained.components,
-        read_tokenizers(pretrained.family, pretrained.tokenizers),
+        tokenizers,
         [request.prompt for request in requests],
         None if all(text is None for text in negatives) else [text or "" for text in negatives],
         size=(settings.height, settings.width),
@@ -248,7 +253,9 @@ def _autoencoded(
         return sharding.constrain(out, None, None, None, None).astype(jnp.float32)
 
 
-def named(pretrained: Pretrained, requests: Sequence[Request], settings: Settings) -> Spans | None:
+def named(
+    pretrained: Pretrained, tokenizers: Mapping[str, Tokenizer], requests: Sequence[Request], settings: Settings
+) -> Spans | None:
     """The tokens of the requests' objects, if the schedule looks at their attention.
 
     Raises:
@@ -256,7 +263,6 @@ def named(pretrained: Pretrained, requests: Sequence[Request], settings: Setting
     """
     if settings.schedule != "asyndm" or _drawn(settings):
         return None
-    tokenizers = read_tokenizers(pretrained.family, pretrained.tokenizers)
     prompts = [request.prompt for request in requests]
     if settings.reference_compat:
         return reference_compat(prompts, [request.item_idx for request in requests], tokenizers["tokenizer"].length)
