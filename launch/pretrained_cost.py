@@ -7,10 +7,10 @@
   python -m launch.pretrained_cost > docs/pretrained_cost.md          # all that the page has
 
 Compiles one call of the network in bfloat16 (a synchronous time, a field of a few distinct times, one of a time for
-each cell; with and without attention maps) and whole samplers (a synchronous one, and AsynDM's with dynamic masks), and
-prints Markdown tables of what the compiler says. They are no measurements; docs/performance.md says what is counted. No
-weights are read: sizes are those of the public checkpoints, or those of --folder, in the layout of diffusers. Ends with
-exit code 2 if a program does not fit, with 3 if the compiler fails.
+each cell; with and without attention maps), whole samplers (a synchronous one, and AsynDM's with dynamic masks) and the
+decoder of their latents, and prints Markdown tables of what the compiler says. They are no measurements;
+docs/performance.md says what is counted. No weights are read: sizes are those of the public checkpoints, or those of
+--folder, in the layout of diffusers. Ends with exit code 2 if a program does not fit, with 3 if the compiler fails.
 """
 
 import re
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from asyncpatch_jax.files import check_writable, refuse_existing, write_json
-from asyncpatch_jax.pretrained import families
+from asyncpatch_jax.pretrained import autoencoder, families
 from asyncpatch_jax.pretrained.presets import PRESETS
 from launch import aot, cli, report, topology
 from launch.pretrained_programs import TOKENS
@@ -72,7 +72,8 @@ that differ from token to token are a pass of their own after the products that 
 
 Samplers: the whole run as one program, under classifier-free guidance (twice the images; FLUX is told its scale).
 *dynamic* is AsynDM with two objects, whose masks are read from the maps of every call: no number leaves the chip before
-the end."""
+the end. *decoder* is the autoencoder on the latents of all images at once; those of SDXL insist on float32, and latents
+of more than {autoencoder.TILE} a side go tile after tile, in the memory of one."""
 
 
 class Subject(NamedTuple):
@@ -82,7 +83,7 @@ class Subject(NamedTuple):
     family: str
     denoiser: dict[str, Any]
     scheduler: dict[str, Any]
-    factor: int  # pixels to a side of a latent
+    vae: dict[str, Any] | None
     place: Place
 
     def request(self, program: str, **more: Any) -> dict[str, Any]:
@@ -97,10 +98,16 @@ class Subject(NamedTuple):
             "mesh": list(place.mesh),
             "batch": place.batch,
             "latents": [place.pixels // self.factor] * 2 + [self.channels],
+            "vae": self.vae,
             "program": program,
             "effort": None if effort == "default" else f"EFFORT_{effort}",
             **more,
         }
+
+    @property
+    def factor(self) -> int:
+        """Pixels to a side of a latent."""
+        return 2 ** (len(self.vae["block_out_channels"]) - 1) if self.vae else 1
 
     @property
     def channels(self) -> int:
@@ -115,10 +122,10 @@ class Subject(NamedTuple):
 def subject(name: str, parts: dict[str, dict[str, Any]], family: str, place: Place) -> Subject:
     """A family's, from the configurations of its parts."""
     denoiser = parts.get("unet") or parts["transformer"]
-    factor = 2 ** (len(parts["vae"]["block_out_channels"]) - 1) if "vae" in parts else 1
-    if place.pixels % (2 * factor):
-        raise ValueError(f"expected --size to be a multiple of {2 * factor} pixels, got {place.pixels}")
-    return Subject(name, family, denoiser, parts["scheduler"], factor, place)
+    one = Subject(name, family, denoiser, parts["scheduler"], parts.get("vae"), place)
+    if place.pixels % (2 * one.factor):
+        raise ValueError(f"expected --size to be a multiple of {2 * one.factor} pixels, got {place.pixels}")
+    return one
 
 
 def of_folder(folder: Path, place: Place) -> Subject:
@@ -144,10 +151,11 @@ def calls(one: Subject) -> dict[str, dict[str, Any]]:
     }
 
 
-def samplers(one: Subject) -> dict[str, dict[str, Any]]:
-    """Requests of whole runs, by title."""
+def runs(one: Subject) -> dict[str, dict[str, Any]]:
+    """Requests of whole runs and of what decodes their latents, by title."""
     steps = one.place.steps
-    return {name: one.request("sampler", schedule=name, steps=steps) for name in ("sync", "dynamic")}
+    samplers = {name: one.request("sampler", schedule=name, steps=steps) for name in ("sync", "dynamic")}
+    return samplers | ({"decoder": one.request("decoder")} if one.vae else {})
 
 
 def compiled(one: Subject, requests: dict[str, dict[str, Any]], timeout: float) -> dict[str, dict[str, Any]]:
@@ -185,9 +193,9 @@ def call_table(one: Subject, answers: dict[str, dict[str, Any]]) -> str:
     return _markdown(titles, rows)
 
 
-def sampler_table(one: Subject, answers: dict[str, dict[str, Any]]) -> str:
-    """One line a schedule."""
-    titles = ("schedule", "arguments", "temporaries", "peak", f"of {one.where.chip.hbm / GIB:.0f} GiB", "at least")
+def run_table(one: Subject, answers: dict[str, dict[str, Any]]) -> str:
+    """One line a program."""
+    titles = ("program", "arguments", "temporaries", "peak", f"of {one.where.chip.hbm / GIB:.0f} GiB", "at least")
     rows = []
     for title, answer in answers.items():
         if "memory" not in answer:
@@ -232,17 +240,18 @@ def section(one: Subject, timeout: float) -> tuple[str, dict[str, dict[str, Any]
     sizes = zip(("data", "fsdp", "tensor"), place.mesh, strict=True)
     mesh = " x ".join(f"{name} {size}" for name, size in sizes if size > 1) or "one chip"
     of_calls = compiled(one, calls(one), timeout)
-    of_samplers = compiled(one, samplers(one), timeout)
-    answers = {**of_calls, **{f"sampler, {name}": a for name, a in of_samplers.items()}}
-    parameters = next((a["parameters"] for a in answers.values() if "parameters" in a), 0)
+    of_runs = compiled(one, runs(one), timeout)
+    answers = {**of_calls, **{f"run, {name}": a for name, a in of_runs.items()}}
+    of_denoiser = [a["parameters"] for name, a in answers.items() if "parameters" in a and name != "run, decoder"]
+    parameters = f"{of_denoiser[0] / 1e6:,.0f} M parameters, " if of_denoiser else ""
     text = [
         f"## {one.name}",
-        f"{parameters / 1e6:,.0f} M parameters, {place.batch} images of {place.pixels} px, {place.topology} ({mesh}).",
+        f"{parameters}{place.batch} images of {place.pixels} px, {place.topology} ({mesh}).",
     ]
     if of_calls:
         text += ["One call:", call_table(one, of_calls)]
-    if of_samplers:
-        text += [f"Samplers of {place.steps} steps:", sampler_table(one, of_samplers)]
+    if of_runs:
+        text += [f"Samplers of {place.steps} steps, and what decodes their latents:", run_table(one, of_runs)]
     return "\n\n".join(text), answers
 
 

@@ -1,4 +1,4 @@
-"""One call of a pretrained network, or a whole run of its sampler, compiled for TPUs that are not there.
+"""A call of a pretrained network, a run of its sampler, or decoding, compiled for TPUs that are not there.
 
 `launch.aot.ahead` runs this module in a process of its own; `launch.pretrained_cost` asks and reads. Weights are
 shapes: nothing is loaded.
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.pretrained import axes, families, schedulers
+from asyncpatch_jax.pretrained.pipelines import autoencoded
 from asyncpatch_jax.pretrained.sampling import Inputs, Net, sample_latents
 from asyncpatch_jax.pretrained.settings import Settings, defaults, solver
 from asyncpatch_jax.sampling.schedules import Schedule, Synchronous
@@ -48,16 +49,23 @@ def network(request: dict[str, Any]) -> Network:
     Raises:
         ValueError: a topology with fewer chips than the mesh, or a configuration that is not implemented.
     """
+    mesh, config = _mesh(request), request["denoiser"]
+    built, params = _module(config, mesh)
+    return Network(request["family"], built, params, families.example(config, built)[2], mesh)
+
+
+def _mesh(request: dict[str, Any]) -> Mesh:
     where, shape = Topology(request["topology"]), tuple(request["mesh"])
     if math.prod(shape) > where.chips:
         raise ValueError(f"expected a mesh of at most {where.chips} chips on {where}, got {shape}")
-    mesh = sharding.make_mesh(*shape, devices=where.devices()[: math.prod(shape)])
-    config = request["denoiser"]
-    built = families.module(config, jnp.bfloat16)
+    return sharding.make_mesh(*shape, devices=where.devices()[: math.prod(shape)])
+
+
+def _module(config: dict[str, Any], mesh: Mesh) -> tuple[nn.Module, Any]:
+    """A module that computes in bfloat16, unless its configuration insists, and shapes of its parameters."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), families.shapes(config))
     layout = sharding.parameters(mesh, shapes, axes.logical_axes(shapes))
-    cond = families.example(config, built)[2]
-    return Network(request["family"], built, sharding.abstract(shapes, layout), cond, mesh)
+    return families.module(config, jnp.bfloat16), sharding.abstract(shapes, layout)
 
 
 def condition(net: Network, request: dict[str, Any], maps: bool) -> Condition:
@@ -101,7 +109,7 @@ def call(net: Network, request: dict[str, Any]) -> Program:
         with sharding.using(net.mesh):
             return net.module.apply({"params": params}, x, t, cond)
 
-    inputs = _placed(net, batch, (x, t, condition(net, request, request["maps"])))
+    inputs = _placed(net.mesh, batch, (x, t, condition(net, request, request["maps"])))
     return Program(jax.jit(apply), (net.params, *inputs))
 
 
@@ -126,10 +134,22 @@ def sampler(net: Network, request: dict[str, Any]) -> Program:
         uncond=cond if guided else None,
         scale=jax.ShapeDtypeStruct((batch,), jnp.float32) if guided else None,
     )
-    placed = _placed(net, batch, inputs._replace(schedule=None))
+    placed = _placed(net.mesh, batch, inputs._replace(schedule=None))
     whole = sharding.abstract(plan, sharding.replicated(net.mesh))
     run = Net(net.module, scheduler, solver(settings, scheduler.process), mesh=net.mesh)
     return Program(jax.jit(partial(sample_latents, run)), (net.params, placed._replace(schedule=whole)))
+
+
+def decoder(request: dict[str, Any]) -> Program:
+    """Latents of a batch to images, as `launch.text2image` decodes them.
+
+    Raises:
+        ValueError: as `network`.
+    """
+    mesh, batch = _mesh(request), request["batch"]
+    built, params = _module(request["vae"], mesh)
+    latents = _placed(mesh, batch, jax.ShapeDtypeStruct((batch, *request["latents"]), jnp.float32))
+    return Program(jax.jit(partial(autoencoded, built, "decode", mesh)), (params, latents))
 
 
 def _schedule(net: Network, request: dict[str, Any], scheduler: schedulers.Scheduler, settings: Settings) -> Schedule:
@@ -151,12 +171,12 @@ def _schedule(net: Network, request: dict[str, Any], scheduler: schedulers.Sched
     )
 
 
-def _placed(net: Network, batch: int, tree: Any) -> Any:
+def _placed(mesh: Mesh, batch: int, tree: Any) -> Any:
     """Shapes of arrays of a batch, split over the mesh if it divides the batch, and of numbers."""
-    split = batch % sharding.batch_parts(net.mesh) == 0
+    split = batch % sharding.batch_parts(mesh) == 0
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        layout = sharding.batch(net.mesh) if split and leaf.ndim else sharding.replicated(net.mesh)
+        layout = sharding.batch(mesh) if split and leaf.ndim else sharding.replicated(mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
     return jax.tree.map(place, jax.eval_shape(lambda tree: tree, tree))
@@ -167,8 +187,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: "family", "denoiser" and "scheduler" (contents of config.json and scheduler_config.json), "topology",
-            "mesh" (data, fsdp, tensor), "batch", "latents" [h, w, c], "program" (call, sampler), "effort"; of a call
-            "times" and "maps", of a sampler "schedule" and "steps".
+            "mesh" (data, fsdp, tensor), "batch", "latents" [h, w, c], "program" (call, sampler, decoder), "effort"; of
+            a call "times" and "maps", of a sampler "schedule" and "steps", of a decoder "vae" (its config.json).
 
     Returns:
         "images", "parameters", "model_flops" (of all chips), and what `launch.aot.compiled` gives.
@@ -176,14 +196,16 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the request makes no sense.
     """
-    net = network(request)
-    program = {"call": call, "sampler": sampler}[request["program"]](net, request)
+    if request["program"] == "decoder":
+        program = decoder(request)
+    else:
+        program = {"call": call, "sampler": sampler}[request["program"]](network(request), request)
     found = {
         "images": request["batch"],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(net.params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.args[0])),
         "model_flops": model_flops(program.fn, *program.args),
     }
-    return {**found, **aot.compiled(program, net.mesh.size, request["effort"])}
+    return {**found, **aot.compiled(program, math.prod(request["mesh"]), request["effort"])}
 
 
 if __name__ == "__main__":

@@ -62,6 +62,9 @@ def start() -> None:
     if arguments is None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # its service catches SIGTERM for programs that ask it; here the training loop has a handler of its own, and
+    # everything else is to end
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(**arguments)
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process

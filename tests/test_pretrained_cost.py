@@ -57,6 +57,8 @@ def test_every_family_is_traced(tmp_path, family):
         assert found.latents.shape == (2, 16, 16, 4)
         assert found.fields.shape == (3, 2, *((1, 1) if schedule == "sync" else (side, side)), 1)
         assert (program.args[1].uncond is None) == (family in ("flux", "kontext"))
+    program = pretrained_programs.decoder(asked)
+    assert program.fn.eval_shape(*program.args).shape == (2, 32, 32, 3)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -77,7 +79,7 @@ def fake(request, timeout, module):
     """An answer whose numbers are seen in the tables."""
     assert module == "launch.pretrained_programs"
     flops = {1: 1e12, 8: 1.01e12, "dense": 1.2e12}.get(request.get("times"), 5e13)
-    if request["program"] == "sampler" and request["schedule"] == "dynamic":
+    if request.get("schedule") == "dynamic":
         return {"needs": 20 * 2**30, "has": 2**34, "message": "", "parameters": 5}
     total = {"flops": flops, "bytes": 2e9, "hbm": 2e9, "cycles": 0.0}
     memory = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code", "peak"), 2**30)
@@ -97,7 +99,7 @@ def fake(request, timeout, module):
 def test_the_page(command, monkeypatch, tmp_path):
     monkeypatch.setattr(aot, "ahead", fake)
     code, out, err = command("--family=sd2.1", f"--out={tmp_path / 'o.json'}")
-    assert code == 2  # the last one does not fit
+    assert code == 2  # one does not fit
     assert "## sd2.1\n\n5 M parameters, 4 images of 512 px, v5e:1x1 (one chip)." in out
     assert "| 8 times | 1.01 | 1.0100 | 2 | 1.0000 | 1.000 GiB |  |" in out
     assert "| dense | 1.2 | 1.2000 |" in out
@@ -105,7 +107,9 @@ def test_the_page(command, monkeypatch, tmp_path):
     assert "| 8 times, maps | 1.01 | 1.0100 | 2 | 1.0000 | 1.000 GiB | 0.01 GiB |" in out
     assert "| sync | 1.00 GiB | 1.00 GiB | 1.00 GiB | 6% |" in out
     assert "| dynamic | does not fit: needs 20.0 GiB |" in out
+    assert "| decoder | 1.00 GiB | 1.00 GiB | 1.00 GiB | 6% |" in out
     assert "sd2.1, sampler: dynamic" in err
+    assert "sd2.1, decoder: decoder" in err
     assert json.loads((tmp_path / "o.json").read_text())["sd2.1"]["dense"]["total"]["flops"] == 1.2e12
     code, out, _ = command("--family=sdxl", "--only=call: .* time")
     assert code == 0

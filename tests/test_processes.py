@@ -42,11 +42,14 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def start(workdir, cache, count, devices, **more):
-    """`count` processes of `devices` each that train together; the first one's output is a pipe."""
+def free_address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start(workdir, cache, count, devices, **more):
+    """`count` processes of `devices` each that train together; the first one's output is a pipe."""
     settings = {**SMALL, "workdir": workdir, **more}
     command = [sys.executable, "-m", "launch.train", *(f"--config.{name}={value}" for name, value in settings.items())]
     environment = {
@@ -57,7 +60,7 @@ def start(workdir, cache, count, devices, **more):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     if count > 1:
-        environment |= {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": str(count)}
+        environment |= {"COORDINATOR_ADDRESS": free_address(), "NUM_PROCESSES": str(count)}
     started = []
     for i in range(count):
         with open(f"{workdir}.{i}.txt", "wb") as log:
@@ -132,6 +135,30 @@ def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_p
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), a, b)
     with Checkpoints(two / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.latest == last
+
+
+def test_sigterm_ends_a_program_that_does_not_ask_for_it():
+    environment = {**os.environ, "COORDINATOR_ADDRESS": free_address(), "NUM_PROCESSES": "2"}
+    wait = "import sys, time; from launch import processes; processes.start(); print('up', file=sys.stderr, flush=True)"
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"{wait}; time.sleep(300)"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environment, "PROCESS_ID": str(i)},
+            cwd=ROOT,
+        )
+        for i in (0, 1)
+    ]
+    try:
+        for process in reversed(pair):  # the first one serves the other
+            assert any(line == "up\n" for line in process.stderr)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == -signal.SIGTERM
+    finally:
+        for process in pair:
+            process.kill()
+            process.communicate()
 
 
 def test_where_other_processes_are_named(monkeypatch, tmp_path):

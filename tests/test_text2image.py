@@ -7,11 +7,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from asyncpatch_jax.pretrained import pipelines, text2image
+from asyncpatch_jax.pretrained.loading import load_pretrained
+from asyncpatch_jax.pretrained.requests import Request
+from asyncpatch_jax.pretrained.settings import defaults
+from asyncpatch_jax.pretrained.spans import reference_compat
 from launch.text2image import mesh_of
 from tests import mains, tiny_folders
 
@@ -98,6 +105,86 @@ def test_a_part_of_an_image(command, folder, tmp_path):
     assert made.shape == picture.shape
     assert (made[mask == 0] == picture[mask == 0]).all()
     assert (made[mask > 0] != picture[mask > 0]).any()
+
+
+def by_library(folder, request, **changes):
+    pretrained = load_pretrained(folder, dtype=jnp.float32)
+    (made,) = text2image(pretrained, [request], defaults(pretrained.family, 32, num_steps=3, **changes))
+    return made.image.astype(int)
+
+
+def by_command(command, tmp_path, *arguments):
+    code, _, err = command(*arguments, "--num_steps=3", "--overwrite")
+    assert code == 0, err
+    return pixels(tmp_path / "out" / "images" / "0000.png").astype(int)
+
+
+def test_objects_are_found_or_those_of_the_released_code(command, folder, tmp_path, monkeypatch):
+    def parse(prompt):
+        assert prompt == "a red dog"
+        kinds = ("DET", "ADJ", "NOUN")
+        words = prompt.split()
+        chunk = [SimpleNamespace(text=w, idx=prompt.index(w), pos_=k) for w, k in zip(words, kinds, strict=True)]
+        return SimpleNamespace(noun_chunks=[chunk])
+
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda model: parse))
+    fixed = ("--schedule=asyndm", "--masks=fixed", "--omega=0.6")
+    made = by_command(command, tmp_path, folder, "--prompt=a red dog", "--find_objects", *fixed)
+    settings = {"schedule": "asyndm", "masks": "fixed", "omega": 0.6}
+    wanted = by_library(folder, Request("a red dog", objects=("red dog",)), **settings)
+    assert np.abs(made - wanted).max() <= 1
+    # random weights attend to all words nearly alike, so images cannot tell which tokens were taken
+    looked_at = []
+
+    def recorded(*arguments):
+        looked_at.append(arguments[:2])
+        return reference_compat(*arguments)
+
+    monkeypatch.setattr(pipelines, "reference_compat", recorded)
+    (tmp_path / "p.json").write_text(json.dumps(["a red dog"]))
+    (tmp_path / "i.json").write_text(json.dumps({"item_idx": {"a red dog": [2]}, "item_k": {"a red dog": [0.6]}}))
+    files = (f"--prompts={tmp_path / 'p.json'}", f"--items={tmp_path / 'i.json'}")
+    by_command(command, tmp_path, folder, *files, *fixed, "--reference_compat")
+    assert looked_at == [(["a red dog"], [(2,)])]
+
+
+def test_drawn_objects_in_a_part_of_an_image(command, folder, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    drawn = np.zeros((32, 32), np.uint8)
+    drawn[8:24, 8:24] = 255
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    Image.fromarray(drawn).save(tmp_path / "drawn.png")
+    made = by_command(
+        command,
+        tmp_path,
+        folder,
+        "--prompt=a dog",
+        "--objects=dog",
+        "--schedule=asyndm",
+        "--masks=drawn",
+        f"--object_mask={tmp_path / 'drawn.png'}",
+        f"--image={tmp_path / 'picture.png'}",
+        "--strength=0.5",
+    )
+    request = Request(
+        "a dog",
+        objects=("dog",),
+        image=picture,
+        mask=np.full((32, 32, 1), 0.5, np.float32),
+        object_masks=(drawn[..., None] > 0).astype(np.float32),
+    )
+    wanted = by_library(folder, request, schedule="asyndm", masks="drawn")
+    assert np.abs(made - wanted).max() <= 1
+
+
+def test_kontext_edits_an_image(command, tmp_path):
+    folder = tmp_path / "kontext"
+    tiny_folders.folder("kontext", folder)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    made = by_command(command, tmp_path, folder, "--prompt=a red dog", f"--image={tmp_path / 'picture.png'}")
+    assert np.abs(made - by_library(folder, Request("a red dog", image=picture))).max() <= 1
+    assert np.abs(made - by_library(folder, Request("a red dog", image=255 - picture))).max() > 1
 
 
 @pytest.mark.parametrize(

@@ -211,8 +211,7 @@ def make(pretrained: Pretrained, settings: Settings, when: Plan, part: Batch, *,
     images = decode_latents(pretrained, result.latents, mesh)
     if part.mask is not None:
         images = np.asarray(paste_back(*(jnp.asarray(x, jnp.float32) for x in (images, part.image, part.mask > 0))))
-    # of S-CFG every token has maps, which nobody wants to see
-    maps = None if result.maps is None or settings.method == "s-cfg" else result.maps.swapaxes(0, 1)
+    maps = None if result.maps is None else result.maps.swapaxes(0, 1)
     if maps is not None and masks is None:
         each = thresholded(jnp.asarray(maps.reshape(-1, *maps.shape[2:])), settings.threshold)
         masks = np.asarray(each).reshape(maps.shape)
@@ -239,13 +238,14 @@ def _through(
     vae = pretrained.components.get("vae")
     if vae is None:
         return np.asarray(x, np.float32)
-    return np.asarray(_autoencoded(vae.module, way, mesh, vae.params, np.asarray(x, np.float32)))
+    return np.asarray(autoencoded(vae.module, way, mesh, vae.params, np.asarray(x, np.float32)))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _autoencoded(
+def autoencoded(
     module: autoencoder.AutoencoderKL, way: str, mesh: Mesh | None, params: Any, x: Image
 ) -> Float[Array, "b h2 w2 c2"]:
+    """`autoencoder.encode` or `decode`, by the name of the way, of a batch that is spread over a mesh."""
     with sharding.using(mesh):
         function = autoencoder.encode if way == "encode" else autoencoder.decode
         out = function(module, params, sharding.constrain(x, "batch", None, None, None))

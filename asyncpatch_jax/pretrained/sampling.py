@@ -148,8 +148,11 @@ def sample_latents(net: Net, params: Any, inputs: Inputs) -> Sampled:
         place = partial(jax.tree.map, lambda x: sharding.constrain(x, "batch", *(None,) * (x.ndim - 1)))
         inputs = inputs._replace(noise=place(inputs.noise), cond=place(inputs.cond), uncond=place(inputs.uncond))
 
+        # of S-CFG every token has maps, which nobody wants to see
+        seen = inputs.cond.spans is not None and net.method != "s-cfg"
+
         def trace(state: SamplerState, pred: Prediction) -> Any:
-            return state.times.level, None if inputs.cond.spans is None else pred.aux["maps"]
+            return state.times.level, pred.aux["maps"] if seen else None
 
         state, (fields, maps) = sample(
             denoiser(net, params, inputs),
