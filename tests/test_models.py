@@ -264,11 +264,12 @@ def test_starts_at_zero_and_the_head_never_changes_the_body(model):
 def test_dropout_acts_in_training_only():
     model = UNET.clone(dropout=0.5)
     x, t, cond = inputs()
+    params = params_of(UNET)
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(train, seed):
         rngs = {"dropout": jax.random.key(seed)}
-        return model.apply({"params": params_of(UNET)}, x, t, cond, train=train, rngs=rngs)[0]
+        return model.apply({"params": params}, x, t, cond, train=train, rngs=rngs)[0]
 
     np.testing.assert_array_equal(run(False, 0), run(False, 1))
     assert jnp.abs(run(True, 0) - run(True, 1)).max() > 1e-3
