@@ -52,8 +52,6 @@ _PLACES = {
     "flux": Place("v6e:4x4", (1, 4, 4), 4, 1024, 28),
     "flux-kontext": Place("v6e:4x4", (1, 4, 4), 4, 1024, 28),
 }
-# those that the page tells of
-_SHOWN = ("sd2.1", "sdxl", "sd3.5", "flux")
 
 _PAGE = f"""# What time fields cost the public text-to-image networks, by the compiler
 
@@ -72,8 +70,8 @@ that differ from token to token are a pass of their own after the products that 
 
 Samplers: the whole run as one program, under classifier-free guidance (twice the images; FLUX is told its scale).
 *dynamic* is AsynDM with two objects, whose masks are read from the maps of every call: no number leaves the chip before
-the end. *decoder* is the autoencoder on the latents of all images at once; those of SDXL insist on float32, and latents
-of more than {autoencoder.TILE} a side go tile after tile, in the memory of one."""
+the end. *decoder* is the autoencoder, one image after another on each chip, and of latents of more than
+{autoencoder.TILE} a side one tile after another; those of SDXL, SD3.5 and FLUX insist on float32."""
 
 
 class Subject(NamedTuple):
@@ -273,7 +271,7 @@ def main() -> None:
     if values.folder:
         subjects = [of_folder(Path(values.folder), _place(_PLACES["sd2.1"]))]
     else:
-        names = _SHOWN if values.family == "all" else (values.family,)
+        names = PRESETS if values.family == "all" else (values.family,)
         subjects = [subject(name, PRESETS[name], _FAMILIES[name], _place(_PLACES[name])) for name in names]
     for one in subjects:
         topology.parse(one.place.topology)
@@ -292,7 +290,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("family", "all", ["all", *PRESETS], "Which public checkpoint; all: those of the page.")
+    flags.DEFINE_enum("family", "all", ["all", *PRESETS], "Which public checkpoint.")
     flags.DEFINE_string("folder", None, "A folder in the layout of diffusers, in the place of --family.")
     flags.DEFINE_string("topology", None, "Chips, as v6e:4x4; what suits the family unless given.")
     flags.DEFINE_list("mesh", None, "data,fsdp,tensor: as many chips, or fewer, as the topology has.")

@@ -18,7 +18,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,9 @@ from asyncpatch_jax.data.masks import Convention, read_mask
 from asyncpatch_jax.data.prompts import Prompt, read_prompts
 from asyncpatch_jax.files import check_writable, refuse_existing
 from asyncpatch_jax.pretrained import settings as settings_lib
-from asyncpatch_jax.pretrained.loading import Pretrained, load_pretrained
+from asyncpatch_jax.pretrained.loading import Pretrained, describe, load_pretrained
 from asyncpatch_jax.pretrained.objects import noun_phrases
-from asyncpatch_jax.pretrained.pipelines import Made, text2image
+from asyncpatch_jax.pretrained.pipelines import Made, ready, text2image
 from asyncpatch_jax.pretrained.requests import Request, factor
 from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.sampling.schedules import curves
@@ -83,16 +83,21 @@ def check_flags(values: flags.FlagValues, family: str) -> None:
     """
     asyndm, sync = values.schedule == "asyndm", values.schedule in (None, "sync")
     lone = {
-        "items": (values.items and not values.prompts, "--prompts"),
+        "items": (values.items and not (values.prompts and asyndm), "--prompts and --schedule=asyndm"),
         "mask": (values.mask and not values.image, "--image"),
         "strength": (values.strength is not None and (values.mask or not values.image), "--image, and without --mask"),
         "graded": (values.graded and not values.mask, "--mask"),
         "object_mask": (values.object_mask and not (asyndm and values.masks == "drawn"), "--masks=drawn"),
         "masks": (values.masks and not asyndm, "--schedule=asyndm"),
         "threshold": (values.threshold is not None and not asyndm, "--schedule=asyndm"),
-        "reference_compat": (values.reference_compat and not values.items, "--items"),
+        "reference_compat": (values.reference_compat and not (values.items and asyndm), "--items, --schedule=asyndm"),
+        "objects": (values.objects and not asyndm, "--schedule=asyndm"),
+        "find_objects": (values.find_objects and not asyndm, "--schedule=asyndm"),
         "curve": (values.curve and sync, "--schedule=asyndm or concave"),
-        "omega": (values.omega is not None and sync, "--schedule=asyndm or concave"),
+        "omega": (
+            values.omega is not None and (sync or bool(values.items)),
+            "--schedule=asyndm or concave, and without --items, which have their own",
+        ),
         "text_time": (values.text_time and (sync or family in ("sd", "sdxl")), "sd3, flux or kontext, and no sync"),
         "t5_length": (values.t5_length is not None and family in ("sd", "sdxl"), "sd3, flux or kontext"),
         "negative": (
@@ -140,13 +145,20 @@ def requests(values: flags.FlagValues, given: Sequence[Prompt], size: tuple[int,
     ]
 
 
-def record(folder: str, request: Request, settings: Settings, values: flags.FlagValues) -> dict[str, str]:
-    """What an image's file says of how it was made: all that it depends on, files by their names."""
-    kept = {name: value for name, value in request._asdict().items() if name not in _ARRAYS}
+def record(
+    folder: str, requests: Sequence[Request], settings: Settings, values: flags.FlagValues
+) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """What each image's file says of how it was made, and the grid's: all that it depends on, files by their names."""
     more = {name: values[name].value for name in _RECORDED}
     version = importlib.metadata.version("asyncpatch_jax")
-    made = {"model": folder, **kept, **dataclasses.asdict(settings), **more, "version": version}
-    return {"asyncpatch_jax": json.dumps(made, ensure_ascii=False), "prompt": request.prompt}
+    shared = {"model": folder, **dataclasses.asdict(settings), **more, "version": version}
+    own = [{name: value for name, value in r._asdict().items() if name not in _ARRAYS} for r in requests]
+
+    def text(content: dict[str, Any]) -> str:
+        return json.dumps(content, ensure_ascii=False)
+
+    each = [{"asyncpatch_jax": text({**shared, **kept}), "prompt": kept["prompt"]} for kept in own]
+    return each, {"asyncpatch_jax": text({**shared, "images": own})}
 
 
 def shown(made: Made, objects: Sequence[str]) -> np.ndarray:
@@ -214,23 +226,29 @@ def main(folder: str) -> None:
         multihost_utils.sync_global_devices("text2image")
     out = Path(values.out)
     check_writable(epath.Path(out) / "grid.png")
-    dtype = values.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    pretrained = load_pretrained(folder, mesh, jnp.dtype(dtype), variant=values.variant)
-    check_flags(values, pretrained.family)
-    settings = settings_of(values, pretrained)
+    # what the machine decides is recorded as if it had been asked for
+    values.dtype = values.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    values.mesh = mesh and ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    dtype = jnp.dtype(values.dtype)
+    described = describe(folder, dtype)
+    check_flags(values, described.family)
+    settings = settings_of(values, described)
     wanted = requests(values, given, (settings.height, settings.width))
+    ready(described, wanted, settings)  # what is wrong shall be told before minutes of reading
+    pretrained = load_pretrained(folder, mesh, dtype, variant=values.variant)
     images = text2image(pretrained, wanted, settings, batch=values.batch, mesh=mesh)
     print(f"{len(wanted)} images, {settings.num_steps} steps each; the first batch compiles", flush=True)
+    each, whole = record(folder, wanted, settings, values)
     small = []
     for i, made in enumerate(tqdm(images, total=len(wanted), unit="image", disable=jax.process_index() > 0)):
-        write(out, i, wanted[i], made, record(folder, wanted[i], settings, values), show=values.show)
+        write(out, i, wanted[i], made, each[i], show=values.show)
         small.append(made.image)
     for old in [*out.glob("images/*.png"), *out.glob("fields/*.png")]:
         unwanted = old.parent.name == "fields" and not values.show
         if old.stem.isdigit() and (unwanted or int(old.stem) >= len(small)):
             old.unlink(missing_ok=True)  # of an earlier run
     columns = values.num if values.num > 1 else math.ceil(len(small) ** 0.5)
-    viz.save_png(out / "grid.png", viz.grid(np.stack(small), columns), overwrite=True)
+    viz.save_png(out / "grid.png", viz.grid(np.stack(small), columns), text=whole, overwrite=True)
     print(f"wrote grid.png and images/ ({len(small)} PNG files){' and fields/' if values.show else ''} into {out}")
 
 

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.pretrained import families, inspection
+from asyncpatch_jax.pretrained import families, inspection, loading
+from asyncpatch_jax.pretrained.complete import check_complete
 from asyncpatch_jax.pretrained.inspection import bytes_per_chip, inspect
 from asyncpatch_jax.pretrained.presets import PRESETS
 from launch import check_checkpoint
@@ -77,7 +78,44 @@ def test_everything_that_is_wrong_is_told_at_once(folder):
         assert expected in problems[name]
     rest = "; ".join(found.problems)
     assert "expected a scheduler out of" in rest
-    assert "expected tokenizer.json or merges.txt and vocab.json or spiece.model in" in rest
+    assert "expected vocab.json and merges.txt, tokenizer.json or spiece.model in" in rest
+
+
+def edited(file, **changes):
+    content = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({name: value for name, value in content.items() if value != "gone"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: edited(f / "model_index.json", vae=[None, None]), "of sd3, got none for vae"),
+        (lambda f: edited(f / "model_index.json", text_encoder_2="gone"), "of sd3, got none for text_encoder_2"),
+        (lambda f: edited(f / "model_index.json", tokenizer_3=[None, None]), "got none for tokenizer_3"),
+        (lambda f: (f / "tokenizer" / "vocab.json").write_text("{"), "expected a tokenizer in"),
+        (lambda f: edited(f / "vae" / "config.json", block_out_channels="gone"), "setting 'block_out_channels' in"),
+    ],
+)
+def test_a_folder_that_could_not_make_an_image(folder, change, message):
+    change(folder)
+    found = inspect(folder)
+    assert not found.loads
+    assert message in "; ".join([*found.problems, *(p for part in found.components for p in part.problems)])
+
+
+def test_stable_diffusion_3_may_do_without_t5(folder):
+    edited(folder / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    assert inspect(folder).loads
+
+
+def test_text_encoders_of_another_network(saved):
+    described = loading.describe(saved)
+    check_complete(described)
+    config = {**described.components["text_encoder_2"].config, "projection_dim": 24}
+    other = loading.Component(families.module(config), families.shapes(config), config)
+    parts = {**described.components, "text_encoder_2": other}
+    with pytest.raises(ValueError, match=r"encoders of width 40 and 32 \(pooled\) for this sd3 network, got 40 and 40"):
+        check_complete(described._replace(components=parts))
 
 
 def test_no_folder_of_networks(folder, tmp_path):

@@ -334,8 +334,8 @@ from asyncpatch_jax.pretrained import loading, tensors
 
 def load(folder):
     found = tensors.find(folder)
-    shapes = {name[0]: {"kernel": jax.ShapeDtypeStruct(found[name].shape[::-1], jnp.float32)} for name in found}
-    return loading.read(shapes, found, folder, None, jnp.bfloat16)
+    shapes = {name[0]: {"kernel": jax.ShapeDtypeStruct(found[name].shape[::-1], jnp.bfloat16)} for name in found}
+    return loading.read(shapes, found, folder, None)
 
 def memory(what):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asyncpatch_jax.pretrained import pipelines, text2image
+from asyncpatch_jax.pretrained import pipelines, prompts, text2image
 from asyncpatch_jax.pretrained.loading import load_pretrained
 from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import defaults
@@ -73,7 +74,14 @@ def test_files_say_how_they_were_made(command, folder, tmp_path):
         assert image.text["prompt"] == "two cats and a dog"
     assert (said["seed"], said["objects"], said["omegas"]) == (6, ["cats", "dog"], [0.25, 0.5])
     assert (said["schedule"], said["num_steps"], said["model"]) == ("asyndm", 3, str(folder))
-    assert {"mask", "strength", "dtype", "mesh", "version"} <= said.keys()
+    assert {"mask", "strength", "mesh", "version"} <= said.keys()
+    assert said["dtype"] == "float32"
+    with Image.open(made / "grid.png") as image:
+        whole = json.loads(image.text["asyncpatch_jax"])
+    assert [(one["prompt"], one["seed"]) for one in whole["images"]] == [
+        *(("a red dog", 5), ("a red dog", 6), ("two cats and a dog", 5), ("two cats and a dog", 6))
+    ]
+    assert whole["num_steps"] == 3
     first = pixels(made / "images" / "0000.png")
     assert first.std() > 0
     # nothing is replaced unless asked for, and the same command makes the same
@@ -144,8 +152,9 @@ def test_objects_are_found_or_those_of_the_released_code(command, folder, tmp_pa
     (tmp_path / "p.json").write_text(json.dumps(["a red dog"]))
     (tmp_path / "i.json").write_text(json.dumps({"item_idx": {"a red dog": [2]}, "item_k": {"a red dog": [0.6]}}))
     files = (f"--prompts={tmp_path / 'p.json'}", f"--items={tmp_path / 'i.json'}")
-    by_command(command, tmp_path, folder, *files, *fixed, "--reference_compat")
-    assert looked_at == [(["a red dog"], [(2,)])]
+    by_command(command, tmp_path, folder, *files, *fixed[:2], "--reference_compat")
+    assert looked_at
+    assert all(asked == (["a red dog"], [(2,)]) for asked in looked_at)
 
 
 def test_drawn_objects_in_a_part_of_an_image(command, folder, tmp_path):
@@ -197,7 +206,9 @@ def test_kontext_edits_an_image(command, tmp_path):
         (("--prompt=a dog", "--height=33"), "multiples of"),
         (("--prompt=a dog", "--mesh=rows=2"), "expected a mesh such as"),
         (("--prompt=a dog", "--sede=1"), "did you mean --seed?"),
-        (("--prompt=a dog", "--items=x.json"), "expected --items with --prompts"),
+        (("--prompt=a dog", "--items=x.json"), "expected --items with --prompts and --schedule=asyndm"),
+        (("--prompt=a dog", "--objects=dog"), "expected --objects with --schedule=asyndm"),
+        (("--prompt=a dog", "--t5_length=9"), "expected --t5_length with sd3, flux or kontext"),
         (("--prompt=a dog", "--omega=0.5"), "expected --omega with --schedule=asyndm or concave"),
         (("--prompt=a dog", "--text_time=max", "--schedule=concave"), "expected --text_time with sd3, flux or kontext"),
         (("--prompt=a dog", "--graded"), "expected --graded with --mask"),
@@ -210,6 +221,34 @@ def test_mistakes_are_one_line(command, folder, tmp_path, arguments, message):
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not list((tmp_path / "out").rglob("*.png")) if (tmp_path / "out").exists() else True
+
+
+def test_what_needs_no_weights_is_refused_before_they_are_read(command, folder, tmp_path):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (file,) = (broken / "unet").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-8])
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "small.png")
+    slow = ("--prompt=a dog", "--schedule=asyndm")
+    assert "'zebra', which is there not at all" in command(broken, *slow, "--objects=zebra")[2]
+    drawn = ("--objects=dog", "--masks=drawn", f"--object_mask={tmp_path / 'small.png'}")
+    assert "small.png" in command(broken, *slow, *drawn)[2]
+    assert "expected 0 <= k <=" in command(broken, *slow, "--objects=dog", "--omega=1")[2]
+    assert "it is truncated" in command(broken, "--prompt=a dog")[2]
+
+
+def test_a_prompt_is_encoded_once_however_its_images_are_ordered(folder, monkeypatch):
+    encoded, in_chunks = [], prompts._in_chunks
+
+    def counted(encode, ids, texts):
+        encoded.extend(texts)
+        return in_chunks(encode, ids, texts)
+
+    monkeypatch.setattr(prompts, "_in_chunks", counted)
+    pretrained = load_pretrained(folder, dtype=jnp.float32)
+    asked = [Request(text, seed) for seed in range(2) for text in ("a dog", "two cats")]
+    made = list(text2image(pretrained, asked, defaults("sd", 32, num_steps=1), batch=1))
+    assert len(made) == 4
+    assert sorted(encoded) == ["", "a dog", "two cats"]
 
 
 def test_a_folder_is_needed(command, tmp_path):

@@ -75,7 +75,8 @@ def _texts(file: epath.Path) -> list[str]:
 
 def _read(file: epath.Path) -> str:
     try:
-        return file.read_text()
+        # some editors begin a file with a mark of its encoding
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"expected a file of prompts at {file}, got {error}") from error
 

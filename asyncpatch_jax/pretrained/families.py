@@ -45,6 +45,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "flux": _FLUX,
     "kontext": _FLUX,
 }
+# which a folder may leave out: Stable Diffusion 3 was trained to do without T5
+OPTIONAL = {"text_encoder_3"}
 _PIPELINES = {
     "StableDiffusion": "sd",
     "StableDiffusionXL": "sdxl",
@@ -126,9 +128,13 @@ def module(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
     """The module of a config.json; it computes in `dtype`.
 
     Raises:
-        ValueError: a class or a setting that is not implemented, by name.
+        ValueError: a class or a setting that is not implemented, or a setting that is missing, by name.
     """
-    return _file(config).from_config(config, dtype)
+    try:
+        return _file(config).from_config(config, dtype)
+    except KeyError as error:
+        name = class_name(config)
+        raise ValueError(f"expected the setting {error} in the config.json of {name}, got none") from error
 
 
 def shapes(config: Mapping[str, Any]) -> Any:

@@ -11,11 +11,9 @@ import numpy as np
 from jax.sharding import AbstractMesh
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.pretrained import families, loading, names, schedulers, tensors
+from asyncpatch_jax.pretrained import complete, families, loading, names, schedulers, tensors, tokenizers
 from asyncpatch_jax.pretrained.axes import logical_axes
 from asyncpatch_jax.pretrained.schedulers import Scheduler
-
-_TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"})
 
 
 class Inspected(NamedTuple):
@@ -86,7 +84,10 @@ def inspect(folder: str | os.PathLike, *, variant: str | None = None) -> Folder:
     scheduler = None if config is None else _tried(problems, schedulers.from_config, config)
     for name, entry in index.items():
         if name.startswith("tokenizer") and isinstance(entry, list) and all(entry):
-            _tried(problems, _check_tokenizer, path / name)
+            # T5's length is the pipeline's to choose, and may not be in its folder
+            _tried(problems, tokenizers.read_tokenizer, path / name, 77)
+    if not problems and not any(component.problems for component in components):
+        _tried(problems, lambda: complete.check_complete(loading.describe(path)))
     return Folder(path, family, components, scheduler, problems)
 
 
@@ -107,7 +108,7 @@ def bytes_per_chip(shapes: Any, dtype: Any, fsdp: int, tensor: int = 1) -> int:
 def _tried(problems: list[str], call: Callable[..., Any], *args: Any) -> Any:
     try:
         return call(*args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         problems.append(str(error))
         return None
 
@@ -132,10 +133,3 @@ def _component(name: str, folder: Path, wanted: str | None, variant: str | None)
             if found[key].dtype not in tensors.FLOATS:
                 problems.append(f"expected weights as {', '.join(tensors.FLOATS)}, got {found[key].dtype} in {key}")
     return Inspected(name, class_name, shapes, dtypes, sum(t.nbytes for t in found.values()), renamed, problems)
-
-
-def _check_tokenizer(folder: Path) -> None:
-    there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    if not any(files <= there for files in _TOKENIZERS):
-        wanted = " or ".join(" and ".join(sorted(files)) for files in _TOKENIZERS)
-        raise ValueError(f"expected {wanted} in {folder}, got {', '.join(sorted(there)) or 'nothing'}")

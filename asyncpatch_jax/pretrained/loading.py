@@ -75,16 +75,29 @@ def load_pretrained(
             network; a tensor missing, unused or of another shape; a setting that is not implemented. Names it.
     """
     folder = resolve(folder)
+    described = describe(folder, dtype)
+    components = {name: load_component(folder / name, mesh, dtype, variant=variant) for name in described.components}
+    return described._replace(components=components)
+
+
+def describe(folder: str | os.PathLike, dtype: Any = jnp.bfloat16) -> Pretrained:
+    """What `load_pretrained` would load, with shapes in the place of parameters: no tensor is read.
+
+    Settings and requests can be checked against it (`pipelines.ready`) before minutes of reading are lost.
+
+    Raises:
+        ValueError: as `load_pretrained`, but for what is wrong with the tensors.
+    """
+    folder = resolve(folder)
     index = families.read_json(folder / "model_index.json")
     family = families.family(index)
     scheduler_config = families.read_json(folder / "scheduler" / "scheduler_config.json")
     scheduler = schedulers.from_config(scheduler_config, whole=family in ("flux", "kontext"))
     wanted = families.COMPONENTS[family]
-    for name in families.components(index):  # all of them before the first is read, which may take minutes
+    components = {}
+    for name in families.components(index):
         check_class(folder / name, wanted[name])
-    components = {
-        name: load_component(folder / name, mesh, dtype, variant=variant) for name in families.components(index)
-    }
+        components[name] = _described(folder / name, dtype)
     tokenizers = {
         name: folder / name
         for name, entry in index.items()
@@ -98,12 +111,18 @@ def load_component(
 ) -> Component:
     """Read one network: a folder with a config.json and safetensors files. Arguments and errors: `load_pretrained`."""
     folder = resolve(folder)
+    described = _described(folder, dtype)
+    found = tensors.find(folder, variant)
+    return described._replace(params=read(described.params, found, folder, mesh))
+
+
+def _described(folder: Path, dtype: Any) -> Component:
+    """A component whose parameters are shapes, of the type that they will have."""
     config = families.read_json(folder / "config.json")
     if config.get("force_upcast") and np.dtype(dtype) == np.float16:
         dtype = jnp.float32
-    shapes = families.shapes(config)
-    found = tensors.find(folder, variant)
-    return Component(families.module(config, dtype), read(shapes, found, folder, mesh, dtype), config)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), families.shapes(config))
+    return Component(families.module(config, dtype), shapes, config)
 
 
 def check_class(folder: Path, wanted: str) -> None:
@@ -138,11 +157,11 @@ def resolve(folder: str | os.PathLike) -> Path:
         raise ValueError(f"{message}; hf download {folder} would fetch it") from error
 
 
-def read(shapes: Any, found: Mapping[str, Tensor], where: Path, mesh: Mesh | None, dtype: Any) -> Any:
+def read(shapes: Any, found: Mapping[str, Tensor], where: Path, mesh: Mesh | None) -> Any:
     """Parameters of these shapes from the tensors of files, matched strictly.
 
     Args:
-        shapes: tree of a module's parameters or their shapes.
+        shapes: tree of a module's parameters, or their shapes, of the type that they shall have.
         found: `tensors.find`.
         where: for errors.
 
@@ -160,7 +179,7 @@ def read(shapes: Any, found: Mapping[str, Tensor], where: Path, mesh: Mesh | Non
     with ThreadPoolExecutor(_WORKERS) as pool:
         leaves = {}
         for path, leaf, place in places:
-            fill = _filler(leaf.shape, sources[path], np.dtype(dtype), pool.map)
+            fill = _filler(leaf.shape, sources[path], np.dtype(leaf.dtype), pool.map)
             # one at a time: what waits for its way to a device takes memory here
             leaves[path] = jax.block_until_ready(jax.make_array_from_callback(leaf.shape, place, fill))
     return names.nested(leaves)

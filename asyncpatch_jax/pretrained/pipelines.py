@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from asyncpatch_jax import sharding, viz
 from asyncpatch_jax.pretrained import autoencoder
+from asyncpatch_jax.pretrained.complete import check_complete
 from asyncpatch_jax.pretrained.loading import Pretrained
 from asyncpatch_jax.pretrained.plans import Plan, plan
 from asyncpatch_jax.pretrained.prompts import Encoded, encode_prompts, read_tokenizers, streams
@@ -92,30 +93,54 @@ def text2image(
     """
     if batch < 1:
         raise ValueError(f"expected a batch of one image or more, got {batch}")
+    checked = ready(pretrained, requests, settings)
+    return _in_batches(pretrained, requests, settings, checked, min(batch, len(requests)), mesh)
+
+
+class Ready(NamedTuple):
+    """What a run follows, known before it begins.
+
+    objects: their tokens, a row for each request.
+    """
+
+    tokenizers: dict[str, Tokenizer]
+    plan: Plan
+    objects: Spans | None
+
+
+def ready(pretrained: Pretrained, requests: Sequence[Request], settings: Settings) -> Ready:
+    """Refuse what cannot be made.
+
+    Args:
+        pretrained: its parameters are not looked at: `loading.describe` will do.
+
+    Raises:
+        ValueError: as `text2image`, but for images that are not finite.
+    """
+    check_complete(pretrained)
     check(pretrained, requests, settings)
     when = plan(pretrained, requests, settings)
     tokenizers = read_tokenizers(pretrained.family, pretrained.tokenizers)
-    found = named(pretrained, tokenizers, requests, settings)
-    return _in_batches(pretrained, tokenizers, requests, settings, when, found, min(batch, len(requests)), mesh)
+    # refuses a length of texts, too
+    streams(pretrained.family, pretrained.components, tokenizers, t5_length=settings.t5_length)
+    return Ready(tokenizers, when, named(pretrained, tokenizers, requests, settings))
 
 
 def _in_batches(
     pretrained: Pretrained,
-    tokenizers: Mapping[str, Tokenizer],
     requests: Sequence[Request],
     settings: Settings,
-    when: Plan,
-    found: Spans | None,
+    checked: Ready,
     batch: int,
     mesh: Mesh | None,
 ) -> Iterator[Made]:
-    slow = omegas(requests, settings)
+    slow, tokenizers, when = omegas(requests, settings), checked.tokenizers, checked.plan
     known: dict[str, Encoded] = {}
     for first in range(0, len(requests), batch):
         # the last batch is filled up: only one size compiles
         index = np.minimum(np.arange(first, first + batch), len(requests) - 1)
         those = [requests[i] for i in index]
-        spans_of = None if found is None else jax.tree.map(lambda leaf, index=index: leaf[index], found)
+        spans_of = jax.tree.map(lambda leaf, index=index: leaf[index], checked.objects)
         part = prepare(pretrained, tokenizers, those, settings, slow[index], spans_of, mesh=mesh, known=known)
         drawn = make(pretrained, settings, when, part, mesh=mesh)
         for row, request in enumerate(those[: len(requests) - first]):
@@ -123,8 +148,9 @@ def _in_batches(
             if not np.isfinite(one.images).all():
                 raise ValueError(f"expected a finite image of {request.prompt!r}, seed {request.seed}, got NaN in it")
             yield Made(viz.to_uint8(one.images), *one[1:])
-        # the next batch may have the same texts again; more of them are not kept
-        known = {text: known[text] for request in those for text in _texts(request) if text in known}
+        # texts that no later image has are not kept
+        later = {text for request in requests[first + batch :] for text in _texts(request)}
+        known = {text: encoded for text, encoded in known.items() if text in later}
 
 
 def prepare(
@@ -245,12 +271,24 @@ def _through(
 def autoencoded(
     module: autoencoder.AutoencoderKL, way: str, mesh: Mesh | None, params: Any, x: Image
 ) -> Float[Array, "b h2 w2 c2"]:
-    """`autoencoder.encode` or `decode`, by the name of the way, of a batch that is spread over a mesh."""
+    """`autoencoder.encode` or `decode`, by the name of the way; one image after another on each device of a mesh.
+
+    A decoder takes more memory than the run before it: of SDXL 4 GiB for each image of a megapixel.
+    """
+    function = autoencoder.encode if way == "encode" else autoencoder.decode
+    count = 1 if mesh is None else sharding.batch_parts(mesh)
+    count = count if x.shape[0] % count == 0 else 1
+
+    def some(part: Image) -> Float[Array, "_n h2 w2 c2"]:
+        out = function(module, params, sharding.constrain(part, "batch", None, None, None))
+        return out.astype(jnp.float32)
+
     with sharding.using(mesh):
-        function = autoencoder.encode if way == "encode" else autoencoder.decode
-        out = function(module, params, sharding.constrain(x, "batch", None, None, None))
+        # every so-many-th image, so that a batch that is spread over devices stays where it is
+        parts = jnp.moveaxis(x.reshape(count, -1, *x.shape[1:]), 1, 0)
+        out = jnp.moveaxis(jax.lax.map(some, parts), 0, 1)
         # whole on every device, of every process
-        return sharding.constrain(out, None, None, None, None).astype(jnp.float32)
+        return sharding.constrain(out.reshape(-1, *out.shape[2:]), None, None, None, None)
 
 
 def named(

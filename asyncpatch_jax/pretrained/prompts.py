@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from asyncpatch_jax import sharding
+from asyncpatch_jax.pretrained import families
 from asyncpatch_jax.pretrained.clip import TextFeatures
 from asyncpatch_jax.pretrained.spans import Stream
 from asyncpatch_jax.pretrained.tokenizers import Tokenizer, read_tokenizer
@@ -33,8 +34,6 @@ _LENGTHS: dict[str, dict[str, int | None]] = {
     "flux": {"tokenizer": None, "tokenizer_2": 512},
     "kontext": {"tokenizer": None, "tokenizer_2": 512},
 }
-# Stable Diffusion 3 was trained with T5's tokens left out at times
-_OPTIONAL = {"tokenizer_3"}
 # prompts that are encoded at once
 _ROWS = 8
 
@@ -52,7 +51,7 @@ def read_tokenizers(family: str, folders: Mapping[str, epath.PathLike]) -> dict[
         ValueError: an unknown family, or a tokenizer that is missing; T5's of Stable Diffusion 3 may be.
     """
     names = _names(family)
-    _expect("tokenizers", [name for name in names if name not in _OPTIONAL], folders)
+    _expect("tokenizers", [name for name in names if not _optional(name)], folders)
     return {name: read_tokenizer(folders[name], _LENGTHS[family][name]) for name in names if name in folders}
 
 
@@ -153,9 +152,8 @@ def _check(
     negatives: Sequence[str] | None,
     size: tuple[int, int] | None,
 ) -> None:
-    names = _names(family)
-    _expect("text encoders", [_ENCODERS[name] for name in names if name not in _OPTIONAL], components)
-    _expect("tokenizers", [n for n in names if n not in _OPTIONAL or _ENCODERS[n] in components], tokenizers)
+    _expect("text encoders", [_ENCODERS[name] for name in _names(family) if not _optional(name)], components)
+    expect_tokenizers(family, components, tokenizers)
     if not prompts or (negatives is not None and len(negatives) != len(prompts)):
         given = "none" if negatives is None else len(negatives)
         raise ValueError(f"expected prompts, and as many negative ones, got {len(prompts)} and {given}")
@@ -167,11 +165,40 @@ def _with_length(family: str, tokenizers: Mapping[str, Tokenizer], t5_length: in
     """The tokenizers that a family reads, T5's with this length; without T5's at 0, if the family can do without."""
     found = {name: tokenizers[name] for name in _names(family) if name in tokenizers}
     for name in found.keys() & {name for name, length in _LENGTHS[family].items() if length}:
-        if t5_length == 0 and name in _OPTIONAL:
+        if t5_length == 0 and _optional(name):
             del found[name]
         elif t5_length is not None:
             found[name] = replace(found[name], length=t5_length)
     return found
+
+
+def expect_tokenizers(family: str, components: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a family's encoders without their tokenizers.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    _expect("tokenizers", [n for n in _names(family) if not _optional(n) or _ENCODERS[n] in components], given)
+
+
+def embedding_widths(family: str, components: Mapping[str, Any], width: int) -> tuple[int, int | None]:
+    """The widths of a text's tokens and of what is pooled; of parameters only the shapes are looked at.
+
+    Args:
+        width: of the network's text, as for `encode_prompts`.
+
+    Raises:
+        ValueError: encoders that do not fit each other.
+    """
+    modules = tuple((name, components[name].module) for name in _ENCODERS.values() if name in components)
+    params = {name: components[name].params for name, _ in modules}
+    ids = {name: jax.ShapeDtypeStruct((1, 2), np.int32) for name in _ENCODERS}
+    tokens, pooled = jax.eval_shape(partial(_embeddings, family, modules, (2, width)), params, ids)
+    return tokens.shape[-1], None if pooled is None else pooled.shape[-1]
+
+
+def _optional(tokenizer: str) -> bool:
+    return _ENCODERS[tokenizer] in families.OPTIONAL
 
 
 def _names(family: str) -> list[str]:

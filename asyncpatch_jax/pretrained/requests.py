@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from asyncpatch_jax import timefield
+from asyncpatch_jax.pretrained import families
 from asyncpatch_jax.pretrained.loading import Pretrained
 from asyncpatch_jax.pretrained.settings import Settings, check_method
 
 Picture = UInt8[np.ndarray, "h w c"]
 _TRANSFORMERS = ("sd3", "flux", "kontext")
-_PACKED = ("flux", "kontext")
 
 
 class Request(NamedTuple):
@@ -56,6 +56,12 @@ def check(pretrained: Pretrained, requests: Sequence[Request], settings: Setting
             f"expected a height and a width that are multiples of {multiple} for {pretrained.family}, "
             f"got {settings.height} x {settings.width}"
         )
+    patches = max(cells(pretrained, settings))
+    if patches > (most := getattr(pretrained.denoiser.module, "table", patches)):
+        raise ValueError(
+            f"expected at most {most * multiple} pixels a side for this network, got {settings.height} x "
+            f"{settings.width}"
+        )
     for name in ("image", "mask", "noise"):
         if len({getattr(request, name) is None for request in requests}) > 1:
             raise ValueError(f"expected requests that all say {name}, or none, got both sorts")
@@ -92,6 +98,8 @@ def _check_request(family: str, request: Request, settings: Settings) -> None:
         raise ValueError(f"expected texts, got {request.prompt!r} and {request.negative!r}")
     if not 0 <= request.seed < 2**32:
         raise ValueError(f"expected a seed in 0 ... 2^32 - 1, got {request.seed}")
+    if not all(0 <= omega <= 1 for omega in request.omegas):
+        raise ValueError(f"expected omegas in 0 ... 1, got {list(request.omegas)}")
     if request.mask is not None and request.image is None:
         raise ValueError("expected an image with the mask, got none")
     if request.image is not None and request.mask is None and family != "kontext":
@@ -133,6 +141,9 @@ def cells(pretrained: Pretrained, settings: Settings) -> timefield.Grid:
 def latent_shape(pretrained: Pretrained, settings: Settings) -> tuple[int, int, int]:
     """Height, width and channels of the latents of an image."""
     side = factor(pretrained)
-    # FLUX counts the channels of 2 x 2 latents, which are one token
-    channels = pretrained.denoiser.config["in_channels"] // (4 if pretrained.family in _PACKED else 1)
-    return settings.height // side, settings.width // side, channels
+    return settings.height // side, settings.width // side, latent_channels(pretrained)
+
+
+def latent_channels(pretrained: Pretrained) -> int:
+    """Channels of the latents of an image."""
+    return families.example(pretrained.denoiser.config, pretrained.denoiser.module)[0].shape[-1]

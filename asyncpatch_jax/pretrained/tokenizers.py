@@ -5,8 +5,9 @@ transformers and tokenizers, which read the files, are the extra `text` of the p
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,23 +85,33 @@ def read_tokenizer(folder: epath.PathLike, length: int | None = None) -> Tokeniz
         length: of all texts in tokens; None: the `model_max_length` of tokenizer_config.json.
 
     Raises:
-        ValueError: no such folder, no tokenizer in it, or no length.
+        ValueError: no such folder, no tokenizer in it, one that cannot be read, or no length.
         ImportError: the extra `text` is not installed.
     """
     folder = epath.Path(folder)
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     config = json.loads((folder / "tokenizer_config.json").read_text()) if "tokenizer_config.json" in present else {}
     length = config.get("model_max_length") if length is None else length
-    if {"vocab.json", "merges.txt"} <= present or str(config.get("tokenizer_class", "")).startswith("CLIP"):
-        backend, pad = _clip(folder)
-    elif "tokenizer.json" in present:
-        backend, pad = _t5(folder, _pad_token(folder, config))
+    whole = "tokenizer.json" in present
+    read: Callable[[epath.Path], tuple[Any, int | None]]
+    if {"vocab.json", "merges.txt"} <= present or (whole and config.get("tokenizer_class", "").startswith("CLIP")):
+        read = _clip
+    elif whole:
+        read = partial(_t5, _pad_token(folder, config))
     elif "spiece.model" in present:
-        backend, pad = _sentencepiece(folder)
+        read = _sentencepiece
     else:
         raise ValueError(
-            f"expected vocab.json and merges.txt, tokenizer.json or spiece.model in {folder}, got {present}"
+            f"expected vocab.json and merges.txt, tokenizer.json or spiece.model in {folder}, got {sorted(present)}"
         )
+    try:
+        backend, pad = read(folder)
+    except ImportError:
+        raise
+    except Exception as error:  # the libraries raise what they like
+        raise ValueError(f"expected a tokenizer in {folder}, got {error}") from error
+    if pad is None:
+        raise ValueError(f"expected a tokenizer whose pad token is one of its own in {folder}, got none")
     # transformers writes 10^30 for "no limit"
     if not isinstance(length, int) or length > 10**6:
         raise ValueError(f"expected a length for {folder}, or model_max_length in tokenizer_config.json, got {length}")
@@ -122,16 +133,13 @@ def _clip(folder: epath.Path) -> tuple[Any, int]:
     return tokenizer.backend_tokenizer, tokenizer.pad_token_id
 
 
-def _t5(folder: epath.Path, pad: str) -> tuple[Any, int]:
+def _t5(pad: str, folder: epath.Path) -> tuple[Any, int | None]:
     try:
         import tokenizers
     except ImportError as error:
         raise _missing(error) from error
     backend = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text())
-    number = backend.token_to_id(pad)
-    if number is None:
-        raise ValueError(f"expected the pad token {pad!r} in {folder / 'tokenizer.json'}, got none")
-    return backend, number
+    return backend, backend.token_to_id(pad)
 
 
 def _sentencepiece(folder: epath.Path) -> tuple[Any, int]:
