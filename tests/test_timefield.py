@@ -11,9 +11,18 @@ from hypothesis import strategies as st
 from jax.experimental import checkify
 
 from asyncpatch_jax import timefield
+from asyncpatch_jax.types import FewTimes
 
 SIZES, FEW = st.sampled_from([1, 2, 3, 4, 6, 8]), st.sampled_from([1, 2, 3])
 EXAMPLES = settings(max_examples=15, deadline=None)
+# one program an example: its grids are new, and an operation alone compiles about as long as all of them together
+resize = jax.jit(timefield.resize, static_argnums=(1, 2))
+like, dense = jax.jit(timefield.like), jax.jit(timefield.dense)
+
+
+@jax.jit
+def changed(t, where):
+    return timefield.changed(t, where, jnp.sqrt)
 
 
 def draw(seed, grid, batch=2):
@@ -25,7 +34,7 @@ def draw(seed, grid, batch=2):
 @given(st.integers(0, 99), SIZES, SIZES, SIZES, SIZES)
 def test_resizing_keeps_the_mean_and_the_range(seed, gh, gw, oh, ow):
     t = draw(seed, (gh, gw))
-    out = timefield.resize(t, (oh, ow))
+    out, t = np.asarray(resize(t, (oh, ow))), np.asarray(t)
     assert out.shape == (2, 1 if gh == 1 else oh, 1 if gw == 1 else ow, 1)
     np.testing.assert_allclose(out.mean((1, 2)), t.mean((1, 2)), rtol=1e-5)
     assert out.min() >= t.min() - 1e-6
@@ -35,15 +44,15 @@ def test_resizing_keeps_the_mean_and_the_range(seed, gh, gw, oh, ow):
 @EXAMPLES
 @given(st.floats(0, 1, width=32, allow_subnormal=False), SIZES, SIZES, SIZES, SIZES)
 def test_a_constant_field_stays_so_bit_for_bit(value, gh, gw, oh, ow):
-    out = timefield.resize(jnp.full((1, gh, gw, 1), value, jnp.float32), (oh, ow))
-    assert (out == np.float32(value)).all()
+    out = resize(np.full((1, gh, gw, 1), value, np.float32), (oh, ow))
+    assert (np.asarray(out) == np.float32(value)).all()
 
 
 @EXAMPLES
 @given(st.integers(0, 99), FEW, FEW, SIZES, SIZES)
 def test_the_maximum_is_that_of_each_cell(seed, sh, sw, oh, ow):
     t = draw(seed, (oh * sh, ow * sw))
-    out = np.asarray(timefield.resize(t, (oh, ow), "max"))
+    out = np.asarray(resize(t, (oh, ow), "max"))
     cells = np.asarray(t).reshape(2, oh, sh, ow, sw, 1).max((2, 4))
     assert (out == (cells if out.shape == cells.shape else cells.max())).all()
 
@@ -52,18 +61,18 @@ def test_the_maximum_is_that_of_each_cell(seed, sh, sw, oh, ow):
 @given(st.integers(0, 99), FEW, FEW, FEW, FEW)
 def test_a_finer_grid_repeats_and_coming_back_is_exact(seed, gh, gw, sh, sw):
     t = draw(seed, (gh, gw))
-    x = jnp.zeros((2, gh * sh, gw * sw, 3))
-    fine = timefield.like(t, x)
-    assert (jnp.broadcast_to(fine, (*x.shape[:3], 1)) == jnp.repeat(jnp.repeat(t, sh, 1), sw, 2)).all()
-    assert (timefield.resize(fine, (gh, gw)) == t).all()
+    x = np.zeros((2, gh * sh, gw * sw, 3), np.float32)
+    fine, t = like(t, x), np.asarray(t)
+    assert (np.broadcast_to(fine, (*x.shape[:3], 1)) == t.repeat(sh, 1).repeat(sw, 2)).all()
+    assert (np.asarray(resize(fine, (gh, gw))) == t).all()
 
 
 @EXAMPLES
 @given(SIZES, SIZES, SIZES, SIZES)
 def test_only_grids_that_tile_the_image_fit(gh, gw, h, w):
-    t, x = draw(0, (gh, gw)), jnp.zeros((2, h, w, 1))
+    t, x = draw(0, (gh, gw)), jnp.asarray(np.zeros((2, h, w, 1), np.float32))
     if h % gh == 0 and w % gw == 0:
-        assert timefield.like(t, x).shape == (2, 1 if gh == 1 else h, 1 if gw == 1 else w, 1)
+        assert like(t, x).shape == (2, 1 if gh == 1 else h, 1 if gw == 1 else w, 1)
     else:
         with pytest.raises(ValueError, match="expected a field whose grid tiles"):
             timefield.like(t, x)
@@ -104,17 +113,19 @@ def test_a_field_of_few_times_is_that_field():
 @EXAMPLES
 @given(st.integers(0, 99), SIZES, SIZES, SIZES, SIZES)
 def test_times_change_where_a_mask_says_so(seed, gh, gw, mh, mw):
-    t, where = draw(seed, (gh, gw)), draw(seed + 1, (mh, mw)) > 0.5
-    few = timefield.few(draw(seed, (1, 2))[:, 0, :, 0], (t > 0.5).astype(jnp.int8))
+    t, where = (np.asarray(draw(*one)) > 0.5 for one in ((seed, (gh, gw)), (seed + 1, (mh, mw))))
+    values, where = np.asarray(draw(seed, (1, 2)))[:, 0, :, 0], jnp.asarray(where)
+    few = FewTimes(jnp.asarray(values), jnp.asarray(t.astype(np.int8)))
     if any(max(n, m) % min(n, m) for n, m in ((gh, mh), (gw, mw))):
         with pytest.raises(ValueError, match="one refines the other"):
             timefield.changed(few, where, jnp.sqrt)
         return
     grid = (max(gh, mh), max(gw, mw))
-    fine = timefield.resize(timefield.dense(few), grid)
-    expected = jnp.where(timefield.resize(where, grid), jnp.sqrt(fine), fine)
-    for t in (few, timefield.dense(few)):
-        np.testing.assert_allclose(timefield.dense(timefield.changed(t, where, jnp.sqrt)), expected, rtol=1e-6)
+    written = dense(few)
+    fine, chosen = (np.asarray(resize(part, grid)) for part in (written, where))
+    expected = np.where(chosen, np.sqrt(fine), fine)
+    for t in (few, written):
+        np.testing.assert_allclose(dense(changed(t, where)), expected, rtol=1e-6)
 
 
 def test_an_index_outside_is_an_error_in_debug_and_the_nearest_elsewhere():
