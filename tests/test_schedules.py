@@ -1,5 +1,7 @@
 """Where each cell goes: grids, plans, schedules that follow the network's uncertainty, and RePaint."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,17 +154,22 @@ DECLARED = {
 NETWORK = UNet(base=8, multipliers=(1, 2), blocks=1, attention=(1,), head_dim=8, log_variance=True)
 
 
+@functools.cache
+def network():
+    """Noise, and parameters of which none is at zero."""
+    x, rng = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), np.random.default_rng(0)
+    params = jax.jit(NETWORK.init)(jax.random.key(0), x, jnp.zeros((2, 1, 1, 1)))["params"]
+    return x, jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), params)
+
+
 @pytest.mark.parametrize("name", DECLARED)
 def test_schedules_keep_to_the_distinct_times_that_they_declare(name):
     """A run is also that of the fields written out, for a network that sees each pixel's time."""
     schedule, most = DECLARED[name]
     assert getattr(schedule, "distinct", None) == most
-    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    leaves, tree = jax.tree.flatten(NETWORK.init(jax.random.key(0), x, jnp.zeros((2, 1, 1, 1)))["params"])
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    params = tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+    x, params = network()
 
-    def go(schedule):
+    def go(schedule, params):
         denoise = bind(NETWORK, params, RectifiedFlow(), "velocity")
         return sample(
             denoise,
@@ -174,7 +181,8 @@ def test_schedules_keep_to_the_distinct_times_that_they_declare(name):
             trace=lambda state, _: (state.times.level, timefield.dense(state.times.told)),
         )
 
-    (end, (level, told)), (written, _) = jax.jit(lambda: (go(schedule), go(Dense(schedule))))()
+    both = jax.jit(lambda params: (go(schedule, params), go(Dense(schedule), params)))
+    (end, (level, told)), (written, _) = both(params)
     np.testing.assert_array_equal(jnp.broadcast_to(told, level.shape), level)
     np.testing.assert_allclose(end.x, written.x, rtol=1e-3, atol=1e-4)
     if most is not None:
