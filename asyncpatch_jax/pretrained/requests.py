@@ -1,5 +1,6 @@
 """What one image is to be: prompt, seed, objects, known pixels; and what of it a pretrained folder cannot make."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -98,8 +99,9 @@ def _check_request(family: str, request: Request, settings: Settings) -> None:
         raise ValueError(f"expected texts, got {request.prompt!r} and {request.negative!r}")
     if not 0 <= request.seed < 2**32:
         raise ValueError(f"expected a seed in 0 ... 2^32 - 1, got {request.seed}")
-    if not all(0 <= omega <= 1 for omega in request.omegas):
-        raise ValueError(f"expected omegas in 0 ... 1, got {list(request.omegas)}")
+    # the curve says how large they may be
+    if not all(0 <= omega < math.inf for omega in request.omegas):
+        raise ValueError(f"expected finite omegas of at least 0, got {list(request.omegas)}")
     if request.mask is not None and request.image is None:
         raise ValueError("expected an image with the mask, got none")
     if request.image is not None and request.mask is None and family != "kontext":
