@@ -183,7 +183,7 @@ def test_mistakes_are_named_before_anything_is_made(pretrained):
         ([Request(PROMPTS[0], objects=("dog",), omegas=(3.0,))], slow, "expected 0 <= k <="),
         *(([Request(PROMPTS[0], objects=("dog",), omegas=(k,))], slow, "finite omegas") for k in (-0.5, float("nan"))),
         ([Request(PROMPTS[0])], dataclasses.replace(fine, t5_length=1), "at least 2 tokens for tokenizer_3, got 1"),
-        ([Request(PROMPTS[0])], dataclasses.replace(fine, height=512), "at most 192 pixels a side"),
+        ([Request(PROMPTS[0])], dataclasses.replace(fine, height=512), "at most 48 pixels a side"),
         ([Request(PROMPTS[0], mask=hole)], fine, "expected an image with the mask"),
         ([Request(PROMPTS[0], image=picture)], fine, "expected a mask with the image"),
         (
