@@ -273,7 +273,7 @@ def autoencoded(
 ) -> Float[Array, "b h2 w2 c2"]:
     """`autoencoder.encode` or `decode`, by the name of the way; one image after another on each device of a mesh.
 
-    A decoder takes more memory than the run before it: of SDXL 4 GiB for each image of a megapixel.
+    SDXL's decoder takes 3 GiB for each image of a megapixel, so that four at once would not fit where the sampler does.
     """
     function = autoencoder.encode if way == "encode" else autoencoder.decode
     count = 1 if mesh is None else sharding.batch_parts(mesh)
