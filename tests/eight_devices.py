@@ -294,9 +294,9 @@ def test_batches_that_do_not_fit():
 def test_each_device_runs_the_kernel_on_its_own_images(shared):
     """Interpreted, and the gradients of what they share are summed."""
     args = test_kernels.case(32, 3, 5, 128, 67, shared=shared)
-    whole = test_kernels.both(*args, "rms", True)[1]
+    whole = test_kernels.run(False, *args, "rms", True)
     with sharding.using(mesh_of((2, 2, 2))):
-        for got, expected in zip(test_kernels.both(*args, "rms", True)[0], whole, strict=True):
+        for got, expected in zip(test_kernels.run(True, *args, "rms", True), whole, strict=True):
             test_kernels.close(got, expected, 1e-5)
 
 

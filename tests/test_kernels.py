@@ -29,20 +29,27 @@ def case(b, h, w, d, j, *, shared=False, mixed=False, dtype=jnp.float32):
     return x, scale, table, times
 
 
-def both(x, scale, table, times, kind, silu):
-    """(value, gradients with respect to x, scale and table), from the kernel and from XLA."""
-    cotangent = jax.random.normal(jax.random.key(1), x.shape).astype(x.dtype)
+def run(interpret, x, scale, table, times, kind, silu):
+    """(value, gradients with respect to x, scale and table), from the kernel or from XLA."""
 
-    def run(interpret):
-        def call(x, scale, table):
-            own = None if kind == "layer" else scale
-            return modulated_norm(x, kind, own, None, table, times, silu=silu, dtype=x.dtype, interpret=interpret)
+    def call(x, scale, table):
+        own = None if kind == "layer" else scale
+        return modulated_norm(x, kind, own, None, table, times, silu=silu, dtype=x.dtype, interpret=interpret)
 
-        y, pull = jax.vjp(jax.jit(call), x, scale, table)
-        assert y.dtype == x.dtype
+    @jax.jit
+    def with_gradients(cotangent, *args):
+        y, pull = jax.vjp(call, *args)
         return y, *pull(cotangent)
 
-    return run(True), run(False)
+    cotangent = jax.random.normal(jax.random.key(1), x.shape).astype(x.dtype)
+    y, *gradients = with_gradients(cotangent, x, scale, table)
+    assert y.dtype == x.dtype
+    return y, *gradients
+
+
+def both(*args):
+    """`run` by the kernel and by XLA."""
+    return run(True, *args), run(False, *args)
 
 
 def close(got, expected, share):
@@ -77,8 +84,8 @@ def test_kernel_equals_xla(kind, silu, shape, options):
 def test_bfloat16(b, j):
     """Against XLA in float32: the kernel reduces in float32 and rounds activations and weights once."""
     x, scale, table, times = case(b, 8, 16, 128, j, dtype=jnp.bfloat16)
-    got = both(x, scale, table, times, "rms", True)[0]
-    exact = both(x.astype(jnp.float32), scale, table.astype(jnp.float32), times, "rms", True)[1]
+    got = run(True, x, scale, table, times, "rms", True)
+    exact = run(False, x.astype(jnp.float32), scale, table.astype(jnp.float32), times, "rms", True)
     for mine, truth in zip(got, exact, strict=True):
         close(mine, truth, 0.03)
 
@@ -131,7 +138,7 @@ def test_a_field_of_one_row_or_column_is_laid_out_over_the_image(cells):
     x, scale, table, _ = case(8, 16, 16, 128, 16)
     times = LevelTimes(None, grid=cells)
     at = jnp.arange(16.0).reshape(1, *cells, 1).repeat(16 // cells[0], 1).repeat(16 // cells[1], 2)
-    expected = both(x, scale, table, LevelTimes(None, position=at), "rms", True)[1]
+    expected = run(False, x, scale, table, LevelTimes(None, position=at), "rms", True)
     for form in both(x, scale, table, times, "rms", True):
         for got, want in zip(form, expected, strict=True):
             close(got, want, 1e-5)
