@@ -1,4 +1,6 @@
+import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,19 @@ from launch import results_text, results_text_page, scenes_model, train_scenes
 CHOSEN = {"batch": 4, "learning_rate": 1e-3, "seed": 0, "tiny": True}
 
 
-@pytest.fixture(scope="module", params=scenes_model.FAMILIES)
-def trained(request, tmp_path_factory):
-    """A folder in which a network was trained for a few steps, and its pipeline."""
-    folder = tmp_path_factory.mktemp("run")
-    pipeline = train_scenes.pipeline_of({**CHOSEN, "family": request.param, "cycles": [2]}, folder)
-    return folder, pipeline
+families = pytest.mark.parametrize("family", scenes_model.FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A family's folder in which a network was trained for two steps, and its pipeline; made when first asked for."""
+
+    @functools.cache
+    def get(family):
+        folder = tmp_path_factory.mktemp("run")
+        return folder, train_scenes.pipeline_of({**CHOSEN, "family": family, "cycles": [2]}, folder)
+
+    return get
 
 
 def test_every_word_is_one_token_and_ids_are_those_of_the_files(tmp_path):
@@ -37,11 +46,12 @@ def test_every_word_is_one_token_and_ids_are_those_of_the_files(tmp_path):
     assert not any(tokens.cut)
 
 
-def test_a_folder_says_what_was_trained(trained):
-    folder, pipeline = trained
+@families
+def test_a_folder_says_what_was_trained(trained, family):
+    folder, pipeline = trained(family)
     network = train_scenes.load(folder)
     pretrained = load_pretrained(pipeline, dtype=jnp.float32)
-    assert pretrained.family == network.family
+    assert pretrained.family == network.family == family
     labels = np.array([5, 400, 1000], np.int32)
     texts = [scenes.captions()[i].text for i in labels]
     cond, uncond = encode_prompts(
@@ -55,8 +65,9 @@ def test_a_folder_says_what_was_trained(trained):
 
     cond, uncond = jax.tree.map(jnp.asarray, (cond, uncond))
 
+    @jax.jit
     def condition(label):
-        return network.model.apply({"params": network.params}, jnp.asarray(label), method="condition")
+        return network.model.apply({"params": network.params}, label, method="condition")
 
     none = np.full_like(labels, network.model.num_classes)
     for ours, theirs in ((condition(labels), cond), (condition(none), uncond)):
@@ -65,17 +76,19 @@ def test_a_folder_says_what_was_trained(trained):
             np.testing.assert_allclose(ours.pooled, theirs.pooled, atol=1e-5)
 
     x, t = jax.random.normal(jax.random.key(0), (3, 24, 24, 1)), timefield.constant(0.5, 3)
-    whole, _ = network.model.apply({"params": network.params}, x, t, Condition(label=jnp.asarray(labels)))
+    given = x, t, Condition(label=jnp.asarray(labels))
+    whole, _ = jax.jit(network.model.apply)({"params": network.params}, *given)
     told = timefield.mapped(t, pretrained.scheduler.timestep)
-    alone, _ = pretrained.denoiser.module.apply({"params": pretrained.denoiser.params}, x, told, cond)
+    alone, _ = jax.jit(pretrained.denoiser.module.apply)({"params": pretrained.denoiser.params}, x, told, cond)
     np.testing.assert_allclose(whole, alone, atol=1e-4)
 
 
-def test_diffusers_reads_the_network(trained):
+@families
+def test_diffusers_reads_the_network(trained, family):
     import torch
     from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
-    _, pipeline = trained
+    _, pipeline = trained(family)
     pretrained = load_pretrained(pipeline, dtype=jnp.float32)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 24, 24, 1)).astype(np.float32)
@@ -83,7 +96,7 @@ def test_diffusers_reads_the_network(trained):
     pooled = rng.normal(size=(2, 128)).astype(np.float32)
     cond = Condition(tokens=jnp.asarray(tokens), pooled=None if pretrained.family == "sd" else jnp.asarray(pooled))
     told = timefield.constant(300.0, 2)
-    ours, _ = pretrained.denoiser.module.apply({"params": pretrained.denoiser.params}, jnp.asarray(x), told, cond)
+    ours, _ = jax.jit(pretrained.denoiser.module.apply)({"params": pretrained.denoiser.params}, x, told, cond)
     latents, time = torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.tensor([300.0, 300.0])
     with torch.no_grad():
         if pretrained.family == "sd":
@@ -96,13 +109,14 @@ def test_diffusers_reads_the_network(trained):
     np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-4)
 
 
-def test_a_training_continues_and_refuses_other_settings(tmp_path):
-    chosen = {**CHOSEN, "family": "sd3", "cycles": [2]}
-    assert train_scenes.fit(chosen, tmp_path)
-    assert train_scenes.fit({**chosen, "cycles": [2, 3]}, tmp_path)
-    assert train_scenes.load(tmp_path).step == 5
+def test_a_training_continues_and_refuses_other_settings(trained, tmp_path):
+    chosen, folder = {**CHOSEN, "family": "sd3", "cycles": [2, 3]}, tmp_path / "run"
+    shutil.copytree(trained("sd3")[0], folder)
+    assert train_scenes.load(folder).step == 2
+    assert train_scenes.fit(chosen, folder)
+    assert train_scenes.load(folder).step == 5
     with pytest.raises(ValueError, match=r"of these settings, got others: learning_rate: 0.001 -> 0.002"):
-        train_scenes.fit({**chosen, "learning_rate": 2e-3, "cycles": [2, 3]}, tmp_path)
+        train_scenes.fit({**chosen, "learning_rate": 2e-3}, folder)
     with pytest.raises(ValueError, match="expected a family out of sd, sd3"):
         scenes_model.configs("sdxl")
 
