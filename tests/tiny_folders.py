@@ -102,8 +102,9 @@ def _ddim() -> diffusers.DDIMScheduler:
 
 def _sd(path: Path) -> Any:
     unet = _unet(
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        # attention where AsynDM reads its maps and on one level more
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=2,
         cross_attention_dim=WIDTH,
     )
