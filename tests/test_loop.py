@@ -94,7 +94,7 @@ def test_a_network_s_image_does_not_depend_on_its_batch_beyond_rounding():
     keys, labels = keys_lib.per_image(jax.random.key(2), 3), jnp.asarray([0, 3, 1])
     model = Network()
     cond = Condition(label=labels)
-    params = model.init(jax.random.key(0), known, timefield.constant(0.5, 3), cond)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), known, timefield.constant(0.5, 3), cond)["params"]
 
     @jax.jit
     def run(keys, known, masks, labels, scale):
@@ -126,7 +126,7 @@ def test_nothing_but_shapes_is_compiled_in():
     model, traces = Network(), []
     known = jax.random.normal(jax.random.key(1), (2, *IMAGE))
     label = jnp.asarray([0, 1])
-    params = model.init(jax.random.key(0), known, timefield.constant(0.5, 2), Condition(label=label))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), known, timefield.constant(0.5, 2), Condition(label=label))["params"]
 
     @functools.partial(jax.jit, static_argnames="num_steps")
     def run(params, schedule, mask, label, scale, hint_scale, interval, key, known, num_steps):

@@ -43,7 +43,7 @@ def setup(**settings):
 
 
 def init(model, x0):
-    return model.init(jax.random.key(0), x0, jnp.ones((x0.shape[0], 1, 1, 1)))["params"]
+    return jax.jit(model.init)(jax.random.key(0), x0, jnp.ones((x0.shape[0], 1, 1, 1)))["params"]
 
 
 def times64(process):

@@ -26,10 +26,8 @@ DEEP = pytest.mark.parametrize("model", [UNET.clone(blocks=3), DIT], ids=["unet"
 
 def randomised(params, scale=0.2):
     """Every parameter moved, so that zero-initialised layers take part."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    moved = [p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+    params, rng = jax.device_get(params), np.random.default_rng(3)  # compiles nothing for the shape of each
+    return jax.tree.map(lambda p: jnp.asarray(p + scale * rng.normal(size=p.shape), jnp.float32), params)
 
 
 def inputs(batch=2, height=8, width=12):
@@ -80,8 +78,8 @@ def test_res_block_is_the_scale_shift_block_of_dhariwal_and_nichol(resample):
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 8))
     emb = jax.random.normal(jax.random.key(1), (2, 1, 1, 10))
     times = LevelTimes(jax.nn.silu(emb[:, 0]), grid=(1, 1))
-    params = randomised(block.init(jax.random.key(2), x, times, None)["params"])
-    ours = block.apply({"params": params}, x, times, None)
+    params = randomised(jax.jit(block.init)(jax.random.key(2), x, times, None)["params"])
+    ours = jax.jit(block.apply)({"params": params}, x, times, None)
 
     ref = ResnetBlock2D(
         in_channels=8, out_channels=12, temb_channels=10, groups=8, groups_out=4, eps=1e-5,
@@ -128,11 +126,12 @@ def test_attention_against_pytorch(cross):
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
     context = jax.random.normal(jax.random.key(1), (2, 3, 6)) if cross else None
     mask = jnp.array([[True, True, False], [True, False, False]]) if cross else None
-    params = randomised(layer.init(jax.random.key(2), x, context, mask)["params"])
+    params = randomised(jax.jit(layer.init)(jax.random.key(2), x, context, mask)["params"])
     theirs = torch_attention(
         params, torch.tensor(np.asarray(x)), torch.tensor(np.asarray(context)) if cross else None, mask
     )
-    np.testing.assert_allclose(layer.apply({"params": params}, x, context, mask), theirs, atol=1e-5, rtol=1e-5)
+    ours = jax.jit(layer.apply)({"params": params}, x, context, mask)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_dit_block_against_pytorch_with_a_modulation_per_token():
@@ -140,8 +139,8 @@ def test_dit_block_against_pytorch_with_a_modulation_per_token():
     x = jax.random.normal(jax.random.key(0), (2, 2, 3, 8))
     emb = jax.random.normal(jax.random.key(1), (2, 2, 3, 10))
     times = LevelTimes(jax.nn.silu(emb).reshape(2, 6, 10), grid=(2, 3))
-    params = randomised(block.init(jax.random.key(2), x, None, times, None)["params"])
-    ours, _ = block.apply({"params": params}, x, None, times, None)
+    params = randomised(jax.jit(block.init)(jax.random.key(2), x, None, times, None)["params"])
+    ours, _ = jax.jit(block.apply)({"params": params}, x, None, times, None)
 
     p = jax.tree.map(lambda a: torch.tensor(np.asarray(a)), params)
     h = torch.tensor(np.asarray(x)).reshape(2, 6, 8)

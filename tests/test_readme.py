@@ -33,7 +33,7 @@ def test_the_short_example_inpaints():
     exec(block, names)  # code of this repository's own README
     model = DiT(patch=2, width=8, depth=1, heads=1)
     known, mask = jnp.full((2, 4, 4, 1), 0.3), jnp.zeros((2, 4, 4, 1)).at[:, :2].set(1.0)
-    params = model.init(jax.random.key(0), known, jnp.ones((2, 1, 1, 1)))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), known, jnp.ones((2, 1, 1, 1)))["params"]
     image = names["inpaint"](model, params, jax.random.key(1), known, mask, steps=3)
     np.testing.assert_array_equal(image[:, 2:], known[:, 2:])
     assert jnp.abs(image[:, :2] - known[:, :2]).min() > 1e-6

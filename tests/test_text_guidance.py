@@ -205,7 +205,7 @@ def test_semantic_awareness_is_the_paper_s_rate_per_segment():
     times = Times(*[timefield.constant(0.6, batch)] * 2)
     c, u = attentive(0.4, jnp.asarray(maps), jnp.asarray(own)), attentive(0.0, jnp.zeros((2, 4, 4, 5)), own)
     w = jnp.asarray([7.5, 12.0])
-    guided = semantic_aware(two_calls(c, u), w)(x, times)
+    guided = jax.jit(semantic_aware(two_calls(c, u), w))(x, times)
     pred_c, pred_u = c(x, times), u(x, times)
     delta = np.asarray(pred_c.eps - pred_u.eps, np.float64)
     rates = []
