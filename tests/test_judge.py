@@ -1,6 +1,7 @@
 """The judge of generated digits, and the two ways in which the page of results inpaints."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,9 +14,10 @@ def run():
     config = cli.load("configs/digits.py:smoke")
     config.sample.guidance = 1.0
     fresh = build.untrained(config, build.dataset(config))
-    params = build.init_params(fresh.model, jax.random.key(0), fresh.shape)
+    params = jax.device_get(build.init_params(fresh.model, jax.random.key(0), fresh.shape))
+    rng = np.random.default_rng(1)
     return fresh._replace(
-        params=jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(1), p.shape), params)
+        params=jax.tree.map(lambda p: jnp.asarray(p + rng.normal(0, 0.05, p.shape), jnp.float32), params)
     )
 
 

@@ -5,6 +5,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,10 +28,9 @@ def run(log_variance=True):
     config.sample.steps = 3
     made = build.untrained(config, build.dataset(config, "test"))
     params = build.init_params(made.model, jax.random.key(0), made.shape)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return made._replace(params=jax.tree.unflatten(tree, noisy))
+    rng = np.random.default_rng(1)
+    noisy = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.1, leaf.shape).astype(np.float32), jax.device_get(params))
+    return made._replace(params=jax.tree.map(jnp.asarray, noisy))
 
 
 @pytest.fixture

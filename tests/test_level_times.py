@@ -151,9 +151,8 @@ MODELS = [
 def test_networks_answer_alike_to_a_field_however_it_is_given(model):
     x, cond = jax.random.normal(jax.random.key(0), (2, 16, 16, 1)), Condition(jnp.asarray([0, 2]))
     params = jax.jit(model.init)(jax.random.key(1), x, jnp.zeros((2, 1, 1, 1)), cond)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    params = tree.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+    params, rng = jax.device_get(params), np.random.default_rng(3)
+    params = jax.tree.map(lambda p: jnp.asarray(p + rng.normal(0, 0.1, p.shape), jnp.float32), params)
     apply = jax.jit(lambda t: model.apply({"params": params}, x, t, cond)[0])
 
     mask = jax.random.randint(jax.random.key(5), (2, 4, 4, 1), 0, 2)
