@@ -14,6 +14,7 @@ import pytest
 
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from launch import build, processes
+from tests import OLDER_EMITTERS
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -54,7 +55,7 @@ def start(workdir, cache, count, devices, **more):
     command = [sys.executable, "-m", "launch.train", *(f"--config.{name}={value}" for name, value in settings.items())]
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS} --xla_force_host_platform_device_count={devices}",
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

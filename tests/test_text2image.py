@@ -21,7 +21,7 @@ from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import defaults
 from asyncpatch_jax.pretrained.spans import reference_compat
 from launch.text2image import mesh_of
-from tests import mains, tiny_folders
+from tests import OLDER_EMITTERS, mains, tiny_folders
 
 ROOT = Path(__file__).parent.parent
 
@@ -276,7 +276,7 @@ def test_two_processes_make_what_one_does(command, folder, tmp_path):
     split += "runpy.run_module('launch.text2image', run_name='__main__', alter_sys=True)"
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS} --xla_force_host_platform_device_count=2",
         "COORDINATOR_ADDRESS": address,
         "NUM_PROCESSES": "2",
     }

@@ -18,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from launch import build, cli, pictures, train
+from tests import OLDER_EMITTERS
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "2"))  # KILLS=10 for a long look
@@ -80,6 +81,7 @@ def leaves(workdir, step):
 def start(workdir, cache):
     flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
     cached = {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS}",
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
