@@ -90,6 +90,7 @@ def test_a_comparison_starts_from_equal_networks(monkeypatch):
     config = digits.get_config()
     config.model.update({"base": 32, "multipliers": (1,), "blocks": 1, "attention": (0,), "head_dim": 32})
     config.sample.steps = 2
+    config.times.name = "synchronous"  # compiles fastest
     run = build.untrained(config, build.dataset(config, "test"))
     run = run._replace(params=build.init_params(run.model, jax.random.key(0), run.shape))
     report = versus.compare(run, 2, 1, compile_torch=False)
