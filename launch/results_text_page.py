@@ -11,11 +11,11 @@ from asyncpatch_jax import viz
 from asyncpatch_jax.data import scenes
 from asyncpatch_jax.files import writing
 from asyncpatch_jax.metrics.alignment import Verdict
+from asyncpatch_jax.metrics.intervals import Interval, bootstrap
 from asyncpatch_jax.pretrained.pipelines import Made
 from launch import scenes_judge
 
 _TITLES = {"sd": "UNet with cross-attention", "sd3": "MM-DiT"}
-_RESAMPLED = 10_000
 _SHOWN = 8  # captions of a picture
 _MOMENTS = 8  # steps of the picture of a run
 Scores = Float[np.ndarray, "s n"]
@@ -45,12 +45,9 @@ def scores(cells: Sequence[Any], of: Callable[[Verdict], float]) -> Scores:
     return np.array([[100.0 * of(verdict) for verdict in cell.verdicts] for cell in cells])
 
 
-def interval(difference: Scores, seed: int = 0) -> tuple[float, float]:
-    """A bootstrap interval (95 %) of the mean of paired differences: captions are drawn again, with all their seeds."""
-    per_caption = difference.mean(0)
-    drawn = np.random.default_rng(seed).integers(0, len(per_caption), (_RESAMPLED, len(per_caption)))
-    low, high = np.percentile(per_caption[drawn].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+def interval(difference: Scores) -> Interval:
+    """Of the mean of paired differences [seeds, captions]: captions are drawn again, with all their seeds."""
+    return bootstrap(difference.mean(0))
 
 
 def _mean(cells: Sequence[Any], of: Callable[[Verdict], float]) -> str:
@@ -67,8 +64,8 @@ def _part(cells: Sequence[Any], name: str) -> str:
 
 def _difference(cells: Sequence[Any], base: Sequence[Any], of: Callable[[Verdict], float]) -> str:
     difference = scores(cells, of) - scores(base, of)
-    low, high = interval(difference)
-    return f"{difference.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+    mean, low, high = interval(difference)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -117,7 +114,7 @@ def verdict_text(result: Results) -> str:
         base = _base(name, result.cells)
         if name == base:
             continue
-        low, high = interval(scores(cells, _alignment) - scores(result.cells[base], _alignment))
+        _, low, high = interval(scores(cells, _alignment) - scores(result.cells[base], _alignment))
         better += [name] if low > 0 else []
         worse += [name] if high < 0 else []
     said = "; ".join(f"{word} than DM: {', '.join(n) or 'none'}" for word, n in (("better", better), ("worse", worse)))
