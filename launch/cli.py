@@ -51,7 +51,10 @@ def main_of_run(run: Callable[[], None], description: str) -> None:
 
 
 def main_of_flags(run: Callable[..., None], description: str, *, takes: Sequence[str] = ()) -> None:
-    """`main` for what needs no configuration: calls `run` with the arguments that are no flags, named in `takes`."""
+    """`main` for what needs no configuration: calls `run` with the arguments that are no flags, named in `takes`.
+
+    A last name that ends with "..." stands for one or more.
+    """
 
     def parse(argv: Sequence[str]) -> list[str]:
         if _asks_for_help(argv):
@@ -66,7 +69,8 @@ def _start(run: Callable[..., None], parse: Callable[[Sequence[str]], list[str]]
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) - 1 != len(takes):
+        many = bool(takes) and takes[-1].endswith("...")
+        if len(argv) - 1 != len(takes) and not (many and len(argv) > len(takes)):
             expected = f"{' '.join(takes)} and flags (--name=value)" if takes else "flags only (--name=value)"
             raise ValueError(f"expected {expected}, got {' '.join(argv[1:]) or 'nothing'!r}")
         logging.set_verbosity(logging.ERROR)

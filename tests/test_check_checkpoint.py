@@ -78,7 +78,7 @@ def test_everything_that_is_wrong_is_told_at_once(folder):
         assert expected in problems[name]
     rest = "; ".join(found.problems)
     assert "expected a scheduler out of" in rest
-    assert "expected vocab.json and merges.txt, tokenizer.json or spiece.model in" in rest
+    assert "expected vocab.json and merges.txt, vocab.txt, tokenizer.json or spiece.model in" in rest
 
 
 def edited(file, **changes):

@@ -12,7 +12,8 @@ import transformers
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from asyncpatch_jax.metrics.clip import bicubic, clip_score, preprocess, read_clip
+from asyncpatch_jax.metrics.clip import clip_score, read_clip
+from asyncpatch_jax.metrics.pixels import bicubic, preprocess
 from tests import tiny
 
 TEXTS = ["a red dog, and two dogs", "a cat", "an apple on the street"]

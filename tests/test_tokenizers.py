@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from transformers import CLIPTokenizer, T5Tokenizer
+from transformers import BertTokenizer, CLIPTokenizer, T5Tokenizer
 
 from asyncpatch_jax.pretrained.tokenizers import Tokenizer, read_tokenizer
 from tests import tiny
@@ -19,10 +19,14 @@ def folders(tmp_path_factory):
     tiny.clip_tokenizer(root / "clip")
     tiny.clip_tokenizer(root / "openclip", pad="!")
     tiny.t5_tokenizer(root / "t5")
+    tiny.bert_tokenizer(root / "bert")
     return root
 
 
-@pytest.mark.parametrize(("name", "kind"), [("clip", CLIPTokenizer), ("openclip", CLIPTokenizer), ("t5", T5Tokenizer)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("clip", CLIPTokenizer), ("openclip", CLIPTokenizer), ("t5", T5Tokenizer), ("bert", BertTokenizer)],
+)
 @pytest.mark.parametrize("length", [8, 40])
 @pytest.mark.filterwarnings("ignore:.*cut from a prompt")
 def test_ids_are_transformers(folders, name, kind, length):

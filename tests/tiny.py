@@ -86,3 +86,15 @@ def t5_tokenizer(folder: Path, *, length: int = 512) -> int:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     return unigram.get_vocab_size()
+
+
+def bert_tokenizer(folder: Path) -> int:
+    """A folder of BERT's tokenizer, as bert-base-uncased has it, with letters and words of `TEXTS`; its vocabulary."""
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    words = sorted({word for text in TEXTS for word in text.replace(",", "").split()} - set(letters))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab = [*special, *letters, *(f"##{letter}" for letter in letters), *words]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
+    return len(vocab)

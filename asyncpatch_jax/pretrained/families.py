@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# classes of diffusers and transformers -> the file that implements them
+# classes of diffusers and transformers, and of rewards -> the file that implements them
 _CLASSES = {
     "UNet2DConditionModel": "unet2d",
     "SD3Transformer2DModel": "sd3",
@@ -22,6 +22,8 @@ _CLASSES = {
     "CLIPVisionModelWithProjection": "clip",
     "CLIPModel": "clip",
     "T5EncoderModel": "t5",
+    "ImageReward": "blip",
+    "AestheticPredictor": "aesthetic",
 }
 _UNET = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 _FLUX = {

@@ -1,4 +1,4 @@
-"""Texts as ids of tokens: the tokenizers of CLIP (BPE) and T5 (unigrams), read from the folders of a pipeline, offline.
+"""Texts as ids of tokens: the tokenizers of CLIP (BPE), T5 (unigrams) and BERT (pieces of words), read from folders.
 
 transformers and tokenizers, which read the files, are the extra `text` of the package.
 """
@@ -76,10 +76,11 @@ class Tokenizer:
 
 
 def read_tokenizer(folder: epath.PathLike, length: int | None = None) -> Tokenizer:
-    """A folder of CLIP's (vocab.json and merges.txt, or tokenizer.json) or of T5's (tokenizer.json or spiece.model).
+    """A folder of CLIP's (vocab.json and merges.txt, or tokenizer.json), T5's (tokenizer.json or spiece.model), BERT's
+    (vocab.txt).
 
     Texts are padded as special_tokens_map.json or tokenizer_config.json say: CLIP-L with the end of text, OpenCLIP with
-    "!", T5 with "<pad>".
+    "!", T5 with "<pad>", BERT with "[PAD]".
 
     Args:
         length: of all texts in tokens; None: the `model_max_length` of tokenizer_config.json.
@@ -95,14 +96,17 @@ def read_tokenizer(folder: epath.PathLike, length: int | None = None) -> Tokeniz
     whole = "tokenizer.json" in present
     read: Callable[[epath.Path], tuple[Any, int | None]]
     if {"vocab.json", "merges.txt"} <= present or (whole and config.get("tokenizer_class", "").startswith("CLIP")):
-        read = _clip
+        read = partial(_of_transformers, "CLIPTokenizer")
+    elif "vocab.txt" in present:
+        read = partial(_of_transformers, "BertTokenizer")
     elif whole:
         read = partial(_t5, _pad_token(folder, config))
     elif "spiece.model" in present:
         read = _sentencepiece
     else:
         raise ValueError(
-            f"expected vocab.json and merges.txt, tokenizer.json or spiece.model in {folder}, got {sorted(present)}"
+            f"expected vocab.json and merges.txt, vocab.txt, tokenizer.json or spiece.model in {folder}, got "
+            f"{', '.join(sorted(present)) or 'nothing'}"
         )
     try:
         backend, pad = read(folder)
@@ -124,12 +128,14 @@ def _missing(error: ImportError) -> ImportError:
     return ImportError(f"tokenizers need the extra text: pip install 'asyncpatch_jax[text]' ({error})")
 
 
-def _clip(folder: epath.Path) -> tuple[Any, int]:
+def _of_transformers(name: str, folder: epath.Path) -> tuple[Any, int]:
     try:
-        from transformers import CLIPTokenizer
+        import transformers
+
+        kind = getattr(transformers, name)
     except ImportError as error:
         raise _missing(error) from error
-    tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = kind.from_pretrained(str(folder), local_files_only=True)
     return tokenizer.backend_tokenizer, tokenizer.pad_token_id
 
 

@@ -1,0 +1,29 @@
+"""The published files of a reward into the folder that rewards are read from. Nothing is downloaded.
+
+  python -m launch.convert_reward pick_score PickScore_v1/model.safetensors --tokenizer=CLIP-ViT-H-14 --out=rewards/pick
+  python -m launch.convert_reward hps_v2.1 HPS_v2.1_compressed.pt --tokenizer=CLIP-ViT-H-14 --out=rewards/hps
+  python -m launch.convert_reward image_reward ImageReward.pt --tokenizer=bert-base-uncased --out=rewards/image_reward
+  python -m launch.convert_reward aesthetic sac+logos+ava1-l14-linearMSE.pth clip-vit-large-patch14/model.safetensors \
+    --out=rewards/aesthetic
+
+docs/rewards.md says where the files are. Files that are not safetensors need PyTorch.
+"""
+
+from absl import flags
+
+from asyncpatch_jax.metrics.conversion import convert
+from launch import cli
+
+
+def main(name: str, *files: str) -> None:
+    values = flags.FLAGS
+    if values.out is None:
+        raise ValueError("expected --out=FOLDER for the converted files, got none")
+    convert(name, files, values.out, values.tokenizer)
+    print(f"{values.out}: read it by read_reward({name!r}, {values.out!r})")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", None, "Folder to write, new or empty.")
+    flags.DEFINE_string("tokenizer", None, "Folder of the tokenizer that reads its prompts, to be copied.")
+    cli.main_of_flags(main, __doc__, takes=("NAME", "FILE..."))
