@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from asyncpatch_jax.process import Kind, Process, predict
+from asyncpatch_jax.process import Kind, Process, predict, scale_velocity
 from asyncpatch_jax.types import Condition, Denoiser, Image, Prediction, Times
 
 
 def bind(model: nn.Module, params: Any, process: Process, kind: Kind, cond: Condition | None = None) -> Denoiser:
     """The denoiser `(x, times) -> Prediction` of a network `(x, t, cond) -> (out, aux)` that predicts `kind`.
+
+    Velocities are multiplied with `times.gain`, if there is one.
 
     A guidance that asks for k fields at once calls it with k copies of each image next to each other [b * k, ...]
     (interleaved, so that a sharded batch axis needs no all-to-all); the condition is repeated to match.
@@ -23,6 +25,8 @@ def bind(model: nn.Module, params: Any, process: Process, kind: Kind, cond: Cond
     def denoise(x: Image, times: Times) -> Prediction:
         out, aux = model.apply({"params": params}, x, times.told, _repeat(cond, x.shape[0]))
         pred = predict(process, kind, out.astype(jnp.float32), x, times.level)
+        if times.gain is not None:
+            pred = scale_velocity(process, pred, times.gain, times.level)
         return pred._replace(aux=aux)
 
     return denoise

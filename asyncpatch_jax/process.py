@@ -203,6 +203,24 @@ def output(process: Process, kind: Kind, pred: Prediction, t: TimeField) -> Imag
     return target(process, kind, pred.x0, pred.eps, t)
 
 
+def scale_velocity(process: Process, pred: Prediction, gain: TimeField, t: TimeField) -> Prediction:
+    """The prediction whose velocity `u = alpha' x0 + sigma' eps` is `gain` times as large, for the same x; keeps `aux`.
+
+    With `D = alpha sigma' - sigma alpha'`: `x0 - sigma (gain - 1) u / D` and `eps + alpha (gain - 1) u / D`; in
+    rectified flow `x - t gain v` and `x + (1 - t) gain v`. Where the gain is 1 the prediction is the same bit for bit.
+    """
+    t, gain = timefield.like(t, pred.x0), timefield.like(gain, pred.x0)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    rate_x0, rate_eps = process.rates(t)
+    # u / D depends on the ratio of the rates alone, of which one is infinite where alpha or sigma is 0
+    ends = jnp.isinf(rate_x0), jnp.isinf(rate_eps)
+    rate_x0 = jnp.where(ends[0], -1.0, jnp.where(ends[1], 0.0, rate_x0))
+    rate_eps = jnp.where(ends[1], 1.0, jnp.where(ends[0], 0.0, rate_eps))
+    u = (rate_x0 * pred.x0 + rate_eps * pred.eps) / (alpha * rate_eps - sigma * rate_x0)
+    more = gain - 1.0
+    return Prediction(pred.x0 - sigma * more * u, pred.eps + alpha * more * u, pred.aux)
+
+
 def renoise(process: Process, x: Image, eps: Image, t: TimeField, t_next: TimeField) -> Image:
     """`x` at `t` with fresh noise added up to a noisier `t_next`; cells with `t_next <= t` are `x` bit for bit.
 

@@ -96,10 +96,7 @@ def changed(
     Raises:
         ValueError: neither of the two grids refines the other.
     """
-    cells, cells_where = (t.index if isinstance(t, FewTimes) else t).shape[1:3], where.shape[1:3]
-    grid = max(cells[0], cells_where[0]), max(cells[1], cells_where[1])
-    if any(n % a or n % b for n, a, b in zip(grid, cells, cells_where, strict=True)):
-        raise ValueError(f"expected grids of which one refines the other, got {cells} and {cells_where}")
+    grid = finer(t.index if isinstance(t, FewTimes) else t, where)
     where = resize(where, grid)
     if not isinstance(t, FewTimes):
         t = resize(t, grid)
@@ -175,6 +172,28 @@ def resize(
 def coarsen(t: Float[Array, "b _gh _gw d"], grid: Grid) -> Float[Array, "b _gh2 _gw2 d"]:
     """`resize`, but an axis whose cells are whole multiples of `grid`'s stays: project few cells, spread later."""
     return resize(t, tuple(n if g % n == 0 else g for n, g in zip(t.shape[1:3], grid, strict=True)))
+
+
+def finer(a: Shaped[Array, "..."], b: Shaped[Array, "..."]) -> Grid:
+    """The finer of the grids of two fields, along each axis.
+
+    Raises:
+        ValueError: neither of the two grids refines the other.
+    """
+    grid = max(a.shape[1], b.shape[1]), max(a.shape[2], b.shape[2])
+    if any(n % m for n, m in zip(grid * 2, (*a.shape[1:3], *b.shape[1:3]), strict=True)):
+        raise ValueError(f"expected grids of which one refines the other, got {a.shape[1:3]} and {b.shape[1:3]}")
+    return grid
+
+
+def noisy_mean(t: TimeField | FewTimes) -> Float[Array, "_b"]:
+    """The mean [b] of a field over all cells but those at 0; 0 if all are. Exact where all of them are equal."""
+    field = dense(t)
+    noisy = field > 0
+    low = jnp.where(noisy, field, jnp.inf).min((1, 2, 3))
+    above = jnp.where(noisy, field - low.reshape(-1, 1, 1, 1), 0.0).sum((1, 2, 3))
+    count = noisy.sum((1, 2, 3))
+    return jnp.where(count == 0, 0.0, low + above / jnp.maximum(count, 1))
 
 
 def like(t: TimeField | FewTimes, x: Image) -> TimeField:

@@ -34,11 +34,14 @@ class Times(NamedTuple):
 
     text: the time [b] that the text tokens of a network with joint attention are told; None: the mean of the field
         over all cells but those at 0.
+    gain: what the velocity dx/dt that the network predicts is multiplied with, on a grid of its own [b, gh, gw, 1];
+        None: nothing.
     """
 
     level: TimeField
     told: TimeField | FewTimes
     text: Float[Array, "b"] | None = None
+    gain: TimeField | None = None
 
 
 class Prediction(NamedTuple):

@@ -1,6 +1,7 @@
 """Networks `(x, t, cond) -> (out, aux)` that take a time field."""
 
 from asyncpatch_jax.models.dit import DiT
+from asyncpatch_jax.models.tpm import TPM
 from asyncpatch_jax.models.unet import UNet
 
-__all__ = ["DiT", "UNet"]
+__all__ = ["TPM", "DiT", "UNet"]

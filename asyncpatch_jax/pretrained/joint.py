@@ -250,13 +250,7 @@ def text_time(t: TimeField | FewTimes, cond: Condition) -> Float[Array, "_b 1"]:
         if cond.text_time.dtype != jnp.float32 or cond.text_time.ndim != 1:
             raise ValueError(f"expected text_time as float32 [b], got {cond.text_time.dtype}{cond.text_time.shape}")
         return cond.text_time[:, None]
-    field = timefield.dense(t)
-    noisy = field > 0
-    # from the least of them, which is exact where all times are equal
-    low = jnp.where(noisy, field, jnp.inf).min((1, 2))
-    above = jnp.where(noisy, field - low[:, None, None], 0.0).sum((1, 2))
-    count = noisy.sum((1, 2))
-    return jnp.where(count == 0, 0.0, low + above / jnp.maximum(count, 1))
+    return timefield.noisy_mean(t)[:, None]
 
 
 def check_condition(cond: Condition | None, batch: int, needed: Mapping[str, int], optional: set[str]) -> Condition:

@@ -60,7 +60,7 @@ def input_guidance(
             Times(
                 interleave(jnp.broadcast_to(t, level_plus.shape), level_plus),
                 _both(times.told, x, known, hint, raised),
-                None if times.text is None else jnp.repeat(times.text, 2),
+                *(None if leaf is None else jnp.repeat(leaf, 2, axis=0) for leaf in (times.text, times.gain)),
             ),
         )
         here, there = (jax.tree.map(lambda leaf, k=k: leaf[k::2], both) for k in (0, 1))
@@ -102,7 +102,7 @@ def look_ahead(
             return jnp.maximum(1.0 - ratio * (1.0 - t), 0.0)
 
         told = timefield.as_few(times.told) or times.told
-        there = Times(*(timefield.changed(t, certain > 0.5, jump) for t in (times.level, told)), times.text)
+        there = Times(*(timefield.changed(t, certain > 0.5, jump) for t in (times.level, told)), *times[2:])
         t_there, here = timefield.like(there.level, x), timefield.like(certain, x) > 0.5
         further = process.alpha(t_there) * pred.x0 + process.sigma(t_there) * pred.eps
         second = denoise(jnp.where(here, further, x), there)

@@ -7,11 +7,13 @@ from asyncpatch_jax.sampling.schedules.grids import Synchronous, Table, cosine, 
 from asyncpatch_jax.sampling.schedules.inpaint import Graded, Inpaint
 from asyncpatch_jax.sampling.schedules.masks import Dynamic, Fixed, everywhere, from_maps
 from asyncpatch_jax.sampling.schedules.repaint import RePaint, repaint, repaint_cost, repaint_path
+from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation, TPMSchedule, deviation
 from asyncpatch_jax.sampling.schedules.uncertainty import DualLoop, UncertaintyGuided
 
 __all__ = [
     "Autoregressive",
     "Concave",
+    "ConstantDeviation",
     "DualLoop",
     "Dynamic",
     "Fixed",
@@ -21,9 +23,11 @@ __all__ = [
     "RePaint",
     "Schedule",
     "Synchronous",
+    "TPMSchedule",
     "Table",
     "UncertaintyGuided",
     "cosine",
+    "deviation",
     "everywhere",
     "from_maps",
     "linear",

@@ -19,7 +19,8 @@ class Schedule(Protocol):
 
     A schedule of a fixed length also has a `num_steps`, which the loop compares with its own. One whose images never
     hold more than so many distinct times may say so in `distinct` (None, or no such attribute: any number) and give
-    `told` as `FewTimes` of at most so many; the loop holds it to that.
+    `told` as `FewTimes` of at most so many; the loop holds it to that. Where the index of such a field is the same at
+    every step, it may say so by `steady = True`: what deviates from it (TPM) then is a field of few times too.
     """
 
     def init(self, keys: ImageKeys, x: Image) -> tuple[Times, Any]:

@@ -109,6 +109,11 @@ class Concave:
         return 1 + self.num_steps + known if self._counted else None
 
     @property
+    def steady(self) -> bool:
+        """Whether the times that a field of few times has move, and never the cells from one to another."""
+        return isinstance(self.masks, Fixed)
+
+    @property
     def _counted(self) -> bool:
         """Whether a cell's time depends on nothing but how many of its moves were masked."""
         few = self.num_steps + 1 < self.cells[0] * self.cells[1]
@@ -191,13 +196,13 @@ class Concave:
     def _held(self, t: TimeField | FewTimes) -> TimeField | FewTimes:
         if self.strength is not None:
             t, strength = timefield.dense(t), jnp.asarray(self.strength, jnp.float32)
-            finer = _finer(t, strength)
+            finer = timefield.finer(t, strength)
             return jnp.minimum(timefield.resize(t, finer), timefield.resize(strength, finer))
         if self.mask is None:
             return t
         known = jnp.asarray(self.mask) <= 0.5
         cells = t.index if isinstance(t, FewTimes) else t
-        finer = _finer(cells, known)
+        finer = timefield.finer(cells, known)
         known, cells = timefield.resize(known, finer), timefield.resize(cells, finer)
         if not isinstance(t, FewTimes):
             return jnp.where(known, 0.0, cells)
@@ -239,18 +244,6 @@ class Concave:
 
 def _unshifted(t: Any, shift: Any) -> Any:
     return t / (shift - (shift - 1.0) * t)
-
-
-def _finer(a: jax.Array, b: jax.Array) -> timefield.Grid:
-    """The finer of two grids, along each axis.
-
-    Raises:
-        ValueError: neither of the two grids refines the other.
-    """
-    finer = max(a.shape[1], b.shape[1]), max(a.shape[2], b.shape[2])
-    if any(n % m for n, m in zip(finer * 2, (*a.shape[1:3], *b.shape[1:3]), strict=True)):
-        raise ValueError(f"expected grids of which one refines the other, got {a.shape[1:3]} and {b.shape[1:3]}")
-    return finer
 
 
 def _known(value: Any) -> np.ndarray | None:

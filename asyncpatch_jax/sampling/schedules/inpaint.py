@@ -23,6 +23,7 @@ class Inpaint(Planned):
     mask: Any  # Float[Array, "b gh gw 1"]
     grid: Any  # Float[Array, "s"]
     distinct: ClassVar[int] = 2
+    steady: ClassVar[bool] = True
 
     @property
     def num_steps(self) -> int:
