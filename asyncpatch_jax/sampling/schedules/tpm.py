@@ -6,12 +6,12 @@ system). A deviation rho in (0, 1) is found at each step k, and acts on the call
 At rho = 1/2 these are the schedule's own times, bit for bit.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from asyncpatch_jax import beta, timefield
 from asyncpatch_jax import keys as keys_lib
@@ -20,8 +20,6 @@ from asyncpatch_jax.models.tpm import TPM, observe
 from asyncpatch_jax.sampling.schedules.base import spread
 from asyncpatch_jax.types import FewTimes, Image, ImageKeys, Prediction, TimeField, Times
 
-Space = Literal["time", "velocity"]
-Mode = Literal["mode", "sample"]
 # the least time that a cell with noise is told, unless its own is less
 SIGMA_MIN = 1e-3
 # keeps the draws of a deviation apart from those of the base schedule
@@ -94,7 +92,7 @@ class _Deviating:
         moves = _moves(before.level, after.level)
         # of a deviation's cell any part that moves counts
         acts = timefield.resize(moves.astype(jnp.float32), timefield.finer(moves, rho))
-        acts = timefield.resize(acts, rho.shape[1:3], "max")[..., 0]
+        acts = jnp.broadcast_to(timefield.resize(acts, rho.shape[1:3], "max"), rho.shape)[..., 0]
         return self._told(before, after, rho), Deviation(i + 1, rho, belief, acts, after, carry)
 
     def _told(self, before: Times, after: Times, rho: Float[Array, "b rh rw 1"]) -> Times:
@@ -141,7 +139,7 @@ class ConstantDeviation(_Deviating):
     base: Any  # Schedule
     rho: Any  # Float[Array, ""] | Float[Array, "s"]
     gain: Any = 1.0
-    space: Space = struct.field(pytree_node=False, default="time")
+    space: str = struct.field(pytree_node=False, default="time")
 
     def __post_init__(self) -> None:
         self._check()
@@ -184,8 +182,8 @@ class TPMSchedule(_Deviating):
     params: Any
     cond: Any = None  # Condition
     gain: Any = 1.0
-    mode: Mode = struct.field(pytree_node=False, default="mode")
-    space: Space = struct.field(pytree_node=False, default="time")
+    mode: str = struct.field(pytree_node=False, default="mode")
+    space: str = struct.field(pytree_node=False, default="time")
 
     def __post_init__(self) -> None:
         self._check()
@@ -211,14 +209,14 @@ class TPMSchedule(_Deviating):
         return beta.sample(keys_lib.fold_in(keys, _RHO), belief)[..., None], belief
 
 
-def _moves(before: TimeField, after: TimeField) -> jax.Array:
+def _moves(before: Float[Array, "*t"], after: Float[Array, "*t"]) -> Bool[Array, "*t"]:
     """Where a cell has moved and is not done: the others are told their own time."""
     return (after != before) & (after > 0)
 
 
 def _deviated(
-    before: Float[Array, "*a"], after: Float[Array, "*a"], rho: Float[Array, "..."], gain: Any
-) -> Float[Array, "*a"]:
+    before: Float[Array, "..."], after: Float[Array, "..."], rho: Float[Array, "..."], gain: Any
+) -> Float[Array, "..."]:
     """The times told; the bounds are such that they let `after` itself pass."""
     told = after + gain * (rho - 0.5) * (after - before)
     told = jnp.clip(told, jnp.minimum(SIGMA_MIN, after), jnp.maximum(1.0, after))

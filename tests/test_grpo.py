@@ -1,0 +1,216 @@
+"""GRPO of a timestep prediction module: the surrogate against finite differences, and a bandit that it solves."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from asyncpatch_jax import beta, timefield
+from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax.models import TPM
+from asyncpatch_jax.models.tpm import observe
+from asyncpatch_jax.process import RectifiedFlow
+from asyncpatch_jax.sampling import Euler, Inpaint, Synchronous, TPMSchedule, linear
+from asyncpatch_jax.training import grpo
+from asyncpatch_jax.training.step import adam, create
+from asyncpatch_jax.types import Condition, Prediction
+
+STEPS, IMAGES = 3, 8
+SIZE = (4, 4, 1)
+MODULE = TPM(patch=2, width=8, depth=1, heads=2, mlp_ratio=2, global_tokens=2)
+BASE = Synchronous(linear(STEPS))
+MASK = jnp.zeros((1, 4, 4, 1)).at[:, 2:].set(1.0)
+
+
+def denoise(x, times):
+    told = timefield.dense(times.told).mean((1, 2, 3), keepdims=True)
+    return Prediction(0.3 * x, jnp.sin(x) + 0.1 * told, {})
+
+
+@functools.cache
+def params(module):
+    """Random ones, whose last layer is not zero."""
+    seen = observe(jnp.zeros((1, *SIZE)), Prediction(*[jnp.zeros((1, *SIZE))] * 2, {}), jnp.ones((1, 1, 1, 1)), 0, 2)
+    fresh = jax.jit(module.init)(jax.random.key(0), seen)["params"]
+    return {**fresh, "belief": {**fresh["belief"], "kernel": 0.3 * jax.random.normal(jax.random.key(1), (8, 2))}}
+
+
+@functools.partial(jax.jit, static_argnames=("module", "images"))
+def rolled(params, key, base=BASE, *, module=MODULE, images=IMAGES):
+    keys = keys_lib.per_image(key, images)
+    schedule = TPMSchedule(base, module, params, mode="sample")
+    return grpo.rollout(denoise, Euler(RectifiedFlow()), schedule, keys, keys_lib.normal(keys, SIZE))
+
+
+@functools.cache
+def batch():
+    """Images whose ratios are near 1, and (from the third on) outside of the clip on both sides, for both signs."""
+    drawn = rolled(params(MODULE), jax.random.key(2)).trajectory
+    shift = jnp.asarray([0.02, -0.03, 0.5, -0.5, 0.5, -0.5, 0.1, 0.1])
+    advantage = jnp.asarray([1.0, -0.7, 1.2, 0.8, -1.0, -0.9, 0.5, 2.0])
+    drawn = drawn._replace(log_prob=drawn.log_prob - shift[:, None] / (STEPS - 1))
+    return grpo.Batch(drawn, advantage, jnp.asarray([1.0] * 7 + [0.0])), jnp.exp(shift)
+
+
+def test_advantages():
+    rewards = jnp.asarray([[1.0, 2.0, 4.0, 5.0], [3.0, 3.0, 3.0, 3.0], [0.1, 0.1, 0.10005, 0.1]])
+    advantage, used = grpo.advantages(rewards)
+    np.testing.assert_array_equal(used, [True, False, False])
+    std = np.std([1, 2, 4, 5])
+    np.testing.assert_allclose(advantage[0], (np.array([1, 2, 4, 5]) - 3) / (std + 1e-4), rtol=1e-5)
+    assert (advantage[1:] == 0).all()
+    with pytest.raises(ValueError, match="two images or more"):
+        grpo.advantages(rewards[:, :1])
+
+
+def test_a_trajectory_is_what_was_seen_and_drawn():
+    module = MODULE.clone(cell=1)
+    drawn = rolled(params(module), jax.random.key(3), Inpaint(MASK, linear(STEPS)), module=module).trajectory
+    assert drawn.rho.shape == (IMAGES, STEPS - 1, 2, 2)
+    np.testing.assert_allclose(drawn.seen.progress[0], [0, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(drawn.seen.told[:, 1, 3, 0, 0], 1 - (drawn.rho[:, 0, -1, 0] + 0.5) / 3, rtol=1e-5)
+    # cells that are known take no part
+    np.testing.assert_array_equal(drawn.acts[0, 0, :, 0], [0, 1])
+    belief = jax.jit(functools.partial(grpo.beliefs, module))(params(module), drawn)
+    log_prob = scipy.stats.beta.logpdf(*map(np.asarray, (drawn.rho, belief.alpha, belief.beta)))
+    np.testing.assert_allclose(drawn.log_prob, (log_prob * drawn.acts).sum((2, 3)), rtol=1e-4, atol=1e-4)
+    assert len(np.unique(drawn.rho)) == drawn.rho.size
+
+
+@jax.jit
+def surrogate(params, batch):
+    loss = functools.partial(grpo.surrogate, module=MODULE, clip=0.2, kl=0.3)
+    return jax.value_and_grad(loss, has_aux=True)(params, batch)
+
+
+def test_the_surrogate_is_its_formula():
+    whole, ratio = batch()
+    (loss, metrics), _ = surrogate(params(MODULE), whole)
+    a, r = np.asarray(whole.advantage)[:7], np.asarray(ratio)[:7]
+    belief = jax.jit(functools.partial(grpo.beliefs, MODULE))(params(MODULE), whole.trajectory)
+    kl = beta.divergence(belief, beta.Beta(jnp.full_like(belief.alpha, 2.0), jnp.full_like(belief.beta, 2.0)))
+    expected = np.minimum(r * a, np.clip(r, 0.8, 1.2) * a).mean()
+    np.testing.assert_allclose(loss, 0.3 * kl[:7].mean() - expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["kl"], kl[:7].mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["entropy"], beta.entropy(belief)[:7].mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["ratio_mean"], r.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["ratio_max"], r.max(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["clip_fraction"], 4 / 7, rtol=1e-6)
+
+
+def test_its_gradient_is_that_of_finite_differences():
+    """Of all images; and of one inside the clip (0) or outside of it, held by the clip (2, 5) or not (3, 4)."""
+    whole, _ = batch()
+    at, leaves = params(MODULE), jax.tree.leaves
+    rng = np.random.default_rng(0)
+    for image in (None, 0, 2, 3, 4, 5):
+        some = whole if image is None else whole._replace(weight=jnp.zeros(IMAGES).at[image].set(1.0))
+        grads = surrogate(at, some)[1]
+        norm = np.sqrt(sum(float((g**2).sum()) for g in leaves(grads)))
+        noise = [rng.normal(size=g.shape).astype(np.float32) for g in leaves(grads)]
+        size = np.sqrt(sum((d**2).sum() for d in noise))
+        for direction, length in ((leaves(grads), norm), (noise, size)):
+            directed = jax.tree.unflatten(jax.tree.structure(at), [d / length for d in direction])
+            moved = [jax.tree.map(lambda p, d, s=s: p + s * d, at, directed) for s in (1e-2, -1e-2)]
+            ahead, back = (float(surrogate(params, some)[0][0]) for params in moved)
+            expected = sum(float((g * d).sum()) for g, d in zip(leaves(grads), leaves(directed), strict=True))
+            np.testing.assert_allclose((ahead - back) / 2e-2, expected, rtol=5e-3, atol=2e-3 * norm)
+
+
+@pytest.mark.parametrize(("image", "held"), [(0, False), (2, True), (3, False), (4, False), (5, True)])
+def test_what_the_clip_holds_has_no_gradient(image, held):
+    whole, _ = batch()
+    _, grads = surrogate(params(MODULE), whole._replace(weight=jnp.zeros(IMAGES).at[image].set(1.0)))
+    still = whole._replace(weight=jnp.zeros(IMAGES).at[image].set(1.0), advantage=jnp.zeros(IMAGES))
+    _, of_divergence = surrogate(params(MODULE), still)
+    same = [np.allclose(a, b, atol=1e-6) for a, b in zip(*map(jax.tree.leaves, (grads, of_divergence)), strict=True)]
+    assert all(same) == held
+
+
+OPTIMIZER = adam(1e-2)
+
+
+@functools.partial(jax.jit, static_argnames=("minibatch", "passes"))
+def updated(state, trajectory, rewards, key, minibatch=4, passes=1):
+    advantage, used = grpo.advantages(rewards)
+    return grpo.update(
+        state, trajectory, advantage, used, key, module=MODULE, optimizer=OPTIMIZER, minibatch=minibatch, passes=passes
+    )
+
+
+def differ(a, b):
+    return any(not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def test_an_update():
+    drawn = rolled(params(MODULE), jax.random.key(2)).trajectory
+    state, rewards = create(params(MODULE), OPTIMIZER), jax.random.normal(jax.random.key(4), (2, IMAGES // 2))
+    # all images at once are on the policy that drew them: the ratio is 1, and the loss minus the mean advantage, 0
+    _, metrics = updated(state, drawn, rewards, jax.random.key(0), minibatch=IMAGES)
+    np.testing.assert_allclose([metrics["ratio_mean"], metrics["ratio_max"]], 1.0, rtol=1e-5)
+    np.testing.assert_allclose([metrics["loss"], metrics["clip_fraction"]], 0.0, atol=1e-5)
+    np.testing.assert_allclose(metrics["advantage_spread"], 1.0, rtol=1e-3)
+    np.testing.assert_allclose(metrics["deviation"], drawn.rho.mean() - 0.5, rtol=1e-4)
+    np.testing.assert_allclose(metrics["deviation/01"], drawn.rho[:, 1].mean() - 0.5, rtol=1e-4)
+    assert metrics["grad_norm"] > 0
+
+    # in parts, the second is not; the same seed gives the same bits, another one another order
+    after, metrics = updated(state, drawn, rewards, jax.random.key(0))
+    assert metrics["ratio_max"] > 1.001
+    assert after.step == 1
+    assert not differ(after, updated(state, drawn, rewards, jax.random.key(0))[0])
+    assert differ(after.params, updated(state, drawn, rewards, jax.random.key(1))[0].params)
+
+    # groups of equal rewards are counted and move nothing, whatever momentum there is
+    still, metrics = updated(after, drawn, jnp.ones((2, IMAGES // 2)), jax.random.key(0))
+    assert metrics["skipped_groups"] == 2
+    assert (still.step, metrics["finite"]) == (2, 1)
+    assert not differ(still.replace(step=1), after.replace(step=1))
+    one, metrics = updated(after, drawn, rewards.at[0].set(1.0), jax.random.key(0), minibatch=IMAGES)
+    assert metrics["skipped_groups"] == 1
+    assert differ(one.params, after.params)
+
+
+def test_a_bandit_is_solved():
+    """Reward -(rho - c)^2 with another c for each step: the modes end within .06 of it, from 1/2."""
+    target = jnp.asarray([0.85, 0.3])
+
+    @jax.jit
+    def iteration(state, key):
+        drawn = rolled(state.params, jax.random.fold_in(key, state.step), images=32).trajectory
+        rewards = -jnp.square(drawn.rho[..., 0, 0] - target[None]).sum(1).reshape(2, 16)
+        state, metrics = updated(state, drawn, rewards, key, minibatch=16)
+        return state, (metrics, beta.mode(grpo.beliefs(MODULE, state.params, drawn)).mean((0, 2, 3)), rewards.mean())
+
+    fresh = params(MODULE)
+    state = create({**fresh, "belief": jax.tree.map(jnp.zeros_like, fresh["belief"])}, OPTIMIZER)
+    curve = []
+    for _ in range(120):
+        state, (metrics, modes, reward) = iteration(state, jax.random.key(5))
+        curve.append(float(reward))
+    assert metrics["finite"] == 1
+    np.testing.assert_allclose(modes, target, atol=0.06)
+    assert np.mean(curve[-10:]) > 0.3 * np.mean(curve[:10])
+    assert metrics["entropy"] < -0.3
+
+
+def test_what_does_not_fit_is_refused():
+    drawn = jax.eval_shape(rolled, params(MODULE), jax.random.key(2)).trajectory
+    state = create(params(MODULE), OPTIMIZER)
+    with pytest.raises(ValueError, match="a minibatch that divides 8 images"):
+        jax.eval_shape(functools.partial(updated, minibatch=3), state, drawn, jnp.ones((2, 4)), jax.random.key(0))
+    with pytest.raises(ValueError, match="two steps or more"):
+        jax.eval_shape(rolled, params(MODULE), jax.random.key(2), Synchronous(linear(1)))
+    schedule = TPMSchedule(BASE, MODULE, params(MODULE), Condition())
+    with pytest.raises(ValueError, match="a schedule that draws"):
+        grpo.rollout(denoise, Euler(RectifiedFlow()), schedule, jax.random.key(0), jnp.zeros((2, *SIZE)))
+
+
+def test_conditions_of_groups():
+    tokens = jnp.arange(6.0).reshape(2, 3, 1)
+    both = grpo.grouped(Condition(tokens=tokens, label=jnp.asarray([4, 5])), 2)
+    np.testing.assert_array_equal(both.label, [4, 4, 5, 5])
+    assert (both.tokens[1] == tokens[0]).all()
