@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from asyncpatch_jax.data import sources
 from asyncpatch_jax.metrics.frechet import frechet
@@ -53,6 +53,16 @@ def _classifiers() -> tuple[Any, Any]:
     x, y = real("train")
     named = SVC(C=10.0, gamma=1.0 / 64).fit(x, y)
     return named, MLPClassifier((FEATURES,), alpha=1e-2, max_iter=1000, random_state=0).fit(x, y)
+
+
+def named(images: UInt8[np.ndarray, "b h w 1"]) -> Int[np.ndarray, "b"]:
+    """The digits that a support vector machine, trained on real ones, sees."""
+    return _classifiers()[0].predict(_rows(images.astype(np.float32) / 127.5 - 1))
+
+
+def log_probabilities(images: UInt8[np.ndarray, "b h w 1"]) -> Float[np.ndarray, "b 10"]:
+    """Of each digit, by a small network that was trained to name real ones."""
+    return _classifiers()[1].predict_log_proba(_rows(images.astype(np.float32) / 127.5 - 1))
 
 
 def accuracy(images: Float[np.ndarray, "b h w c"], label: Int[np.ndarray, "b"]) -> float:

@@ -1,0 +1,71 @@
+"""Rewards by name, for mains: public networks, the project's own classifiers, and any Python function."""
+
+import importlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from asyncpatch_jax.metrics.preferences import REWARDS, read_reward
+from asyncpatch_jax.metrics.rewards import Reward, classifier, from_callable
+from launch import judge
+
+SYNTAX = "NAME, NAME=FOLDER or MODULE:FUNCTION, each with *WEIGHT if it is not 1; separated by commas"
+
+
+class Rewards(NamedTuple):
+    """Rewards and their weights, by name."""
+
+    of: Mapping[str, Reward]
+    weights: Mapping[str, float]
+
+
+def _digits() -> Reward:
+    return classifier(judge.log_probabilities, [str(digit) for digit in range(10)])
+
+
+def _digits_judge() -> Reward:
+    def right(images, prompts):
+        return judge.named(images) == [int(prompt) for prompt in prompts]
+
+    return from_callable("digits_judge", right)
+
+
+# log-probability by a small network, and rightness by a support vector machine that no policy is trained on
+OWN = {"digits": _digits, "digits_judge": _digits_judge}
+
+
+def parse(text: str) -> Rewards:
+    """The rewards of a flag; reads their weights.
+
+    Raises:
+        ValueError: an unknown name, a public network without its folder, or a weight that is no number.
+        ImportError: a module or function that is not there.
+    """
+    found: dict[str, Reward] = {}
+    weights: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, weight = part.partition("*")
+        name, _, folder = name.strip().partition("=")
+        if name in found:
+            raise ValueError(f"expected each reward once, got {name} twice")
+        found[name] = _reward(name, folder)
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError as error:
+            raise ValueError(f"expected a number as the weight of {name}, got {weight!r}") from error
+    if not found:
+        raise ValueError(f"expected rewards ({SYNTAX}), got none")
+    return Rewards(found, weights)
+
+
+def _reward(name: str, folder: str) -> Reward:
+    if name in REWARDS:
+        return read_reward(name, folder or "FOLDER")
+    if name in OWN:
+        return OWN[name]()
+    module, _, function = name.partition(":")
+    if not function:
+        raise ValueError(f"expected a reward out of {', '.join([*OWN, *REWARDS])} or MODULE:FUNCTION, got {name!r}")
+    try:
+        return from_callable(name, getattr(importlib.import_module(module), function))
+    except AttributeError as error:
+        raise ImportError(f"expected a function {function} in {module}, got none") from error

@@ -1,0 +1,239 @@
+r"""Train a timestep prediction module (TPM) by GRPO: what a frozen denoiser is told, for the rewards that you name.
+
+  python -m launch.train_tpm --config=configs/tpm_digits.py
+  python -m launch.train_tpm --config=configs/tpm_digits.py --config.workdir=runs/lifted --config.policy.gain=2
+  python -m launch.train_tpm --config=configs/tpm_text.py --config.denoiser=stable-diffusion-3.5-medium \
+      --config.prompts=prompts.txt --config.rewards="hps_v2.1=rewards/hps, image_reward=rewards/image_reward"
+
+Rewards: NAME, NAME=FOLDER or MODULE:FUNCTION (a function of uint8 images [b, h, w, c] and b prompts), each with *WEIGHT
+if it is not 1. Writes into the configuration's workdir: checkpoints, TensorBoard files, policy.json, and pages of the
+policy's deviations and rewards. Stop it with Ctrl-C or SIGTERM: it saves first, and the same command continues where it
+was. AsyncDiff, arXiv 2512.18675.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax import sharding
+from asyncpatch_jax.metrics.rewards import combine
+from asyncpatch_jax.training import grpo, loop
+from asyncpatch_jax.training.checkpoints import Checkpoints, differences, shortened
+from asyncpatch_jax.training.step import TrainState, adam, create
+from launch import build, cli, policies, rewarding, subjects, tpm_pages
+from launch.policies import Policy
+from launch.rewarding import Rewards
+from launch.subjects import Asked, Net, Subject
+
+# settings that may change between two starts
+_FREE = (
+    *("workdir", "mesh", "train.steps", "train.checkpoint_every", "train.log_every"),
+    *("train.sample_every", "train.held_out", "train.keep"),
+)
+
+
+class Prompts:
+    """Endless numbers of prompts, some at a time: every epoch is a new permutation. Its position is a number."""
+
+    def __init__(self, count: int, each: int, seed: int):
+        self.count, self.each, self.seed, self.position = count, each, seed, 0
+
+    def __next__(self) -> Int[np.ndarray, "p"]:
+        place = np.arange(self.position * self.each, (self.position + 1) * self.each)
+        self.position += 1
+        orders = {epoch: self._order(epoch) for epoch in np.unique(place // self.count).tolist()}
+        return np.array([orders[i // self.count][i % self.count] for i in place.tolist()], np.int32)
+
+    def _order(self, epoch: int) -> Int[np.ndarray, "n"]:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.count)
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self.position}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        self.position = state["next_index"]
+
+
+@partial(jax.jit, static_argnames=("net", "shape"))
+def roll(
+    net: Net, params: Any, schedule: Any, asked: Asked, keys: jax.Array, shape: tuple[int, int, int]
+) -> grpo.Rollout:
+    """One iteration's images."""
+    with sharding.using(net.mesh):
+        x = subjects.noise(net, keys, shape)
+        rolled = grpo.rollout(subjects.denoiser(net, params, asked), net.solver, schedule, keys, x)
+        whole = sharding.constrain(rolled.images, None, None, None, None)  # on every device, of every process
+        return rolled._replace(images=whole)
+
+
+class Trainer:
+    """One training's step: `(state, prompts) -> (state, metrics)`, as `training.loop.fit` takes it."""
+
+    def __init__(self, config: ConfigDict, subject: Subject, rewards: Rewards, policy: Policy):
+        self.config, self.subject, self.rewards, self.policy = config, subject, rewards, policy
+        settings = config.grpo
+        optim = config.optim
+        self.optimizer = adam(optim.learning_rate, b1=optim.b1, b2=optim.b2, clip=optim.clip)
+        update = partial(
+            grpo.update,
+            module=policy.module,
+            optimizer=self.optimizer,
+            minibatch=settings.minibatch,
+            passes=settings.passes,
+            clip=settings.clip,
+            kl=settings.kl,
+        )
+
+        def laid_out(*args: Any) -> Any:
+            with sharding.using(subject.net.mesh):
+                return update(*args)
+
+        self.update = jax.jit(laid_out, donate_argnums=0)
+
+    def __call__(self, state: TrainState, prompts: Int[np.ndarray, "p"]) -> tuple[TrainState, dict[str, Any]]:
+        subject, noises = self.subject, self.config.grpo.noises
+        index = np.repeat(prompts, noises)
+        asked = subject.ask(index)
+        seed = jax.random.key(self.config.seed)
+        keys = keys_lib.per_image(jax.random.fold_in(seed, state.step), len(index))
+        schedule = self.policy._replace(params=state.params).schedule(subject.base, asked.known, mode="sample")
+        rolled = roll(subject.net, subject.params, schedule, asked, keys, subject.shape)
+        scores = self.scores(rolled.images, index)
+        total = combine(scores, self.rewards.weights).reshape(-1, noises)
+        advantage, used = grpo.advantages(jnp.asarray(total))
+        state, metrics = self.update(state, rolled.trajectory, advantage, used, seed)
+        return state, {**metrics, **{f"reward/{name}": float(value.mean()) for name, value in scores.items()}}
+
+    def scores(self, latents: Any, index: Int[np.ndarray, "b"]) -> dict[str, np.ndarray]:
+        """Of each reward, of images of these prompts."""
+        images, texts = self.subject.pictures(latents), [self.subject.prompts[i] for i in index]
+        return {name: reward(images, texts) for name, reward in self.rewards.of.items()}
+
+
+def check(config: ConfigDict) -> None:
+    """Find mistakes in the settings, before anything is loaded.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    settings, train = config.grpo, config.train
+    if not config.denoiser or not config.rewards:
+        raise ValueError("expected --config.denoiser=FOLDER and --config.rewards=...")
+    if settings.prompts < 1 or settings.noises < 2:
+        raise ValueError(
+            f"expected a prompt or more and groups of 2 or more, got {settings.prompts}, {settings.noises}"
+        )
+    images = settings.prompts * settings.noises
+    if settings.minibatch < 1 or images % settings.minibatch or settings.passes < 1:
+        raise ValueError(f"expected a minibatch that divides {images} images, got {settings.minibatch}")
+    if not 0 < settings.clip < 1 or settings.kl < 0 or config.policy.gain <= 0:
+        raise ValueError(f"expected 0 < clip < 1, kl >= 0, gain > 0, got {settings.clip}, {settings.kl}, ...")
+    if min(train.steps, train.checkpoint_every, train.log_every, train.keep, train.held_out) < 1:
+        raise ValueError("expected config.train.steps, checkpoint_every, log_every, keep and held_out >= 1")
+    there = policies.recorded(config.workdir)
+    if there is not None and (lines := differences(there["config"], build.plain(config), _FREE)):
+        raise ValueError(
+            f"{config.workdir} holds a training of other settings (there -> here): {shortened(lines)}\n"
+            "choose another --config.workdir, or these settings to continue it"
+        )
+
+
+def run(config: ConfigDict) -> None:
+    """Train as configured, or go on training.
+
+    Raises:
+        ValueError: the configuration does not make sense, or the folder holds a training of another one.
+        FloatingPointError: the loss became infinite or NaN.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    check(config)
+    mesh = build.mesh(config)
+    rewards = rewarding.parse(config.rewards)
+    subject = subjects.load(config.denoiser, config.prompts, subjects.Choice(**config.sample), mesh)
+    if len(subject.prompts) < config.grpo.prompts:
+        raise ValueError(f"expected config.grpo.prompts <= {len(subject.prompts)} prompts, got {config.grpo.prompts}")
+    known = subject.ask(np.zeros(1, np.int32)).known
+    classes = subject.net.model.num_classes if known.label is not None else 0
+    module = policies.module(config, classes, 0 if known.tokens is None else known.tokens.shape[-1])
+    shapes = policies.shapes(module, subject.shape)
+    policies.record(config, module, subject.shape)
+    trainer = Trainer(config, subject, rewards, Policy(module, shapes, config.policy.gain, config.policy.space))
+    everywhere = sharding.replicated(mesh)
+
+    @partial(jax.jit, out_shardings=everywhere)
+    def first() -> TrainState:
+        return create(policies.init(module, jax.random.key(config.seed), subject.shape), trainer.optimizer)
+
+    like = sharding.abstract(jax.eval_shape(first), jax.tree.map(lambda _: everywhere, jax.eval_shape(first)))
+    prompts = Prompts(len(subject.prompts), config.grpo.prompts, config.seed)
+    workdir = epath.Path(config.workdir)
+    plain = build.plain(config)
+    with Checkpoints(workdir / "checkpoints", keep=config.train.keep, config=plain) as checkpoints:
+        checkpoints.check_room(like)
+        if checkpoints.latest is None:
+            state = first()
+            count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            print(f"{count:,} parameters; {len(subject.prompts)} prompts; rewards: {', '.join(rewards.of)}")
+        else:
+            state = checkpoints.restore(like, prompts)
+            print(f"continuing {workdir} at iteration {int(state.step)}")
+        if int(state.step) >= config.train.steps:
+            print(f"nothing to do: {config.train.steps} iterations are done; --config.train.steps=N trains on")
+            return
+        finished = _fit(trainer, state, prompts, checkpoints)
+        print(f"wrote {workdir}/checkpoints (iterations {', '.join(map(str, checkpoints.steps))}) and policy.json")
+    if not finished:
+        print("stopped as asked to; the same command continues from here")
+
+
+def _fit(trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Checkpoints) -> bool:
+    # late, as it takes seconds: TensorFlow comes with it
+    from clu import metric_writers
+
+    config, first_process = trainer.config, jax.process_index() == 0
+    workdir, steps = epath.Path(config.workdir), config.train.steps
+    writer = metric_writers.MultiWriter([metric_writers.SummaryWriter(str(workdir))] if first_process else [])
+    bar = tqdm(total=steps, initial=int(state.step), unit="iteration", dynamic_ncols=True, disable=not first_process)
+
+    def on_log(done: int, metrics: dict[str, float]) -> None:
+        writer.write_scalars(done, metrics)
+        shown = {name.split("/")[1]: f"{value:.4f}" for name, value in metrics.items() if name.startswith("reward/")}
+        bar.set_postfix({**shown, "deviation": f"{metrics['deviation']:+.3f}"}, refresh=False)
+
+    def on_sample(done: int, state: TrainState) -> None:
+        policy = trainer.policy._replace(params=state.params)
+        for path in tpm_pages.write(
+            workdir / "pages" / f"{done:07d}", trainer.subject, trainer.rewards, policy, config
+        ):
+            if done == steps:
+                bar.write(f"wrote {path}")
+
+    with bar:
+        _, finished = loop.fit(
+            state,
+            prompts,
+            trainer,
+            steps=steps,
+            checkpoints=checkpoints,
+            checkpoint_every=config.train.checkpoint_every,
+            log_every=config.train.log_every,
+            sample_every=config.train.sample_every,
+            on_step=lambda done: bar.update(1),
+            on_log=on_log,
+            on_sample=on_sample,
+        )
+    writer.close()
+    return finished
+
+
+if __name__ == "__main__":
+    cli.main(run, __doc__, default="configs/tpm_digits.py")
