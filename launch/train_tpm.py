@@ -11,6 +11,7 @@ policy's deviations and rewards. Stop it with Ctrl-C or SIGTERM: it saves first,
 was. AsyncDiff, arXiv 2512.18675.
 """
 
+import functools
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -18,7 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
+from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -75,29 +78,29 @@ def roll(
         return rolled._replace(images=whole)
 
 
+@functools.cache
+def optimizer(learning_rate: float, b1: float, b2: float, clip: float) -> optax.GradientTransformation:
+    """One object for equal settings, so that trainings that differ in their seeds share a program."""
+    return adam(learning_rate, b1=b1, b2=b2, clip=clip)
+
+
+@partial(
+    jax.jit, static_argnames=("mesh", "module", "optimizer", "minibatch", "passes", "clip", "kl"), donate_argnums=1
+)
+def update(mesh: Mesh | None, *args: Any, **settings: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`grpo.update` on a mesh."""
+    with sharding.using(mesh):
+        return grpo.update(*args, **settings)
+
+
 class Trainer:
     """One training's step: `(state, prompts) -> (state, metrics)`, as `training.loop.fit` takes it."""
 
     def __init__(self, config: ConfigDict, subject: Subject, rewards: Rewards, policy: Policy):
         self.config, self.subject, self.rewards, self.policy = config, subject, rewards, policy
-        settings = config.grpo
-        optim = config.optim
-        self.optimizer = adam(optim.learning_rate, b1=optim.b1, b2=optim.b2, clip=optim.clip)
-        update = partial(
-            grpo.update,
-            module=policy.module,
-            optimizer=self.optimizer,
-            minibatch=settings.minibatch,
-            passes=settings.passes,
-            clip=settings.clip,
-            kl=settings.kl,
-        )
-
-        def laid_out(*args: Any) -> Any:
-            with sharding.using(subject.net.mesh):
-                return update(*args)
-
-        self.update = jax.jit(laid_out, donate_argnums=0)
+        self.optimizer = optimizer(**config.optim)
+        settings = {name: value for name, value in config.grpo.items() if name not in ("prompts", "noises")}
+        self.settings = {"module": policy.module, "optimizer": self.optimizer, **settings}
 
     def __call__(self, state: TrainState, prompts: Int[np.ndarray, "p"]) -> tuple[TrainState, dict[str, Any]]:
         subject, noises = self.subject, self.config.grpo.noises
@@ -110,7 +113,8 @@ class Trainer:
         scores = self.scores(rolled.images, index)
         total = combine(scores, self.rewards.weights).reshape(-1, noises)
         advantage, used = grpo.advantages(jnp.asarray(total))
-        state, metrics = self.update(state, rolled.trajectory, advantage, used, seed)
+        args = subject.net.mesh, state, rolled.trajectory, advantage, used, seed
+        state, metrics = update(*args, **self.settings)
         return state, {**metrics, **{f"reward/{name}": float(value.mean()) for name, value in scores.items()}}
 
     def scores(self, latents: Any, index: Int[np.ndarray, "b"]) -> dict[str, np.ndarray]:

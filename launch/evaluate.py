@@ -1,0 +1,206 @@
+r"""Schedules against rewards: a table with intervals, of images that begin with the same noise.
+
+  python -m launch.evaluate --denoiser=runs/digits --steps=5 --guidance=1 --rewards="digits, digits_judge" \
+      --schedules="sync, constant=.2, tpm=runs/tpm_digits, tpm=runs/tpm_digits*2"
+  python -m launch.evaluate --denoiser=stable-diffusion-3.5-medium --prompts=prompts.txt --steps=15 \
+      --rewards="hps_v2.1=rewards/hps" --schedules="sync, tpm=runs/tpm_sd35" --real=photos
+
+Schedules: sync; constant=RHO, the same deviation for all (1/2 is none); tpm=FOLDER of launch.train_tpm; concave=OMEGA,
+all cells on AsynDM's curve. *FACTOR multiplies the deviations of constant and tpm (the paper's gamma). Brackets are
+95 % bootstrap intervals; differences are paired with the first schedule. Residual is the energy at high frequencies
+over that of real images (1: as they have; the paper names it as what rewards miss). Writes evaluation.json and
+evaluation.md into --out.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jaxtyping import Float, Int, UInt8
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from asyncpatch_jax import sharding
+from asyncpatch_jax.data import sources
+from asyncpatch_jax.files import check_writable, refuse_existing, write_json, writing
+from asyncpatch_jax.metrics.intervals import Interval, bootstrap
+from asyncpatch_jax.metrics.spectrum import residual
+from asyncpatch_jax.sampling.schedules import Schedule
+from asyncpatch_jax.sampling.schedules.concave import Concave
+from asyncpatch_jax.sampling.schedules.masks import everywhere
+from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
+from asyncpatch_jax.types import Condition
+from launch import build, cli, policies, rewarding, subjects, tpm_pages
+from launch.rewarding import Rewards
+from launch.subjects import Subject
+
+RESIDUAL = "residual"
+
+
+class Entry(NamedTuple):
+    """A line of the table.
+
+    follow: `(base, known of a batch) -> Schedule`.
+    deviates: whether that has deviations.
+    """
+
+    name: str
+    follow: Callable[[Schedule, Condition], Any]
+    deviates: bool
+
+
+class Scores(NamedTuple):
+    """Of one schedule: each reward and the residual of each image [seeds * images]; mean deviation by call."""
+
+    of: dict[str, Float[np.ndarray, "n"]]
+    deviations: list[float] | None
+
+
+def parse(text: str, subject: Subject) -> list[Entry]:
+    """The schedules of a flag.
+
+    Raises:
+        ValueError: an unknown name, or a number that is none.
+        FileNotFoundError: a folder without a policy.
+    """
+    entries = [_entry(part.strip(), subject) for part in text.split(",") if part.strip()]
+    if not entries or len({entry.name for entry in entries}) < len(entries):
+        raise ValueError(f"expected schedules, each once, got {text!r}")
+    return entries
+
+
+def _entry(text: str, subject: Subject) -> Entry:
+    name, _, rest = text.partition("=")
+    value, _, factor = rest.partition("*")
+    gamma = _number(factor or "1", text)
+    if name == "sync" and not rest:
+        return Entry(text, lambda base, known: base, False)
+    if name == "constant":
+        rho = jnp.float32(_number(value, text))
+        return Entry(text, lambda base, known: ConstantDeviation(base, rho, jnp.float32(gamma)), True)
+    if name == "tpm":
+        return Entry(text, partial(policies.load(value).schedule, gamma=gamma), True)
+    if name == "concave" and not factor:
+        omega = jnp.float32(_number(value, text))
+        return Entry(text, partial(_concave, omega), False)
+    raise ValueError(f"expected sync, constant=RHO, tpm=FOLDER or concave=OMEGA as a schedule, got {text!r}")
+
+
+def _concave(omega: Any, base: Schedule, known: Condition) -> Concave:
+    return Concave(base.grid, omega, everywhere(), (1, 1))
+
+
+def _number(value: str, text: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ValueError(f"expected a number in {text!r}, got {value!r}") from error
+
+
+def evaluate(
+    subject: Subject,
+    rewards: Rewards,
+    entries: Sequence[Entry],
+    real: UInt8[np.ndarray, "m h w c"] | None,
+    *,
+    count: int,
+    seeds: Sequence[int],
+    batch: int,
+) -> tuple[dict[str, Scores], Int[np.ndarray, "n"]]:
+    """Scores by schedule, and the number of each image's prompt; `count` images of each seed, evenly over prompts."""
+    index = np.arange(count, dtype=np.int32) % len(subject.prompts)
+    found = {}
+    for entry in tqdm(entries, unit="schedule"):
+        makes = partial(tpm_pages.make, subject, rewards.of, entry.follow, index, deviates=entry.deviates, batch=batch)
+        made = [makes(seed=seed) for seed in seeds]
+        scores = {name: np.concatenate([one.scores[name] for one in made]).astype(np.float64) for name in rewards.of}
+        if real is not None:
+            scores[RESIDUAL] = np.concatenate([residual(one.images, real) for one in made])
+        calls = np.concatenate([one.deviations for one in made]).mean((0, 2, 3)).tolist() if entry.deviates else None
+        found[entry.name] = Scores(scores, calls)
+    return found, np.tile(index, len(seeds))
+
+
+def table(found: dict[str, Scores], groups: Int[np.ndarray, "n"] | None) -> str:
+    """In Markdown: means, and paired differences to the first schedule."""
+    names = list(next(iter(found.values())).of)
+    first = next(iter(found.values())).of
+    head = ["schedule", *(part for name in names for part in (name, f"{name}, difference"))]
+    lines = []
+    for schedule, scores in found.items():
+        line = [schedule]
+        for name in names:
+            line.append(_text(bootstrap(scores.of[name], groups)))
+            line.append("" if scores.of is first else _text(bootstrap(scores.of[name] - first[name], groups), "+"))
+        lines.append(line)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def _text(value: Interval, sign: str = "") -> str:
+    mean, low, high = (format(number, f"{sign}.4g") for number in value)
+    return f"{mean} [{low}, {high}]"
+
+
+def real_images(folder: str, denoiser: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "m h w c"] | None:
+    """Real images of the shape of those that are made: of a folder, or of a run's own data; None if there are none."""
+    if folder:
+        source = sources.folder(folder, shape[0], shape[2], "raise").source
+    elif (Path(denoiser) / "run.json").exists():
+        config = ConfigDict(build.recorded(denoiser)["config"])
+        source = build.dataset(config, "test" if config.data.name in ("digits", "photos") else None).source
+    else:
+        return None
+    return np.stack([source[i]["image"] for i in range(min(len(source), 2000))])
+
+
+def main() -> None:
+    values = flags.FLAGS
+    if not values.denoiser:
+        raise ValueError("expected --denoiser=FOLDER")
+    out = Path(values.out)
+    for name in ("evaluation.json", "evaluation.md"):
+        refuse_existing(out / name, values.overwrite)
+        check_writable(out / name)
+    rewards = rewarding.parse(values.rewards)
+    choice = subjects.Choice(values.steps, values.guidance, values.solver, values.size)
+    subject = subjects.load(values.denoiser, values.prompts, choice, sharding.make_mesh())
+    entries = parse(values.schedules, subject)
+    size = (values.size or subject.shape[0],) * 2
+    real = real_images(values.real, values.denoiser, (*size, subject.shape[2]))
+    seeds = range(values.seed, values.seed + values.seeds)
+    found, index = evaluate(subject, rewards, entries, real, count=values.num, seeds=seeds, batch=values.batch)
+    # texts are a sample of all that one may ask for; classes are all there are
+    text = table(found, index if values.prompts else None)
+    content = {
+        name: {"scores": {key: values.tolist() for key, values in scores.of.items()}, "deviations": scores.deviations}
+        for name, scores in found.items()
+    }
+    write_json(out / "evaluation.json", {"prompts": index.tolist(), "schedules": content}, overwrite=True)
+    with writing(out / "evaluation.md", overwrite=True) as stream:
+        stream.write(f"{text}\n".encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string(
+        "denoiser", None, "Folder of a run of launch.train with classes, or of a text-to-image network."
+    )
+    flags.DEFINE_string("prompts", "", "File of prompts; of a run, all its classes unless given.")
+    flags.DEFINE_string("rewards", "digits, digits_judge", f"{rewarding.SYNTAX}.")
+    flags.DEFINE_string("schedules", "sync", "Separated by commas; differences are to the first.")
+    flags.DEFINE_integer("num", 200, "Images of each seed.", lower_bound=2)
+    flags.DEFINE_integer("seeds", 3, "How many seeds of noise.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "The first of them.", lower_bound=0)
+    flags.DEFINE_integer("batch", 100, "Images at a time.", lower_bound=1)
+    flags.DEFINE_integer("steps", None, "Steps; as the folder suggests unless given.", lower_bound=1)
+    flags.DEFINE_float("guidance", None, "Classifier-free scale; as the folder suggests unless given.")
+    flags.DEFINE_string("solver", None, "How cells move; as the folder suggests unless given.")
+    flags.DEFINE_integer("size", None, "Pixels of a side, of a text-to-image folder.", lower_bound=1)
+    flags.DEFINE_string("real", "", "Folder of real images, for the residual; of a run, its data's unless given.")
+    flags.DEFINE_string("out", "evaluation", "Folder to write to.")
+    flags.DEFINE_bool("overwrite", False, "Replace the files in --out.")
+    cli.main_of_flags(main, __doc__)
