@@ -7,6 +7,7 @@ Writes into --out: grid.png, images/0000.png ..., samples.npz (images as uint8, 
 first images beside their time fields. Image i depends on --seed and i alone, not on --num or --batch.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -17,8 +18,10 @@ from jaxtyping import Int
 from asyncpatch_jax import viz
 from asyncpatch_jax.files import check_writable, refuse_existing, writing
 from asyncpatch_jax.sampling.batches import batched
-from launch import build, cli, pictures, trained
-from launch.generate import Result, generate, image_keys
+from asyncpatch_jax.sampling.schedules import Schedule
+from asyncpatch_jax.types import Condition
+from launch import build, cli, pictures, policies, trained
+from launch.generate import Inputs, Result, generate, image_keys
 from launch.plans import PLANS, plan
 
 _WATCHED = 8  # images in the animation
@@ -35,8 +38,18 @@ def parse_labels(names: list[str], run: build.Run, count: int) -> Int[np.ndarray
     return np.resize(np.array(trained.labels(run, names), np.int32), count)
 
 
-def sample_run(run: build.Run, schedule: str, label: Int[np.ndarray, "b"], seed: int, batch: int) -> Result:
+def sample_run(
+    run: build.Run,
+    schedule: str,
+    label: Int[np.ndarray, "b"],
+    seed: int,
+    batch: int,
+    follow: Callable[[Schedule, Condition], Schedule] | None = None,
+) -> Result:
     """Images of these labels along a schedule, `batch` at a time; the run of the first few is recorded.
+
+    Args:
+        follow: another schedule, made of the named one and of what is known of a batch.
 
     Raises:
         ValueError: a schedule that this network cannot follow.
@@ -44,7 +57,11 @@ def sample_run(run: build.Run, schedule: str, label: Int[np.ndarray, "b"], seed:
     chosen, num_steps, ahead = plan(schedule, run)
     known = np.zeros((len(label), *run.shape), np.float32)
     watch = min(batch, len(label), _WATCHED)
-    call = partial(generate, pictures.net(run), run.params, chosen, num_steps=num_steps, ahead=ahead, watch=watch)
+
+    def call(part: Inputs) -> Result:
+        own = chosen if follow is None else follow(chosen, Condition(label=part.label))
+        return generate(pictures.net(run), run.params, own, part, num_steps=num_steps, ahead=ahead, watch=watch)
+
     results = batched(
         call,
         pictures.inputs(run, image_keys(seed, len(label)), known, label),
@@ -82,7 +99,8 @@ def main() -> None:
     run = trained.load()
     label = parse_labels(values.labels, run, values.num)
     check_writable(epath.Path(values.out) / "grid.png")
-    result = sample_run(run, values.schedule, label, values.seed, values.batch)
+    follow = None if values.tpm is None else partial(policies.load(values.tpm).schedule, gamma=values.gamma)
+    result = sample_run(run, values.schedule, label, values.seed, values.batch, follow)
     write(values.out, result, label, values.seed, f"{values.schedule}, {run.config.sample.steps} steps")
     print(f"wrote grid.png, animation.gif, samples.npz and images/ ({len(label)} PNG files) into {values.out}")
 
@@ -90,6 +108,8 @@ def main() -> None:
 if __name__ == "__main__":
     trained.define_flags("solver", "eta", "steps", "grid", "guidance")
     flags.DEFINE_enum("schedule", "sync", PLANS, "When each cell is denoised.")
+    flags.DEFINE_string("tpm", None, "Folder of launch.train_tpm: a policy for the times that the network is told.")
+    flags.DEFINE_float("gamma", 1.0, "Factor of the policy's deviations.", lower_bound=0.0)
     flags.DEFINE_integer("num", 64, "Number of images.", lower_bound=1)
     flags.DEFINE_integer("batch", 64, "Images sampled at a time.", lower_bound=1)
     flags.DEFINE_list("labels", [], "Classes by name or number, in turn; all of them unless given.")

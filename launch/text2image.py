@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,11 +42,23 @@ from asyncpatch_jax.pretrained.pipelines import Made, ready, text2image
 from asyncpatch_jax.pretrained.requests import Request, factor
 from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.sampling.schedules import curves
-from launch import cli
+from launch import cli, policies
 
 _MOMENTS = 8
 _ARRAYS = ("image", "mask", "object_masks", "noise")
-_RECORDED = ("image", "mask", "convention", "graded", "strength", "object_mask", "dtype", "mesh", "variant")
+_RECORDED = (
+    "image",
+    "mask",
+    "convention",
+    "graded",
+    "strength",
+    "object_mask",
+    "dtype",
+    "mesh",
+    "variant",
+    "tpm",
+    "gamma",
+)
 _CHOICES = {
     "schedule": (settings_lib.ScheduleName, "When cells move: all together, all on --curve, or the objects on it."),
     "masks": (settings_lib.Masks, "Where objects are: by each step's attention, by a first run's, or as drawn."),
@@ -87,6 +100,7 @@ def check_flags(values: flags.FlagValues, family: str) -> None:
         "mask": (values.mask and not values.image, "--image"),
         "strength": (values.strength is not None and (values.mask or not values.image), "--image, and without --mask"),
         "graded": (values.graded and not values.mask, "--mask"),
+        "gamma": (values.gamma != 1 and not values.tpm, "--tpm"),
         "object_mask": (values.object_mask and not (asyndm and values.masks == "drawn"), "--masks=drawn"),
         "masks": (values.masks and not asyndm, "--schedule=asyndm"),
         "threshold": (values.threshold is not None and not asyndm, "--schedule=asyndm"),
@@ -230,13 +244,14 @@ def main(folder: str) -> None:
     values.dtype = values.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     values.mesh = mesh and ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     dtype = jnp.dtype(values.dtype)
+    follow = None if values.tpm is None else partial(policies.load(values.tpm).schedule, gamma=values.gamma)
     described = describe(folder, dtype)
     check_flags(values, described.family)
     settings = settings_of(values, described)
     wanted = requests(values, given, (settings.height, settings.width))
     ready(described, wanted, settings)  # what is wrong shall be told before minutes of reading
     pretrained = load_pretrained(folder, mesh, dtype, variant=values.variant)
-    images = text2image(pretrained, wanted, settings, batch=values.batch, mesh=mesh)
+    images = text2image(pretrained, wanted, settings, batch=values.batch, mesh=mesh, follow=follow)
     print(f"{len(wanted)} images, {settings.num_steps} steps each; the first batch compiles", flush=True)
     each, whole = record(folder, wanted, settings, values)
     small = []
@@ -280,6 +295,8 @@ def define_flags() -> None:
     flags.DEFINE_bool("graded", False, "--mask says how much each pixel may change.")
     flags.DEFINE_float("strength", None, "How much all of --image may change, 0 to 1.", 0.0, 1.0)
     flags.DEFINE_multi_string("object_mask", [], "With --masks=drawn: a mask of each object, in their order.")
+    flags.DEFINE_string("tpm", None, "Folder of launch.train_tpm: a policy for the times that the network is told.")
+    flags.DEFINE_float("gamma", 1.0, "Factor of the policy's deviations.", lower_bound=0.0)
     flags.DEFINE_integer("batch", 4, "Images made at a time.", lower_bound=1)
     flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the networks; float32 on a CPU, else bfloat16.")
     flags.DEFINE_string("variant", None, "Of the files, say fp16 for model.fp16.safetensors.")

@@ -25,8 +25,11 @@ from asyncpatch_jax.pretrained.settings import Settings, solver
 from asyncpatch_jax.pretrained.spans import reference_compat, spans
 from asyncpatch_jax.pretrained.tokenizers import Tokenizer
 from asyncpatch_jax.sampling.paste import paste_back
+from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.sampling.schedules.masks import thresholded
 from asyncpatch_jax.types import Condition, Image, ImageKeys, Spans
+
+Follow = Callable[[Schedule, Condition], Schedule]
 
 
 class Made(NamedTuple):
@@ -78,6 +81,7 @@ def text2image(
     *,
     batch: int = 4,
     mesh: Mesh | None = None,
+    follow: Follow | None = None,
 ) -> Iterator[Made]:
     """Make an image for each request, in their order, `batch` at a time; one program is compiled for all of them.
 
@@ -85,6 +89,8 @@ def text2image(
 
     Args:
         mesh: the devices that the networks were loaded to.
+        follow: another schedule in the place of the settings', made of it: `(schedule, known) -> schedule`, such as
+            `schedules.TPMSchedule` of a trained policy. `known` is the batch's text.
 
     Raises:
         ValueError: sizes that the networks cannot take, a guidance that they do not support, words that are not in
@@ -94,7 +100,7 @@ def text2image(
     if batch < 1:
         raise ValueError(f"expected a batch of one image or more, got {batch}")
     checked = ready(pretrained, requests, settings)
-    return _in_batches(pretrained, requests, settings, checked, min(batch, len(requests)), mesh)
+    return _in_batches(pretrained, requests, settings, checked, min(batch, len(requests)), mesh, follow)
 
 
 class Ready(NamedTuple):
@@ -133,6 +139,7 @@ def _in_batches(
     checked: Ready,
     batch: int,
     mesh: Mesh | None,
+    follow: Follow | None,
 ) -> Iterator[Made]:
     slow, tokenizers, when = omegas(requests, settings), checked.tokenizers, checked.plan
     known: dict[str, Encoded] = {}
@@ -142,7 +149,7 @@ def _in_batches(
         those = [requests[i] for i in index]
         spans_of = jax.tree.map(lambda leaf, index=index: leaf[index], checked.objects)
         part = prepare(pretrained, tokenizers, those, settings, slow[index], spans_of, mesh=mesh, known=known)
-        drawn = make(pretrained, settings, when, part, mesh=mesh)
+        drawn = make(pretrained, settings, when, part, mesh=mesh, follow=follow)
         for row, request in enumerate(those[: len(requests) - first]):
             one = jax.tree.map(lambda leaf, row=row: leaf[row], drawn)
             if not np.isfinite(one.images).all():
@@ -206,8 +213,16 @@ def prepare(
     )
 
 
-def make(pretrained: Pretrained, settings: Settings, when: Plan, part: Batch, *, mesh: Mesh | None = None) -> Drawn:
-    """The images of one batch."""
+def make(
+    pretrained: Pretrained,
+    settings: Settings,
+    when: Plan,
+    part: Batch,
+    *,
+    mesh: Mesh | None = None,
+    follow: Follow | None = None,
+) -> Drawn:
+    """The images of one batch; arguments as of `text2image`."""
     net = Net(
         pretrained.denoiser.module,
         pretrained.scheduler,
@@ -226,6 +241,8 @@ def make(pretrained: Pretrained, settings: Settings, when: Plan, part: Batch, *,
 
     def run(when: Plan, object_masks: Any) -> Sampled:
         schedule = when.schedule(part.mask, part.omegas, object_masks)
+        if follow is not None:
+            schedule = follow(schedule, Condition(tokens=part.cond.tokens, mask=part.cond.mask))
         inputs = Inputs(begun, part.keys, schedule, cond, uncond, part.scale, known, when.start)
         return jax.device_get(sample_latents(net, pretrained.denoiser.params, inputs))
 
