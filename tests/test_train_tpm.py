@@ -1,0 +1,185 @@
+"""Training a timestep policy, resuming it, looking at it and deploying it, on a tiny network with random weights."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from asyncpatch_jax.pretrained.loading import load_pretrained
+from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
+from configs import tpm_digits
+from launch import build, evaluate, policies, rewarding, subjects, train_tpm
+from tests import mains, test_launch, tiny_folders
+
+STEPS = 4  # iterations
+
+
+def bright(images, prompts):
+    """A reward that any deviation changes."""
+    return images.mean((1, 2, 3)) / 255 + 0.01 * np.array([len(prompt) for prompt in prompts])
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory):
+    """A folder that stands for the tiny network's."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"config": build.plain(test_launch.run().config), "data": {}}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch):
+    monkeypatch.setattr(build, "load_run", lambda *where, **more: test_launch._copy(test_launch.run()))
+
+
+def config_of(workdir, folder, **changes):
+    config = tpm_digits.get_config("smoke")
+    config.update({"workdir": str(workdir), "denoiser": str(folder), "rewards": "tests.test_train_tpm:bright*2"})
+    config.sample.steps = 3
+    config.policy.update({"patch": 4, "width": 8, "heads": 2})
+    config.grpo.update({"prompts": 2, "noises": 4, "minibatch": 4})
+    config.train.update({"steps": STEPS, "checkpoint_every": 2, "log_every": 1, "sample_every": 0, "held_out": 4})
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, denoiser):
+    """A policy's folder, with its pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "load_run", lambda *where, **more: test_launch._copy(test_launch.run()))
+        workdir = tmp_path_factory.mktemp("policies") / "policy"
+        train_tpm.run(config_of(workdir, denoiser, **{"train.sample_every": STEPS}))
+    return workdir
+
+
+def leaves(workdir, step=None):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(policies.load(workdir, step).params)]
+
+
+def test_a_training_moves_writes_its_pages_and_continues_exactly(trained, denoiser, tmp_path):
+    first, last = leaves(trained, 2), leaves(trained)
+    assert any((a != b).any() for a, b in zip(first, last, strict=True))
+    train_tpm.run(config_of(tmp_path / "parts", denoiser, **{"train.steps": 2}))
+    train_tpm.run(config_of(tmp_path / "parts", denoiser))
+    for a, b in zip(last, leaves(tmp_path / "parts"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    train_tpm.run(config_of(tmp_path / "other", denoiser, seed=1))
+    assert any((a != b).any() for a, b in zip(last, leaves(tmp_path / "other"), strict=True))
+    folder = trained / "pages" / f"{STEPS:07d}"
+    page = json.loads((folder / "page.json").read_text())
+    (scores,) = page["scores"].values()
+    assert scores["0.0"]["low"] < scores["0.0"]["mean"] < scores["0.0"]["high"]
+    assert len(page["deviations"]["mean"]) == 2  # of three calls, the first is told its own time
+    for name in ("deviations.png", "gamma.png"):
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 300
+
+
+def test_prompts_come_in_new_orders_and_from_any_position():
+    stream = train_tpm.Prompts(5, 2, seed=3)
+    seen = np.concatenate([next(stream) for _ in range(10)])
+    for epoch in seen.reshape(4, 5):
+        assert sorted(epoch) == list(range(5))
+    assert len({tuple(epoch) for epoch in seen.reshape(4, 5)}) > 1
+    again = train_tpm.Prompts(5, 2, seed=3)
+    again.set_state({"next_index": 6})
+    np.testing.assert_array_equal(next(again), seen[12:14])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"denoiser": ""}, "expected --config.denoiser=FOLDER and --config.rewards"),
+        ({"grpo.noises": 1}, "groups of 2 or more"),
+        ({"grpo.minibatch": 3}, "a minibatch that divides 8 images, got 3"),
+        ({"grpo.clip": 1.5}, "0 < clip < 1"),
+        ({"grpo.prompts": 12}, "expected config.grpo.prompts <= 10 prompts, got 12"),
+        ({"policy.patch": 3}, "multiples of 3"),
+        ({"rewards": "hps_v2"}, "It needs"),
+        ({"rewards": "hsp"}, "expected a reward out of digits, digits_judge, clip_score"),
+        ({"rewards": "digits*x"}, "expected a number as the weight of digits, got 'x'"),
+        ({"rewards": "digits, digits"}, "digits twice"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(denoiser, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train_tpm.run(config_of(tmp_path / "policy", denoiser, **changes))
+    assert not (tmp_path / "policy").exists()
+
+
+def test_another_training_is_not_overwritten(trained, denoiser):
+    with pytest.raises(ValueError, match=r"policy.width: 8 -> 16"):
+        train_tpm.run(config_of(trained, denoiser, **{"policy.width": 16}))
+    with pytest.raises(FileNotFoundError, match="expected a trained policy in nowhere"):
+        policies.load("nowhere")
+
+
+def test_a_table_of_schedules(trained, denoiser, monkeypatch, capsys, tmp_path):
+    call = mains.command(monkeypatch, capsys)
+    asked = (f"--denoiser={denoiser}", "--steps=3", "--guidance=1", "--num=6", "--seeds=2", f"--out={tmp_path}")
+    schedules = f"--schedules=sync, constant=.5, constant=0*2, tpm={trained}*0, tpm={trained}, concave=.3"
+    code, out, err = call("evaluate", *asked, schedules, "--rewards=tests.test_train_tpm:bright")
+    assert code == 0, err
+    found = json.loads((tmp_path / "evaluation.json").read_text())["schedules"]
+    scores = {name: np.array(one["scores"]["tests.test_train_tpm:bright"]) for name, one in found.items()}
+    # what deviates by nothing is the synchronous run
+    for name in ("constant=.5", f"tpm={trained}*0"):
+        np.testing.assert_array_equal(scores[name], scores["sync"])
+    assert np.abs(scores["constant=0*2"] - scores["sync"]).max() > 1e-3
+    assert found["constant=0*2"]["deviations"] == [0.0, -0.5, -0.5]
+    assert "| sync | " in out
+    assert "residual, difference" in out
+    assert (tmp_path / "evaluation.md").read_text().strip() in out
+    assert "nothing exists yet" in call("evaluate", *asked)[2]
+    assert "expected sync, constant=RHO" in call("evaluate", *asked, "--overwrite", "--schedules=fast")[2]
+
+
+def test_deployed_in_the_command_that_samples(trained, monkeypatch, capsys, tmp_path):
+    call = mains.command(monkeypatch, capsys)
+    asked = ("--workdir=run", "--steps=3", "--guidance=1", "--eta=0", "--num=3")
+    plain, none, some = (tmp_path / name for name in ("plain", "none", "some"))
+    for out, more in (
+        (plain, ()),
+        (none, (f"--tpm={trained}", "--gamma=0")),
+        (some, (f"--tpm={trained}", "--gamma=2")),
+    ):
+        code, _, err = call("sample", *asked, *more, f"--out={out}")
+        assert code == 0, err
+    images = [np.load(out / "samples.npz")["images"].astype(int) for out in (plain, none, some)]
+    np.testing.assert_array_equal(images[0], images[1])
+    assert np.abs(images[2] - images[0]).max() > 0
+
+
+def test_a_text_to_image_folder(tmp_path, monkeypatch, capsys):
+    """Trained on texts with guidance, then told by the command that makes images from prompts."""
+    folder = tmp_path / "sd3"
+    tiny_folders.folder("sd3", folder)
+    (tmp_path / "prompts.txt").write_text("a red dog\ntwo cats\n")
+    config = config_of(tmp_path / "policy", folder, prompts=str(tmp_path / "prompts.txt"))
+    config.sample.update({"guidance": 3.0, "size": 32, "solver": None})
+    config.grpo.prompts = 1
+    config.train.update({"steps": 2})
+    train_tpm.run(config)
+    pretrained = load_pretrained(folder, dtype=jnp.float32)
+    subject = subjects.of_folder(pretrained, ["a red dog"], subjects.Choice(3, 3.0, None, 32))
+    entry = evaluate.Entry("", lambda base, known: ConstantDeviation(base, jnp.float32(0.5)), True)
+    rewards = rewarding.parse("tests.test_train_tpm:bright")
+    found, _ = evaluate.evaluate(subject, rewards, [entry], None, count=2, seeds=[0], batch=2)
+    call = mains.command(monkeypatch, capsys)
+    asked = (folder, "--prompt=a red dog", "--num=2", "--num_steps=3", "--guidance=3", "--height=32", "--width=32")
+    made = []
+    for name, more in (("plain", ()), ("some", (f"--tpm={tmp_path / 'policy'}", "--gamma=2"))):
+        code, _, err = call("text2image", *asked, *more, f"--out={tmp_path / name}")
+        assert code == 0, err
+        with Image.open(tmp_path / name / "images" / "0001.png") as image:
+            made.append(np.asarray(image).astype(int))
+            said = json.loads(image.text["asyncpatch_jax"])
+    assert np.abs(made[1] - made[0]).max() > 0
+    assert (said["tpm"], said["gamma"]) == (str(tmp_path / "policy"), 2.0)
+    # the pipeline and what policies are trained on make the same images of the same keys
+    assert found[""].of["tests.test_train_tpm:bright"].shape == (2,)
