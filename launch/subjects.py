@@ -100,7 +100,7 @@ class Subject(NamedTuple):
     base: Schedule
     shape: tuple[int, int, int]
     ask: Callable[[Int[np.ndarray, "b"]], Asked]
-    decode: Callable[[Image], Float[np.ndarray, "b h w c"]]
+    decode: Callable[[Float[np.ndarray, "b h2 w2 c2"]], Float[np.ndarray, "b h w c"]]
 
     def pictures(self, latents: Image) -> UInt8[np.ndarray, "b h w c"]:
         """Images as rewards take them.
@@ -108,7 +108,7 @@ class Subject(NamedTuple):
         Raises:
             ValueError: some are not finite.
         """
-        return viz.to_uint8(self.decode(latents))
+        return viz.to_uint8(self.decode(np.asarray(latents)))
 
 
 class Choice(NamedTuple):
