@@ -20,6 +20,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sample.update({"steps": 5, "guidance": 1.0, "solver": "ddim"})
     config.policy.update({"patch": 2, "width": 64, "depth": 4, "heads": 4})
     config.grpo.update({"prompts": 10, "noises": 16, "minibatch": 40})
-    config.optim.update({"learning_rate": 1e-3})
-    config.train.update({"steps": 200, "checkpoint_every": 50, "sample_every": 100, "held_out": 200})
+    config.optim.update({"learning_rate": 3e-4})
+    config.train.update({"steps": 80, "checkpoint_every": 40, "sample_every": 80, "held_out": 500})
     return shrink(config) if arg == "smoke" else config

@@ -13,7 +13,9 @@ from PIL import Image
 from launch import build, cli, plans, train
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py") if path.stem != "base")
+CONFIGS = sorted(
+    path.stem for path in (ROOT / "configs").glob("[!_]*.py") if path.stem != "base" and "tpm" not in path.stem
+)
 
 
 def load(name, arg=""):
