@@ -129,10 +129,11 @@ def verdict(found: Sequence[Row]) -> str:
     apart = "do not overlap" if learned.low > plain.high or learned.high < plain.low else "overlap"
     against = bootstrap(of(by_name["TPM, γ = 1"]) - of(found[1]))
     matches = "beats it" if against.low > 0 else "does worse than it" if against.high < 0 else "cannot be told from it"
+    mean, low, high = against
     return (
         f"The intervals of synchronous sampling and of the TPM (γ = 1) {apart}. Compared with the best constant "
-        f"deviation within the same bound, which needs no learning, the TPM {matches}: {against.mean:+.4f} [{against.low:+.4f}, "
-        f"{against.high:+.4f}]."
+        f"deviation within the same bound, which needs no learning, the TPM {matches}: {mean:+.4f} [{low:+.4f}, "
+        f"{high:+.4f}]."
     )
 
 

@@ -1,6 +1,8 @@
 """Training a timestep policy, resuming it, looking at it and deploying it, on a tiny network with random weights."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,11 @@ from PIL import Image
 from asyncpatch_jax.pretrained.loading import load_pretrained
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
 from configs import tpm_digits
-from launch import build, evaluate, policies, rewarding, subjects, train_tpm
+from launch import build, cli, evaluate, policies, results_tpm, rewarding, subjects, train_tpm
 from tests import mains, test_launch, tiny_folders
 
 STEPS = 4  # iterations
+digits_config = tpm_digits.get_config
 
 
 def bright(images, prompts):
@@ -37,7 +40,7 @@ def loaded(monkeypatch):
 
 
 def config_of(workdir, folder, **changes):
-    config = tpm_digits.get_config("smoke")
+    config = digits_config("smoke")
     config.update({"workdir": str(workdir), "denoiser": str(folder), "rewards": "tests.test_train_tpm:bright*2"})
     config.sample.steps = 3
     config.policy.update({"patch": 4, "width": 8, "heads": 2})
@@ -157,6 +160,30 @@ def test_deployed_in_the_command_that_samples(trained, monkeypatch, capsys, tmp_
     images = [np.load(out / "samples.npz")["images"].astype(int) for out in (plain, none, some)]
     np.testing.assert_array_equal(images[0], images[1])
     assert np.abs(images[2] - images[0]).max() > 0
+
+
+@pytest.mark.parametrize("name", ["tpm_digits", "tpm_text"])
+def test_a_config_opens_with_its_command(name):
+    file = Path(__file__).parent.parent / "configs" / f"{name}.py"
+    assert f"    python -m launch.train_tpm --config=configs/{name}.py" in file.read_text().split('"""')[1]
+    whole, small = cli.load(str(file)), cli.load(f"{file}:smoke")
+    assert cli.names(whole) == cli.names(small)
+    assert small.workdir == f"{whole.workdir}_smoke"
+    with pytest.raises(ValueError, match="no argument or :smoke"):
+        cli.load(f"{file}:fast")
+
+
+def test_the_page_of_results(denoiser, monkeypatch, tmp_path):
+    (tmp_path / "images").mkdir()
+    monkeypatch.setattr(tpm_digits, "get_config", lambda arg="": config_of(tmp_path, denoiser, rewards="digits"))
+    monkeypatch.setattr(results_tpm, "SEEDS", (0,))
+    flags = SimpleNamespace(denoiser=str(denoiser), runs=str(tmp_path / "runs"), num=20, tiny=False)
+    text = results_tpm.section(flags, 3, tmp_path / "images")
+    names = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+    assert names[2] == "synchronous"
+    assert [name for name in names if name.startswith("TPM, γ")] == ["TPM, γ = 0.5", "TPM, γ = 1", "TPM, γ = 2"]
+    assert "Compared with the best constant deviation" in text
+    assert len(list((tmp_path / "images").glob("results_tpm_*_3.png"))) == 2
 
 
 def test_a_text_to_image_folder(tmp_path, monkeypatch, capsys):
