@@ -109,7 +109,7 @@ def call(net: Network, request: dict[str, Any]) -> Program:
         with sharding.using(net.mesh):
             return net.module.apply({"params": params}, x, t, cond)
 
-    inputs = _placed(net.mesh, batch, (x, t, condition(net, request, request["maps"])))
+    inputs = placed(net.mesh, batch, (x, t, condition(net, request, request["maps"])))
     return Program(jax.jit(apply), (net.params, *inputs))
 
 
@@ -134,10 +134,10 @@ def sampler(net: Network, request: dict[str, Any]) -> Program:
         uncond=cond if guided else None,
         scale=jax.ShapeDtypeStruct((batch,), jnp.float32) if guided else None,
     )
-    placed = _placed(net.mesh, batch, inputs._replace(schedule=None))
+    held = placed(net.mesh, batch, inputs._replace(schedule=None))
     whole = sharding.abstract(plan, sharding.replicated(net.mesh))
     run = Net(net.module, scheduler, solver(settings, scheduler.process), mesh=net.mesh)
-    return Program(jax.jit(partial(sample_latents, run)), (net.params, placed._replace(schedule=whole)))
+    return Program(jax.jit(partial(sample_latents, run)), (net.params, held._replace(schedule=whole)))
 
 
 def decoder(request: dict[str, Any]) -> Program:
@@ -148,7 +148,7 @@ def decoder(request: dict[str, Any]) -> Program:
     """
     mesh, batch = _mesh(request), request["batch"]
     built, params = _module(request["vae"], mesh)
-    latents = _placed(mesh, batch, jax.ShapeDtypeStruct((batch, *request["latents"]), jnp.float32))
+    latents = placed(mesh, batch, jax.ShapeDtypeStruct((batch, *request["latents"]), jnp.float32))
     return Program(jax.jit(partial(autoencoded, built, "decode", mesh)), (params, latents))
 
 
@@ -171,7 +171,7 @@ def _schedule(net: Network, request: dict[str, Any], scheduler: schedulers.Sched
     )
 
 
-def _placed(mesh: Mesh, batch: int, tree: Any) -> Any:
+def placed(mesh: Mesh, batch: int, tree: Any) -> Any:
     """Shapes of arrays of a batch, split over the mesh if it divides the batch, and of numbers."""
     split = batch % sharding.batch_parts(mesh) == 0
 
