@@ -8,7 +8,6 @@ Trains timestep policies (`launch.train_tpm`) for the digits' denoiser, at 5 and
 unless that is done, and compares them with what needs no learning, on noise that none of them has seen.
 """
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -139,11 +138,9 @@ def verdict(found: Sequence[Row]) -> str:
 
 def section(values: flags.FlagValues, steps: int, pictures: Path) -> str:
     """One number of steps."""
-    began = time.monotonic()
     for kind in KINDS:
         for seed in SEEDS:
             train_tpm.run(config_of(values, steps, kind, seed))
-    minutes = (time.monotonic() - began) / 60
     choice = subjects.Choice(steps, tpm_digits.get_config().sample.guidance, "ddim")
     subject = subjects.load(values.denoiser, "", choice, sharding.make_mesh())
     real = evaluate.real_images("", values.denoiser, subject.shape)
@@ -159,8 +156,6 @@ def section(values: flags.FlagValues, steps: int, pictures: Path) -> str:
     tpm_pages.plot_gamma(gamma, gammas(values, subject, steps))
     tried = {gain: ", ".join(f"{rho:g}: {score:.4f}" for rho, score in best[gain][1].items()) for gain in best}
     return f"""## {steps} steps
-
-Training took {minutes:.1f} minutes for all {len(KINDS) * len(SEEDS)} policies (0 if they were there).
 
 {table(found, real)}
 
@@ -199,14 +194,12 @@ def main() -> None:
     values = flags.FLAGS
     check_writable(values.out)
     out = Path(values.out)
-    began = time.monotonic()
     sections = "\n".join(section(values, steps, out.parent / "images") for steps in STEPS)
-    minutes = (time.monotonic() - began) / 60
     config = tpm_digits.get_config()
     settings = config.grpo
     page = f"""# Learning which time the denoiser is told
 
-Written by these commands, which train what is missing (the second took {minutes:.0f} minutes on two CPU cores):
+Written by these commands, which train what is missing:
 
     python -m launch.train --config=configs/digits.py
     python -m launch.results_tpm
