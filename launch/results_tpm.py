@@ -8,6 +8,7 @@ Trains timestep policies (`launch.train_tpm`) for the digits' denoiser, at 5 and
 unless that is done, and compares them with what needs no learning, on noise that none of them has seen.
 """
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -140,7 +141,8 @@ def section(values: flags.FlagValues, steps: int, pictures: Path) -> str:
     """One number of steps."""
     for kind in KINDS:
         for seed in SEEDS:
-            train_tpm.run(config_of(values, steps, kind, seed))
+            if not train_tpm.run(config_of(values, steps, kind, seed)):
+                sys.exit(1)
     choice = subjects.Choice(steps, tpm_digits.get_config().sample.guidance, "ddim")
     subject = subjects.load(values.denoiser, "", choice, sharding.make_mesh())
     real = evaluate.real_images("", values.denoiser, subject.shape)

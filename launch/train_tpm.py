@@ -151,8 +151,8 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def run(config: ConfigDict) -> None:
-    """Train as configured, or go on training.
+def run(config: ConfigDict) -> bool:
+    """Train as configured, or go on training; returns whether all iterations are done.
 
     Raises:
         ValueError: the configuration does not make sense, or the folder holds a training of another one.
@@ -192,11 +192,12 @@ def run(config: ConfigDict) -> None:
             print(f"continuing {workdir} at iteration {int(state.step)}")
         if int(state.step) >= config.train.steps:
             print(f"nothing to do: {config.train.steps} iterations are done; --config.train.steps=N trains on")
-            return
+            return True
         finished = _fit(trainer, state, prompts, checkpoints)
         print(f"wrote {workdir}/checkpoints (iterations {', '.join(map(str, checkpoints.steps))}) and policy.json")
     if not finished:
         print("stopped as asked to; the same command continues from here")
+    return finished
 
 
 def _fit(trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Checkpoints) -> bool:
