@@ -101,9 +101,9 @@ def toy(process=FLOW):
 
 @functools.cache
 def program(denoise, solver, process):
-    """One for all schedules of the same structure."""
+    """One for all schedules of the same structure; compiled as users do, for the tests' own emitters round fusions."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})
     def go(schedule, keys, known):
         x = start(process, schedule, keys, known)
         trace = lambda state, pred: (state.times, state.schedule)  # noqa: E731
