@@ -200,6 +200,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         program = decoder(request)
     else:
         program = {"call": call, "sampler": sampler}[request["program"]](network(request), request)
+    return reported(request, program)
+
+
+def reported(request: dict[str, Any], program: Program) -> dict[str, Any]:
+    """What `answer` returns of a program, compiled; its first argument is the parameters."""
     found = {
         "images": request["batch"],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.args[0])),

@@ -167,7 +167,8 @@ Constants that were tried, on other noise (ρ: reward). Within the bound: {tried
 
 ![Deviations](images/{deviations.name})
 
-*Deviation of each call, in steps times the gain; the lines are means over images (and seeds), the areas 80 % of them.*
+*Deviation of each call before the gain, which doubles the lifted policy's; lines are means over images and seeds, areas
+hold 80 % of them.*
 
 ![Reward against gamma](images/{gamma.name})
 

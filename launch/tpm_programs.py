@@ -3,7 +3,6 @@
 Weights are shapes: nothing is loaded.
 """
 
-import math
 import sys
 from functools import partial
 from typing import Any
@@ -20,7 +19,6 @@ from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
 from asyncpatch_jax.training.step import create
 from asyncpatch_jax.types import Condition
 from launch import aot, policies, pretrained_programs, subjects, train_tpm
-from launch.flops import model_flops
 from launch.pretrained_programs import Network, condition, placed
 from launch.programs import Program
 from launch.subjects import Asked
@@ -121,13 +119,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         ValueError: the request makes no sense.
     """
     net = pretrained_programs.network(request)
-    program = _PROGRAMS[request["program"]](net, request)
-    found = {
-        "images": request["batch"],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.args[0])),
-        "model_flops": model_flops(program.fn, *program.args),
-    }
-    return {**found, **aot.compiled(program, math.prod(request["mesh"]), request["effort"])}
+    return pretrained_programs.reported(request, _PROGRAMS[request["program"]](net, request))
 
 
 if __name__ == "__main__":
