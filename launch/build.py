@@ -284,12 +284,20 @@ def recorded(workdir: epath.PathLike) -> dict[str, Any] | None:
     Raises:
         ValueError: the record is damaged.
     """
-    path = _record(workdir)
+    return read_record(_record(workdir), "data")
+
+
+def read_record(path: epath.Path, about: str) -> dict[str, Any] | None:
+    """{"config", about} of a JSON file; None if there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     if not path.exists():
         return None
     try:
         record = json.loads(path.read_text())
-        return {"config": record["config"], "data": record["data"]}
+        return {"config": record["config"], about: record[about]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"expected the record of a run in {path}, got something else ({error})") from error
 

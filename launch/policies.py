@@ -1,6 +1,5 @@
 """Trained timestep policies: what a folder of `launch.train_tpm` holds, and the schedules that follow it."""
 
-import json
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.types import Condition
-from launch.build import plain
+from launch.build import plain, read_record
 
 
 class Policy(NamedTuple):
@@ -74,14 +73,7 @@ def recorded(workdir: epath.PathLike) -> dict[str, Any] | None:
     Raises:
         ValueError: the record is damaged.
     """
-    path = _record(workdir)
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text())
-        return {"config": content["config"], "policy": content["policy"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"expected the record of a policy in {path}, got something else ({error})") from error
+    return read_record(_record(workdir), "policy")
 
 
 def load(workdir: epath.PathLike, step: int | None = None) -> Policy:
