@@ -40,7 +40,8 @@ def settings(arg: str = "") -> ConfigDict:
 
     config.grpo = grpo = ConfigDict()
     grpo.prompts = 1  # of an iteration
-    grpo.noises = 16  # images of each, a group
+    grpo.noises = 16  # of each prompt, a group
+    grpo.draws = 1  # of each noise; several are compared with each other, which takes out the noise's share
     grpo.minibatch = 4
     grpo.passes = 1
     grpo.clip = 0.2

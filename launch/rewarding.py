@@ -4,9 +4,10 @@ import importlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from asyncpatch_jax.data import scenes
 from asyncpatch_jax.metrics.preferences import REWARDS, read_reward
 from asyncpatch_jax.metrics.rewards import Reward, classifier, from_callable
-from launch import judge
+from launch import judge, scenes_judge
 
 SYNTAX = "NAME, NAME=FOLDER or MODULE:FUNCTION, each with *WEIGHT if it is not 1; separated by commas"
 
@@ -29,8 +30,20 @@ def _digits_judge() -> Reward:
     return from_callable("digits_judge", right)
 
 
-# log-probability by a small network, and rightness by a support vector machine that no policy is trained on
-OWN = {"digits": _digits, "digits_judge": _digits_judge}
+def _scenes_judge() -> Reward:
+    labels = {caption.text: i for i, caption in enumerate(scenes.captions())}
+
+    def aligned(images, prompts):
+        if unknown := [prompt for prompt in prompts if prompt not in labels]:
+            raise ValueError(f"expected captions of scenes of digits, got {unknown[0]!r}")
+        return [verdict.alignment for verdict in scenes_judge.judge(images, [labels[prompt] for prompt in prompts])]
+
+    return from_callable("scenes_judge", aligned)
+
+
+# of digits: log-probability by a small network, and rightness by a support vector machine; of captioned scenes: the
+# share of what a caption says that a support vector machine finds. No policy is trained on the judges.
+OWN = {"digits": _digits, "digits_judge": _digits_judge, "scenes_judge": _scenes_judge}
 
 
 def parse(text: str) -> Rewards:

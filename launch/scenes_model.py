@@ -79,7 +79,8 @@ def _mmdit(size: int, heads: int, head_dim: int, layers: int) -> Config:
     }
 
 
-def _text(projected: bool) -> Config:
+def text_config(*, projected: bool) -> Config:
+    """config.json of a CLIP text encoder for captions."""
     vocabulary = vocab()
     return {
         "architectures": ["CLIPTextModelWithProjection" if projected else "CLIPTextModel"],
@@ -108,10 +109,11 @@ def configs(family: str, *, tiny: bool = False, size: int = 24) -> dict[str, Con
     """
     if family == "sd":
         unet = _unet(size, (8, 8, 16), 2) if tiny else _unet(size, (16, 32, 64), 4)
-        return {"unet": unet, "text_encoder": _text(False), "scheduler": _STEPS}
+        return {"unet": unet, "text_encoder": text_config(projected=False), "scheduler": _STEPS}
     if family == "sd3":
         mmdit = _mmdit(size, 2, 8, 2) if tiny else _mmdit(size, 4, 32, 6)
-        return {"transformer": mmdit, "text_encoder": _text(True), "text_encoder_2": _text(True), "scheduler": _FLOW}
+        text = text_config(projected=True)
+        return {"transformer": mmdit, "text_encoder": text, "text_encoder_2": text, "scheduler": _FLOW}
     raise ValueError(f"expected a family out of {', '.join(FAMILIES)}, got {family!r}")
 
 
@@ -133,10 +135,11 @@ def _bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
     # each word once: what is frequent does not matter where all words become whole
     words = sorted({word for caption in scenes.captions() for word in caption.text.split()})
     backend.train_from_iterator([" ".join([*letters, *words])], trainer)
-    model = json.loads(backend.to_str())["model"]
-    tokens = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
+    merges = [tuple(merge) for merge in json.loads(backend.to_str())["model"]["merges"]]
+    # the trainer numbers last letters in another order in every process, and a network knows words by number
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
     # CLIP's own come last: the largest id ends a text
-    return {token: i for i, token in enumerate([*tokens, _START, _END])}, [tuple(merge) for merge in model["merges"]]
+    return {token: i for i, token in enumerate([*tokens, _START, _END])}, merges
 
 
 def vocab() -> dict[str, int]:

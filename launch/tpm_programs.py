@@ -52,7 +52,7 @@ def rollout(net: Network, request: dict[str, Any]) -> Program:
 
     def run(weights: Any, params: Any, asked: Asked, keys: jax.Array) -> Any:
         schedule = TPMSchedule(Synchronous(grid), module, params, asked.known, mode="sample")
-        return train_tpm.roll(frozen, weights, schedule, asked, keys, size)
+        return train_tpm.roll(frozen, weights, schedule, asked, keys, keys, size)
 
     return Program(jax.jit(run), (net.params, params, asked, keys))
 

@@ -12,6 +12,7 @@ was. AsyncDiff, arXiv 2512.18675.
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -43,6 +44,9 @@ _FREE = (
     *("train.sample_every", "train.held_out", "train.keep"),
 )
 
+# of an iteration's images
+_SIZES = ("prompts", "noises", "draws")
+
 
 class Prompts:
     """Endless numbers of prompts, some at a time: every epoch is a new permutation. Its position is a number."""
@@ -68,11 +72,17 @@ class Prompts:
 
 @partial(jax.jit, static_argnames=("net", "shape"))
 def roll(
-    net: Net, params: Any, schedule: Any, asked: Asked, keys: jax.Array, shape: tuple[int, int, int]
+    net: Net,
+    params: Any,
+    schedule: Any,
+    asked: Asked,
+    begin: jax.Array,
+    keys: jax.Array,
+    shape: tuple[int, int, int],
 ) -> grpo.Rollout:
-    """One iteration's images."""
+    """One iteration's images: from the noise of the keys `begin` [b], with what is drawn of `keys` [b]."""
     with sharding.using(net.mesh):
-        x = subjects.noise(net, keys, shape)
+        x = subjects.noise(net, begin, shape)
         rolled = grpo.rollout(subjects.denoiser(net, params, asked), net.solver, schedule, keys, x)
         whole = sharding.constrain(rolled.images, None, None, None, None)  # on every device, of every process
         return rolled._replace(images=whole)
@@ -99,20 +109,21 @@ class Trainer:
     def __init__(self, config: ConfigDict, subject: Subject, rewards: Rewards, policy: Policy):
         self.config, self.subject, self.rewards, self.policy = config, subject, rewards, policy
         self.optimizer = optimizer(**config.optim)
-        settings = {name: value for name, value in config.grpo.items() if name not in ("prompts", "noises")}
+        settings = {name: value for name, value in config.grpo.items() if name not in _SIZES}
         self.settings = {"module": policy.module, "optimizer": self.optimizer, **settings}
 
     def __call__(self, state: TrainState, prompts: Int[np.ndarray, "p"]) -> tuple[TrainState, dict[str, Any]]:
-        subject, noises = self.subject, self.config.grpo.noises
-        index = np.repeat(prompts, noises)
+        subject, noises, draws = self.subject, self.config.grpo.noises, self.config.grpo.draws
+        index = np.repeat(prompts, noises * draws)
         asked = subject.ask(index)
         seed = jax.random.key(self.config.seed)
         keys = keys_lib.per_image(jax.random.fold_in(seed, state.step), len(index))
+        begin = grpo.grouped(keys[::draws], draws)
         schedule = self.policy._replace(params=state.params).schedule(subject.base, asked.known, mode="sample")
-        rolled = roll(subject.net, subject.params, schedule, asked, keys, subject.shape)
+        rolled = roll(subject.net, subject.params, schedule, asked, begin, keys, subject.shape)
         scores = self.scores(rolled.images, index)
-        total = combine(scores, self.rewards.weights).reshape(-1, noises)
-        advantage, used = grpo.advantages(jnp.asarray(total))
+        total = combine(scores, self.rewards.weights).reshape(len(prompts), -1)
+        advantage, used = grpo.advantages(jnp.asarray(total), draws)
         args = subject.net.mesh, state, rolled.trajectory, advantage, used, seed
         state, metrics = update(*args, **self.settings)
         return state, {**metrics, **{f"reward/{name}": float(value.mean()) for name, value in scores.items()}}
@@ -132,11 +143,13 @@ def check(config: ConfigDict) -> None:
     settings, train = config.grpo, config.train
     if not config.denoiser or not config.rewards:
         raise ValueError("expected --config.denoiser=FOLDER and --config.rewards=...")
-    if settings.prompts < 1 or settings.noises < 2:
+    sizes = [settings[name] for name in _SIZES]
+    if min(sizes) < 1 or settings.noises * settings.draws < 2:
         raise ValueError(
-            f"expected a prompt or more and groups of 2 or more, got {settings.prompts}, {settings.noises}"
+            "expected a prompt or more, a noise or more, a draw or more, and groups of 2 or more, got "
+            + ", ".join(f"{name} = {size}" for name, size in zip(_SIZES, sizes, strict=True))
         )
-    images = settings.prompts * settings.noises
+    images = math.prod(sizes)
     if settings.minibatch < 1 or images % settings.minibatch or settings.passes < 1:
         raise ValueError(f"expected a minibatch that divides {images} images, got {settings.minibatch}")
     if not 0 < settings.clip < 1 or settings.kl < 0 or config.policy.gain <= 0:

@@ -25,10 +25,10 @@ from asyncpatch_jax.training import grpo
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
 from asyncpatch_jax.types import Condition, FewTimes, Prediction, Spans
-from launch import build, cli, pictures, programs
+from launch import build, cli, pictures, policies, programs, train_tpm
 from launch.generate import generate
 from launch.plans import plan
-from tests import test_attention, test_kernels, tiny_folders
+from tests import test_attention, test_kernels, test_launch, test_train_tpm, tiny_folders
 
 ROOT = Path(__file__).parent.parent
 UNET = {"model.base": 16, "model.head_dim": 8, "model.multipliers": (1,), "model.attention": (0,)}
@@ -414,3 +414,30 @@ def test_grpo_of_images_spread_over_a_mesh():
     jax.tree.map(functools.partial(CLOSE, rtol=1e-3, atol=1e-5), metrics, alone[2])
     mu, _ = moments(after)
     jax.tree.map(functools.partial(CLOSE, rtol=1e-3, atol=1e-6), mu, moments(alone[1])[0])
+
+
+def test_a_policy_is_trained_over_a_mesh(tmp_path, monkeypatch):
+    """`launch.train_tpm` as it is, on eight devices: the rewards and the parameters that one device gives."""
+    monkeypatch.setattr(build, "load_run", lambda *where, **more: test_launch.run())
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    rewards, combine = [], train_tpm.combine
+
+    def spied(scores, weights):
+        rewards.append(scores)
+        return combine(scores, weights)
+
+    monkeypatch.setattr(train_tpm, "combine", spied)
+
+    def run(name):
+        rewards.clear()
+        train_tpm.run(test_train_tpm.config_of(tmp_path / name, folder, **{"train.steps": 2}))
+        return [one["tests.test_train_tpm:bright"] for one in rewards], policies.load(tmp_path / name).params
+
+    found, spread = run("eight")
+    monkeypatch.setattr(build, "mesh", lambda config: mesh_of((1, 1, 1)))
+    expected, alone = run("one")
+    CLOSE(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.std(expected) > 1e-3
+    jax.tree.map(functools.partial(CLOSE, rtol=1e-2, atol=1e-5), spread, alone)

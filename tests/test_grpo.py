@@ -64,6 +64,22 @@ def test_advantages():
     assert (advantage[1:] == 0).all()
     with pytest.raises(ValueError, match="two images or more"):
         grpo.advantages(rewards[:, :1])
+    with pytest.raises(ValueError, match="a multiple of 3 draws, got 3 of 4"):
+        grpo.advantages(rewards, 3)
+
+
+def test_draws_of_a_noise_are_compared_with_each_other():
+    """What a noise is worth has no part in an advantage, and all of a group's differences keep their sizes."""
+    rng = np.random.default_rng(0)
+    off = rng.normal(size=(3, 4, 2))
+    off -= off.mean(2, keepdims=True)
+    worth = 100 * rng.normal(size=(3, 4, 1))
+    off[2], worth[2] = 0, [[1], [2], [3], [4]]
+    advantage, used = grpo.advantages(jnp.asarray((off + worth).reshape(3, 8), jnp.float32), 2)
+    spread = np.sqrt((off**2).mean((1, 2), keepdims=True))
+    np.testing.assert_allclose(advantage[:2], (off / (spread + 1e-4))[:2].reshape(2, 8), rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(used, [True, True, False])
+    assert (advantage[2] == 0).all()
 
 
 def test_a_trajectory_is_what_was_seen_and_drawn():

@@ -357,10 +357,12 @@ def test_folders_of_other_rewards(published, tmp_path):
         read_reward("hps_v2", broken)
 
 
-def test_grey_images_and_floats_are_refused(published):
+def test_grey_images_are_grey_colours_and_others_are_refused(published):
     reward = read_reward("aesthetic", published.root / "aesthetic")
-    with pytest.raises(ValueError, match="colour images"):
-        reward(some_images()[..., :1], TEXTS)
+    grey = some_images()[..., :1]
+    np.testing.assert_array_equal(reward(grey, TEXTS), reward(np.repeat(grey, 3, -1), TEXTS))
+    with pytest.raises(ValueError, match=r"or grey ones for the reward aesthetic, got \(.*, 2\)"):
+        reward(some_images()[..., :2], TEXTS)
     with pytest.raises(ValueError, match=r"of uint8, 0 \.\.\. 255, got float64"):
         reward(some_images() / 255, TEXTS)
 

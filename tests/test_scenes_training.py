@@ -46,6 +46,15 @@ def test_every_word_is_one_token_and_ids_are_those_of_the_files(tmp_path):
     assert not any(tokens.cut)
 
 
+def test_a_word_has_one_number_in_every_process():
+    """Letters, last letters, then what is merged: a training that is continued meets the words that it knows."""
+    vocabulary = scenes_model.vocab()
+    letters = [chr(ord("a") + i) for i in range(26)]
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    assert tokens[:52] == [*letters, *(f"{letter}</w>" for letter in letters)]
+    assert list(vocabulary.values()) == list(range(len(vocabulary)))
+
+
 @families
 def test_a_folder_says_what_was_trained(trained, family):
     folder, pipeline = trained(family)

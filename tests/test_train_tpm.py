@@ -44,7 +44,7 @@ def config_of(workdir, folder, **changes):
     config.update({"workdir": str(workdir), "denoiser": str(folder), "rewards": "tests.test_train_tpm:bright*2"})
     config.sample.steps = 3
     config.policy.update({"patch": 4, "width": 8, "heads": 2})
-    config.grpo.update({"prompts": 2, "noises": 4, "minibatch": 4})
+    config.grpo.update({"prompts": 2, "noises": 2, "draws": 2, "minibatch": 4})
     config.train.update({"steps": STEPS, "checkpoint_every": 2, "log_every": 1, "sample_every": 0, "held_out": 4})
     config.update_from_flattened_dict(changes)
     return config
@@ -83,6 +83,26 @@ def test_a_training_moves_writes_its_pages_and_continues_exactly(trained, denois
             assert min(image.size) > 300
 
 
+def test_draws_begin_with_one_noise(denoiser, tmp_path, monkeypatch):
+    """And differ by what the module draws alone; another noise, prompt or iteration has another key."""
+    seen, roll = [], train_tpm.roll
+
+    def spied(net, params, schedule, asked, begin, keys, shape):
+        seen.append((*(np.asarray(jax.random.key_data(k)) for k in (begin, keys)), np.asarray(asked.cond.label)))
+        return roll(net, params, schedule, asked, begin, keys, shape)
+
+    monkeypatch.setattr(train_tpm, "roll", spied)
+    train_tpm.run(config_of(tmp_path / "policy", denoiser, **{"train.steps": 2}))
+    begin, keys, label = map(np.stack, zip(*seen, strict=True))
+    assert begin.shape[:2] == (2, 8)
+    np.testing.assert_array_equal(begin[:, ::2], begin[:, 1::2])
+    assert len(np.unique(begin.reshape(16, -1), axis=0)) == 8
+    assert len(np.unique(keys.reshape(16, -1), axis=0)) == 16
+    for one in label:
+        assert (one == np.repeat(one[::4], 4)).all()
+        assert one[0] != one[4]
+
+
 def test_prompts_come_in_new_orders_and_from_any_position():
     stream = train_tpm.Prompts(5, 2, seed=3)
     seen = np.concatenate([next(stream) for _ in range(10)])
@@ -98,13 +118,14 @@ def test_prompts_come_in_new_orders_and_from_any_position():
     ("changes", "message"),
     [
         ({"denoiser": ""}, "expected --config.denoiser=FOLDER and --config.rewards"),
-        ({"grpo.noises": 1}, "groups of 2 or more"),
+        ({"grpo.noises": 1, "grpo.draws": 1}, "groups of 2 or more, got prompts = 2, noises = 1, draws = 1"),
+        ({"grpo.draws": 0}, "a draw or more"),
         ({"grpo.minibatch": 3}, "a minibatch that divides 8 images, got 3"),
         ({"grpo.clip": 1.5}, "0 < clip < 1"),
         ({"grpo.prompts": 12}, "expected config.grpo.prompts <= 10 prompts, got 12"),
         ({"policy.patch": 3}, "multiples of 3"),
         ({"rewards": "hps_v2"}, "It needs"),
-        ({"rewards": "hsp"}, "expected a reward out of digits, digits_judge, clip_score"),
+        ({"rewards": "hsp"}, "expected a reward out of digits, digits_judge, scenes_judge, clip_score"),
         ({"rewards": "digits*x"}, "expected a number as the weight of digits, got 'x'"),
         ({"rewards": "digits, digits"}, "digits twice"),
     ],

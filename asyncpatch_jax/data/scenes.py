@@ -136,6 +136,13 @@ def captions() -> tuple[Caption, ...]:
 
 
 @functools.cache
+def scene_numbers() -> tuple[int, ...]:
+    """Of each caption, which scene it tells of: those of one number are true of the same images."""
+    every = [scene for scenes in _scenes().values() for scene in scenes]
+    return tuple(i for i, scene in enumerate(every) for _ in scene)
+
+
+@functools.cache
 def split_captions(split: Split) -> tuple[int, ...]:
     """The captions of a split, by index: a fifth of the scenes of each kind is held out for "test".
 

@@ -34,7 +34,7 @@ _Score = Callable[[UInt8[np.ndarray, "b h w 3"], Sequence[str]], Float[np.ndarra
 
 
 def read_reward(name: str, folder: epath.PathLike, dtype: Any = jnp.float32) -> Reward:
-    """A reward of a public network, ready to be called; it takes colour images and cuts no prompt silently.
+    """A reward of a public network, ready to be called; it cuts no prompt silently, and grey images are grey colours.
 
     Args:
         name: of `REWARDS`.
@@ -58,9 +58,9 @@ def read_reward(name: str, folder: epath.PathLike, dtype: Any = jnp.float32) -> 
         raise ValueError(f"cannot read the reward {name} from {folder}: {error}\nIt needs {_needs(name)}") from error
 
     def checked(images: UInt8[np.ndarray, "b h w c"], prompts: Sequence[str]) -> Float[np.ndarray, "b"]:
-        if images.shape[-1] != 3:
-            raise ValueError(f"expected colour images [b, h, w, 3] for the reward {name}, got {images.shape}")
-        return score(images, prompts)
+        if images.shape[-1] not in (1, 3):
+            raise ValueError(f"expected images [b, h, w, 3] or grey ones for the reward {name}, got {images.shape}")
+        return score(np.broadcast_to(images, (*images.shape[:3], 3)), prompts)
 
     return from_callable(name, checked)
 

@@ -4,7 +4,7 @@ Source: AsyncDiff (arXiv 2512.18675), after Shao et al. 2024 (arXiv 2402.03300).
 deterministic: only the module draws, and only it has gradients. One iteration is
 
     rolled = rollout(denoise, solver, schedule, keys, noise)              # prompts x noises images, as one scan
-    advantage, used = advantages(rewards)                                 # [prompts, noises], of the decoded images
+    advantage, used = advantages(rewards)                                 # [prompts, images], of the decoded images
     state, metrics = update(state, rolled.trajectory, advantage, used, key, ...)
 
 An image's deviations are one action: its ratio is that of the whole trajectory. A deviation that nothing is told of has
@@ -105,22 +105,30 @@ def _log_prob(belief: Beta, rho: Float[Array, "b s rh rw"], acts: Float[Array, "
 
 
 def advantages(
-    rewards: Float[Array, "p g"], least: float = LEAST_SPREAD
+    rewards: Float[Array, "p g"], draws: int = 1, least: float = LEAST_SPREAD
 ) -> tuple[Float[Array, "p g"], Bool[Array, "p"]]:
-    """`(R - mean) / (std + eps)` within each prompt's group of noises, and which groups count.
+    """`(R - mean) / (std + eps)` within each prompt's group of images, and which groups count.
 
-    A group whose (population) standard deviation is less than `least` says nothing: its advantages are 0. And eps is
-    `least`.
+    The paper's groups have one image of each noise: rewards differ by their noise much more than by what the module
+    draws. With several draws of each noise the mean is that of the noise, and std that of the differences from it over
+    the whole group: an image's advantage owes nothing to its noise, while what raises the mean reward stays the same.
+
+    A group with a (population) std of less than `least` says nothing: its advantages are 0. And eps is `least`.
+
+    Args:
+        draws: images of each noise, next to each other.
 
     Raises:
-        ValueError: groups of fewer than two images.
+        ValueError: groups of fewer than two images, or draws that do not divide them.
     """
-    if rewards.shape[1] < 2:
-        raise ValueError(f"expected groups of two images or more, got rewards of shape {rewards.shape}")
-    mean = rewards.mean(1, keepdims=True)
-    std = jnp.sqrt(jnp.square(rewards - mean).mean(1, keepdims=True))
+    p, g = rewards.shape
+    if g < 2 or draws < 1 or g % draws:
+        raise ValueError(f"expected groups of two images or more, a multiple of {draws} draws, got {p} of {g}")
+    compared = rewards.reshape(p, -1, draws if draws > 1 else g)
+    off = (compared - compared.mean(2, keepdims=True)).reshape(p, g)
+    std = jnp.sqrt(jnp.square(off).mean(1, keepdims=True))
     used = std >= least
-    return jnp.where(used, (rewards - mean) / (std + least), 0.0), used[:, 0]
+    return jnp.where(used, off / (std + least), 0.0), used[:, 0]
 
 
 class Batch(NamedTuple):
