@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.pretrained import axes, families, schedulers
-from asyncpatch_jax.pretrained.pipelines import autoencoded
+from asyncpatch_jax.pretrained.latents import autoencoded
 from asyncpatch_jax.pretrained.sampling import Inputs, Net, sample_latents
 from asyncpatch_jax.pretrained.settings import Settings, defaults, solver
 from asyncpatch_jax.sampling.schedules import Schedule, Synchronous

@@ -22,6 +22,7 @@ from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import sharding, viz
 from asyncpatch_jax.data.prompts import read_prompts
 from asyncpatch_jax.pretrained import binding, pipelines
+from asyncpatch_jax.pretrained.latents import decode_latents
 from asyncpatch_jax.pretrained.loading import Pretrained, load_pretrained
 from asyncpatch_jax.pretrained.prompts import Encoded, read_tokenizers
 from asyncpatch_jax.pretrained.requests import Request, check, factor, latent_shape
@@ -195,7 +196,7 @@ def of_folder(pretrained: Pretrained, prompts: Sequence[str], choice: Choice, me
     scheduler, shape = pretrained.scheduler, latent_shape(pretrained, settings)
     grid = scheduler.grid(settings.num_steps, shape[0] * shape[1] // 4)
     net = Net(pretrained.denoiser.module, OfFolder(scheduler), solver(settings, scheduler.process), mesh)
-    decode = partial(pipelines.decode_latents, pretrained, mesh=mesh)
+    decode = partial(decode_latents, pretrained, mesh=mesh)
     return Subject(net, pretrained.denoiser.params, tuple(prompts), Synchronous(grid), shape, ask, decode)
 
 

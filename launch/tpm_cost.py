@@ -15,7 +15,8 @@ from absl import flags
 
 from asyncpatch_jax.pretrained.presets import PRESETS
 from launch import aot, cli, report, topology
-from launch.topology import GIB
+from launch.report import Bounds
+from launch.topology import GIB, Topology
 
 _PIXELS, _IMAGES, _MINIBATCH, _ITERATIONS = 512, 16, 4, 4000
 _PROGRAMS = ("network", "module", "rollout", "update")
@@ -63,19 +64,17 @@ def section(name: str, answers: dict[str, dict[str, Any]]) -> str:
     place = PLACES[name]
     where = topology.parse(place.topology)
     head = ["program", "parameters", "model TFLOPs", "arguments", "temporaries", "peak", "at least"]
-    lines, seconds = [], 0.0
+    found = {program: report.bounds(answer, where) for program, answer in answers.items() if "memory" in answer}
+    lines = []
     for program, answer in answers.items():
-        if "memory" not in answer:
+        if program not in found:
             lines.append([program, *["does not fit or compile"] * 6])
             continue
-        memory, least = answer["memory"], report.bounds(answer, where).least
-        seconds += least if program in ("rollout", "update") else 0.0
-        sizes = [f"{memory[key] / GIB:.2f} GiB" for key in ("arguments", "temporaries", "peak")]
+        sizes = [f"{answer['memory'][key] / GIB:.2f} GiB" for key in ("arguments", "temporaries", "peak")]
         size = f"{answer['parameters'] / 1e6:,.1f} M" if program in ("network", "module") else ""
-        lines.append([program, size, f"{answer['model_flops'] / 1e12:.4g}", *sizes, f"{least:.3g} s"])
+        flops, least = answer["model_flops"] / 1e12, found[program].least
+        lines.append([program, size, f"{flops:.4g}", *sizes, f"{least:.3g} s"])
     table = "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
-    share = answers["module"]["model_flops"] / answers["network"]["model_flops"]
-    hours = _ITERATIONS * seconds * where.chips / 3600
     return f"""## {name}
 
 {_IMAGES} images of {_PIXELS} px, {place.steps} steps, {place.topology} (data {place.mesh[0]} x fsdp {place.mesh[1]}),
@@ -83,8 +82,18 @@ minibatches of {_MINIBATCH}. FLOPs are of all chips, memory is of one.
 
 {table}
 
-A call of the module has **{share:.2%}** of the FLOPs of a call of the network. {_ITERATIONS:,} iterations of rollout
-and update take at least **{hours:,.0f} chip-hours**; decoding and rewards come on top."""
+{_summary(answers, found, where) if len(found) == len(answers) else ""}"""
+
+
+def _summary(answers: dict[str, dict[str, Any]], found: dict[str, Bounds], where: Topology) -> str:
+    traced = answers["module"]["model_flops"] / answers["network"]["model_flops"]
+    compiled = found["module"].flops / found["network"].flops
+    largest = max(answer["memory"]["peak"] for answer in answers.values())
+    hours = _ITERATIONS * (found["rollout"].least + found["update"].least) * where.chips / 3600
+    return f"""A call of the module has **{traced:.2%}** of the FLOPs of a call of the network, counted in the traced
+programs, and {compiled:.2%} counted in what a chip runs of the compiled ones. The largest peak is {largest / GIB:.2f}
+of a chip's {where.chip.hbm / GIB:.0f} GiB. {_ITERATIONS:,} iterations of rollout and update take at least
+**{hours:,.0f} chip-hours**; decoding and rewards come on top."""
 
 
 def main() -> None:

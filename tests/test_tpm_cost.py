@@ -60,5 +60,7 @@ def test_the_page(monkeypatch, capfd):
     assert set(tpm_cost.PLACES) <= set(PRESETS)
     assert out.count("| rollout |  | 30 | 1.00 GiB | 1.00 GiB | 1.00 GiB | 2.25 s |") == 2
     assert "A call of the module has **0.24%** of the FLOPs" in out
+    assert "100.00% counted in what a chip runs" in out
+    assert "largest peak is 1.00\nof a chip's 32 GiB" in out
     # 4,000 iterations of twice 2.25 s on 16 chips
-    assert "take at least **80 chip-hours**" in out
+    assert "take at least\n**80 chip-hours**" in out
