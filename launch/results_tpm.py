@@ -95,14 +95,14 @@ class Study(NamedTuple):
 
     def make(self, follow: Any, deviates: bool = True) -> Made:
         """Images of a schedule, that all are compared on."""
-        return self._make(self.unseen, follow, self.num, _HELD_OUT, deviates)
+        return self._images(self.unseen, follow, self.num, _HELD_OUT, deviates)
 
     def tried(self, follow: Any) -> float:
         """Mean reward on other noise, and on what is trained on."""
-        made = self._make(self.known, follow, max(self.num // 4, len(SEEDS)), _TUNING, deviates=True)
+        made = self._images(self.known, follow, max(self.num // 4, len(SEEDS)), _TUNING, deviates=True)
         return float(made.scores[self.reward].mean())
 
-    def _make(self, subject: Subject, follow: Any, num: int, seed: int, deviates: bool) -> Made:
+    def _images(self, subject: Subject, follow: Any, num: int, seed: int, deviates: bool) -> Made:
         index = np.arange(num, dtype=np.int32) % len(subject.prompts)
         return tpm_pages.make(subject, self.rewards.of, follow, index, seed, deviates=deviates, batch=min(_BATCH, num))
 

@@ -14,6 +14,7 @@ from asyncpatch_jax.pretrained.loading import load_pretrained
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
 from configs import tpm_digits
 from launch import build, cli, evaluate, policies, results_tpm, rewarding, subjects, train_tpm
+from launch.tpm_pages import Made
 from tests import mains, test_launch, tiny_folders
 
 STEPS = 4  # iterations
@@ -183,7 +184,7 @@ def test_deployed_in_the_command_that_samples(trained, monkeypatch, capsys, tmp_
     assert np.abs(images[2] - images[0]).max() > 0
 
 
-@pytest.mark.parametrize("name", ["tpm_digits", "tpm_text"])
+@pytest.mark.parametrize("name", ["tpm_digits", "tpm_text", "tpm_scenes"])
 def test_a_config_opens_with_its_command(name):
     file = Path(__file__).parent.parent / "configs" / f"{name}.py"
     assert f"    python -m launch.train_tpm --config=configs/{name}.py" in file.read_text().split('"""')[1]
@@ -198,13 +199,63 @@ def test_the_page_of_results(denoiser, monkeypatch, tmp_path):
     (tmp_path / "images").mkdir()
     monkeypatch.setattr(tpm_digits, "get_config", lambda arg="": config_of(tmp_path, denoiser, rewards="digits"))
     monkeypatch.setattr(results_tpm, "SEEDS", (0,))
-    flags = SimpleNamespace(denoiser=str(denoiser), runs=str(tmp_path / "runs"), num=20, tiny=False)
-    text = results_tpm.section(flags, 3, tmp_path / "images")
+    values = SimpleNamespace(denoiser=str(denoiser), runs=str(tmp_path / "runs"), num=20, tiny=False)
+    study = results_tpm.digits(values, 3)
+    text = results_tpm.section(values, study, tmp_path / "images")
     names = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
     assert names[2] == "synchronous"
     assert [name for name in names if name.startswith("TPM, γ")] == ["TPM, γ = 0.5", "TPM, γ = 1", "TPM, γ = 2"]
-    assert "Compared with the best constant deviation" in text
-    assert len(list((tmp_path / "images").glob("results_tpm_*_3.png"))) == 2
+    assert names[-2:] == [results_tpm.SPATIAL, results_tpm.PAPER]
+    assert text.count("Against the best constant deviation") == 2
+    assert len(list((tmp_path / "images").glob("results_tpm_digits_*_3.png"))) == 2
+    recorded = {kind: policies.recorded(results_tpm.config_of(values, study, kind, 0).workdir) for kind in study.kinds}
+    sizes = {kind: [one["config"]["grpo"][name] for name in ("noises", "draws")] for kind, one in recorded.items()}
+    assert sizes == {kind: [4, 1] if kind == results_tpm.PAPER else [2, 2] for kind in study.kinds}
+    assert recorded[results_tpm.SPATIAL]["config"]["train"]["steps"] == 2 * STEPS
+
+
+def test_what_a_table_of_results_says():
+    """Means over seeds and images, intervals over captions, and pairs with the same noise."""
+    rng = np.random.default_rng(0)
+    prompts = tuple("abc")
+    # what a caption is worth is shared by its images, so that their intervals are wide, and those of pairs are not
+    worth = np.array([0.0, 1.0, 2.0])[np.arange(12) % 3]
+
+    def row(name, *gains):
+        return results_tpm.Row(
+            name,
+            [
+                Made(
+                    rng.integers(0, 255, (12, 4, 4, 1), np.uint8),
+                    {"r": (worth + g).astype(np.float32), "j": worth},
+                    None,
+                )
+                for g in gains
+            ],
+        )
+
+    found = [
+        row("synchronous", 0.0),
+        row("best constant: ρ = 0", 0.25),
+        row("best constant, lifted bound: ρ = 0", 5.0),
+        row("TPM, γ = 1", 4.0, 4.5),
+        row("TPM, lifted bound", 5.0),
+    ]
+    subject = SimpleNamespace(prompts=prompts)
+    real = rng.integers(0, 255, (8, 4, 4, 1), np.uint8)
+    rewards = rewarding.Rewards({"r": None, "j": None}, {"r": 1.0, "j": 1.0})
+    study = results_tpm.Study("scenes", None, {}, subject, subject, rewards, 12, True, real, None)
+    line = next(line for line in results_tpm.table(study, found).splitlines() if line.startswith("| TPM, γ = 1"))
+    _, mean, seeds, paired, judged, against, _ = line.strip("| ").split(" | ")
+    assert mean == "5.2500 [4.2500, 6.2500]"  # of three captions, all of whose images are alike
+    assert seeds == "5.0000, 5.5000"
+    assert paired == "+4.2500 [+4.2500, +4.2500]"
+    assert judged.startswith("1.0000 [0.0000")
+    assert against == "+0.0000 [+0.0000, +0.0000]"
+    text = results_tpm.verdict(study, found)
+    assert "do not overlap" in text
+    assert "does better than it, +4.0000" in text
+    assert "cannot be told from it, +0.0000" in text
 
 
 def test_a_text_to_image_folder(tmp_path, monkeypatch, capsys):
