@@ -39,11 +39,6 @@ def mode(belief: Beta) -> Float[Array, "..."]:
     return (belief.alpha - 1.0) / ((belief.alpha - 1.0) + (belief.beta - 1.0))
 
 
-def mean(belief: Beta) -> Float[Array, "..."]:
-    """`alpha / (alpha + beta)`."""
-    return belief.alpha / (belief.alpha + belief.beta)
-
-
 def sample(keys: ImageKeys, belief: Beta) -> Float[Array, "b ..."]:
     """A draw for each number of each image [b, ...], from the image's own key, in EDGE ... 1 - EDGE."""
     draws = jax.vmap(jax.random.beta)(keys, belief.alpha, belief.beta)

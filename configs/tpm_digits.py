@@ -14,7 +14,7 @@ from configs.tpm_base import settings, shrink
 def get_config(arg: str = "") -> ConfigDict:
     """All ten classes in every iteration, 16 images each, without guidance, with which 5 steps are enough for all.
 
-    Two draws of each of 8 noises: one of each of 16, as in the paper, learns much less (docs/results_tpm.md).
+    Two draws of each of 8 noises: one of each of 16, as in the paper, learns much less (docs/results_tpm_digits.md).
     """
     config = settings(arg)
     config.workdir = "runs/tpm_digits"

@@ -39,6 +39,7 @@ from launch.rewarding import Rewards
 from launch.subjects import Subject
 
 RESIDUAL = "residual"
+_REAL = 2000  # real images
 
 
 class Entry(NamedTuple):
@@ -81,9 +82,11 @@ def _entry(text: str, subject: Subject) -> Entry:
         return Entry(text, lambda base, known: base, False)
     if name == "constant":
         rho = jnp.float32(_number(value, text))
+        if not 0 <= rho <= 1:
+            raise ValueError(f"expected a deviation RHO of 0 ... 1 (1/2 is none), got {value} in {text!r}")
         return Entry(text, lambda base, known: ConstantDeviation(base, rho, jnp.float32(gamma)), True)
     if name == "tpm":
-        return Entry(text, partial(policies.load(value).schedule, gamma=gamma), True)
+        return Entry(text, partial(policies.load(value, mesh=subject.net.mesh).schedule, gamma=gamma), True)
     if name == "concave" and not factor:
         omega = jnp.float32(_number(value, text))
         return Entry(text, partial(_concave, omega), False)
@@ -112,7 +115,7 @@ def evaluate(
     batch: int,
 ) -> tuple[dict[str, Scores], Int[np.ndarray, "n"]]:
     """Scores by schedule, and the number of each image's prompt; `count` images of each seed, evenly over prompts."""
-    index = np.arange(count, dtype=np.int32) % len(subject.prompts)
+    index = tpm_pages.numbers(count, len(subject.prompts))
     found = {}
     for entry in tqdm(entries, unit="schedule"):
         makes = partial(tpm_pages.make, subject, rewards.of, entry.follow, index, deviates=entry.deviates, batch=batch)
@@ -145,16 +148,19 @@ def _text(value: Interval, sign: str = "") -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def real_images(folder: str, denoiser: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "m h w c"] | None:
+def real_images(folder: str, denoiser: str, subject: Subject) -> UInt8[np.ndarray, "m h w c"] | None:
     """Real images of the shape of those that are made: of a folder, or of a run's own data; None if there are none."""
     if folder:
-        source = sources.folder(folder, shape[0], shape[2], "raise").source
+        _, height, _, channels = subject.pictures(np.zeros((1, *subject.shape), np.float32)).shape
+        source = sources.folder(folder, height, channels, "raise").source
     elif (Path(denoiser) / "run.json").exists():
         config = ConfigDict(build.recorded(denoiser)["config"])
         source = build.dataset(config, "test" if config.data.name in ("digits", "photos") else None).source
     else:
         return None
-    return np.stack([source[i]["image"] for i in range(min(len(source), 2000))])
+    # folders are sorted, often by class
+    places = tpm_pages.numbers(min(len(source), _REAL), len(source))
+    return np.stack([source[int(i)]["image"] for i in places])
 
 
 def main() -> None:
@@ -169,8 +175,7 @@ def main() -> None:
     choice = subjects.Choice(values.steps, values.guidance, values.solver, values.size)
     subject = subjects.load(values.denoiser, values.prompts, choice, sharding.make_mesh())
     entries = parse(values.schedules, subject)
-    size = (values.size or subject.shape[0],) * 2
-    real = real_images(values.real, values.denoiser, (*size, subject.shape[2]))
+    real = real_images(values.real, values.denoiser, subject)
     seeds = range(values.seed, values.seed + values.seeds)
     found, index = evaluate(subject, rewards, entries, real, count=values.num, seeds=seeds, batch=values.batch)
     # texts are a sample of all that one may ask for; classes are all there are

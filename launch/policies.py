@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from asyncpatch_jax import sharding
 from asyncpatch_jax.files import write_json
 from asyncpatch_jax.models.tpm import TPM, Observation
 from asyncpatch_jax.sampling.schedules import Schedule
@@ -76,8 +78,10 @@ def recorded(workdir: epath.PathLike) -> dict[str, Any] | None:
     return read_record(_record(workdir), "policy")
 
 
-def load(workdir: epath.PathLike, step: int | None = None) -> Policy:
+def load(workdir: epath.PathLike, step: int | None = None, mesh: Mesh | None = None) -> Policy:
     """The policy that was trained in a folder, after a number of iterations (default: the newest checkpoint).
+
+    Each device of the mesh has it; without one, the first.
 
     Raises:
         FileNotFoundError: nothing was trained there, or no such checkpoint.
@@ -91,6 +95,8 @@ def load(workdir: epath.PathLike, step: int | None = None) -> Policy:
     config, about = ConfigDict(content["config"]), content["policy"]
     built = module(config, about["num_classes"], about["context_dim"])
     like = shapes(built, tuple(about["shape"]))
+    if mesh is not None:
+        like = sharding.abstract(like, sharding.replicated(mesh))
     with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
         params = checkpoints.restore_ema(like, step)
     return Policy(built, params, config.policy.gain, config.policy.space)

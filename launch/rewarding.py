@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from asyncpatch_jax.data import scenes
 from asyncpatch_jax.metrics.preferences import REWARDS, read_reward
-from asyncpatch_jax.metrics.rewards import Reward, classifier, from_callable
+from asyncpatch_jax.metrics.rewards import Reward, check_weights, classifier, from_callable
 from launch import judge, scenes_judge
 
 SYNTAX = "NAME, NAME=FOLDER or MODULE:FUNCTION, each with *WEIGHT if it is not 1; separated by commas"
@@ -67,12 +67,15 @@ def parse(text: str) -> Rewards:
             raise ValueError(f"expected a number as the weight of {name}, got {weight!r}") from error
     if not found:
         raise ValueError(f"expected rewards ({SYNTAX}), got none")
+    check_weights(weights, found)
     return Rewards(found, weights)
 
 
 def _reward(name: str, folder: str) -> Reward:
     if name in REWARDS:
-        return read_reward(name, folder or "FOLDER")
+        return read_reward(name, folder)
+    if folder:
+        raise ValueError(f"expected a folder of a public network's reward alone, got {folder} for {name}")
     if name in OWN:
         return OWN[name]()
     module, _, function = name.partition(":")

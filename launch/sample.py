@@ -99,7 +99,9 @@ def main() -> None:
     run = trained.load()
     label = parse_labels(values.labels, run, values.num)
     check_writable(epath.Path(values.out) / "grid.png")
-    follow = None if values.tpm is None else partial(policies.load(values.tpm).schedule, gamma=values.gamma)
+    follow = (
+        None if values.tpm is None else partial(policies.load(values.tpm, mesh=run.mesh).schedule, gamma=values.gamma)
+    )
     result = sample_run(run, values.schedule, label, values.seed, values.batch, follow)
     write(values.out, result, label, values.seed, f"{values.schedule}, {run.config.sample.steps} steps")
     print(f"wrote grid.png, animation.gif, samples.npz and images/ ({len(label)} PNG files) into {values.out}")

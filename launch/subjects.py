@@ -153,6 +153,8 @@ def of_run(run: build.Run, prompts: Sequence[str], choice: Choice, mesh: Mesh | 
         raise ValueError(f"expected prompts out of {', '.join(run.class_names)}, got {unknown[0]!r}")
     given = {name: value for name, value in choice._asdict().items() if value is not None}
     run.config.sample.update({**given, "eta": 0.0})
+    if run.config.sample.solver == "ddpm":
+        raise ValueError("expected a solver without fresh noise, such as ddim, got ddpm; choose another one")
     label = np.array([run.class_names.index(name) for name in wanted], np.int32)
     scale = run.config.sample.guidance
 
@@ -185,12 +187,20 @@ def of_folder(pretrained: Pretrained, prompts: Sequence[str], choice: Choice, me
     tokenizers = read_tokenizers(pretrained.family, pretrained.tokenizers)
     known: dict[str, Encoded] = {}
 
+    def prepared(texts: Sequence[str]) -> pipelines.Batch:
+        slow = np.full((len(texts), 1), -1, np.float32)
+        wanted = [Request(text) for text in texts]
+        return pipelines.prepare(pretrained, tokenizers, wanted, settings, slow, mesh=mesh, known=known)
+
     def ask(index: Int[np.ndarray, "b"]) -> Asked:
         if len(known) > _KEPT:
             known.clear()
-        wanted = [Request(prompts[i]) for i in index]
-        slow = np.full((len(wanted), 1), -1, np.float32)
-        part = pipelines.prepare(pretrained, tokenizers, wanted, settings, slow, mesh=mesh, known=known)
+        texts = [prompts[i] for i in index]
+        # one by one, the empty one first: programs for several texts round otherwise, and what is new depends on when a
+        # training was continued
+        for text in dict.fromkeys(["", *texts]):
+            prepared([text])
+        part = prepared(texts)
         return jax.tree.map(jnp.asarray, Asked(part.cond, part.uncond, part.scale))
 
     scheduler, shape = pretrained.scheduler, latent_shape(pretrained, settings)

@@ -244,7 +244,7 @@ def main(folder: str) -> None:
     values.dtype = values.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     values.mesh = mesh and ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     dtype = jnp.dtype(values.dtype)
-    follow = None if values.tpm is None else partial(policies.load(values.tpm).schedule, gamma=values.gamma)
+    follow = None if values.tpm is None else partial(policies.load(values.tpm, mesh=mesh).schedule, gamma=values.gamma)
     described = describe(folder, dtype)
     check_flags(values, described.family)
     settings = settings_of(values, described)

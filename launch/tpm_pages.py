@@ -27,6 +27,15 @@ HELD_OUT = 10**6
 _BATCH = 100
 
 
+def numbers(count: int, prompts: int) -> Int[np.ndarray, "{count}"]:
+    """Which prompt each of so many images is of: all of them in turns; of more prompts than images, evenly spread ones.
+
+    Prompts next to each other are often of one kind.
+    """
+    places = np.arange(count)
+    return (places * prompts // count if count < prompts else places % prompts).astype(np.int32)
+
+
 class Made(NamedTuple):
     """Images of prompts, their scores by reward, and the deviations of every call (None of a schedule without)."""
 
@@ -77,13 +86,15 @@ def write(
         OSError: a file cannot be written.
     """
     folder = epath.Path(folder)
-    index = np.arange(config.train.held_out, dtype=np.int32) % len(subject.prompts)
-    seed = HELD_OUT + config.seed
+    index = numbers(config.train.held_out, len(subject.prompts))
+    # no more at once than training has, so that what fits there fits here
+    batch = min(_BATCH, config.grpo.prompts * config.grpo.noises * config.grpo.draws)
     made = {}
     for gamma in GAMMAS:
         follow = partial(policy.schedule, gamma=gamma)
-        made[gamma] = make(subject, rewards.of, follow, index, seed, deviates=True)
-    texts = np.array(subject.prompts)[index]
+        made[gamma] = make(subject, rewards.of, follow, index, HELD_OUT + config.seed, deviates=True, batch=batch)
+    # texts are a sample of all that one may ask for; classes are all there are
+    texts = index if config.prompts else None
     scores = {
         name: {
             str(gamma): bootstrap(one.scores[name].astype(np.float64), texts)._asdict() for gamma, one in made.items()

@@ -67,12 +67,14 @@ def config(*, tiny: bool = False) -> dict[str, Any]:
 def also_true() -> Bool[np.ndarray, "n n"]:
     """Of each two captions by number, whether a scene of the first may be one of the second.
 
-    Those of one scene, and those that say less: "a two" of "a two in the middle".
+    Those of one scene, and those that say less: "a two" of "a two in the middle". Places count as different ones,
+    though a fifth of the digits in corners also lie in the middle ninth.
     """
     captions = scenes.captions()
     scene = np.array(scenes.scene_numbers())
     same = scene[:, None] == scene[None]
-    digits = np.array([hash((caption.digits, caption.sizes)) for caption in captions])
+    named = {what: i for i, what in enumerate(dict.fromkeys((c.digits, c.sizes) for c in captions))}
+    digits = np.array([named[caption.digits, caption.sizes] for caption in captions])
     bare = np.array([not caption.relation and not caption.place for caption in captions])
     return same | ((digits[:, None] == digits[None]) & (bare[:, None] | bare[None]))
 
@@ -124,8 +126,7 @@ def fit(chosen: dict[str, Any], folder: Path) -> TrainState | None:
     key = jax.random.key(chosen["seed"])
     with Checkpoints(folder / "checkpoints", keep=1, config=chosen) as checkpoints:
         if checkpoints.latest is not None:
-            if (there := checkpoints.about()["config"]) != chosen:
-                raise ValueError(f"expected {folder} to be empty or a training of {chosen}, got one of {there}")
+            _check(checkpoints.about()["config"], chosen, folder)
             state = checkpoints.restore(state, batches)
         if int(state.step) >= steps:
             return state
@@ -146,6 +147,11 @@ def fit(chosen: dict[str, Any], folder: Path) -> TrainState | None:
     return state if finished else None
 
 
+def _check(there: dict[str, Any], chosen: dict[str, Any], folder: Path) -> None:
+    if there != chosen:
+        raise ValueError(f"expected {folder} to be empty or a training of {chosen}, got one of {there}")
+
+
 def trained(chosen: dict[str, Any], folder: Path) -> Path | None:
     """folder/clip, trained as chosen unless it is there; None if the training was stopped.
 
@@ -153,7 +159,10 @@ def trained(chosen: dict[str, Any], folder: Path) -> Path | None:
         ValueError, FloatingPointError: as `fit`.
     """
     out = folder / "clip"
-    if not (out / "config.json").exists():
+    if (out / "config.json").exists():
+        with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+            _check(checkpoints.about()["config"], chosen, folder)
+    else:
         state = fit(chosen, folder)
         if state is None:
             return None

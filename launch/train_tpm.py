@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
@@ -113,25 +114,46 @@ class Trainer:
         self.settings = {"module": policy.module, "optimizer": self.optimizer, **settings}
 
     def __call__(self, state: TrainState, prompts: Int[np.ndarray, "p"]) -> tuple[TrainState, dict[str, Any]]:
-        subject, noises, draws = self.subject, self.config.grpo.noises, self.config.grpo.draws
-        index = np.repeat(prompts, noises * draws)
-        asked = subject.ask(index)
-        seed = jax.random.key(self.config.seed)
-        keys = keys_lib.per_image(jax.random.fold_in(seed, state.step), len(index))
-        begin = grpo.grouped(keys[::draws], draws)
-        schedule = self.policy._replace(params=state.params).schedule(subject.base, asked.known, mode="sample")
-        rolled = roll(subject.net, subject.params, schedule, asked, begin, keys, subject.shape)
+        settings = self.config.grpo
+        index = np.repeat(prompts, settings.noises * settings.draws)
+        rolled = self.rolled(state.params, state.step, self.subject.ask(index))
         scores = self.scores(rolled.images, index)
         total = combine(scores, self.rewards.weights).reshape(len(prompts), -1)
-        advantage, used = grpo.advantages(jnp.asarray(total), draws)
-        args = subject.net.mesh, state, rolled.trajectory, advantage, used, seed
+        advantage, used = grpo.advantages(jnp.asarray(total), settings.draws)
+        args = self.subject.net.mesh, state, rolled.trajectory, advantage, used, jax.random.key(self.config.seed)
         state, metrics = update(*args, **self.settings)
         return state, {**metrics, **{f"reward/{name}": float(value.mean()) for name, value in scores.items()}}
 
+    def rolled(self, params: Any, step: Any, asked: Asked) -> grpo.Rollout:
+        """An iteration's images; the draws of a noise are next to each other."""
+        subject, draws = self.subject, self.config.grpo.draws
+        keys = jax.random.fold_in(jax.random.key(self.config.seed), step)
+        keys = keys_lib.per_image(keys, math.prod(self.config.grpo[name] for name in _SIZES))
+        begin = grpo.grouped(keys[::draws], draws)
+        schedule = self.policy._replace(params=params).schedule(subject.base, asked.known, mode="sample")
+        return roll(subject.net, subject.params, schedule, asked, begin, keys, subject.shape)
+
     def scores(self, latents: Any, index: Int[np.ndarray, "b"]) -> dict[str, np.ndarray]:
-        """Of each reward, of images of these prompts."""
+        """Of each reward, of images of these prompts; of several processes, the first asks and tells the others.
+
+        So that all learn from the same, of a reward that never answers twice alike too.
+        """
         images, texts = self.subject.pictures(latents), [self.subject.prompts[i] for i in index]
-        return {name: reward(images, texts) for name, reward in self.rewards.of.items()}
+        found = np.zeros((len(self.rewards.of), len(index)), np.float32)
+        if jax.process_index() == 0:
+            found = np.stack([reward(images, texts) for reward in self.rewards.of.values()])
+        if jax.process_count() > 1:
+            found = np.asarray(multihost_utils.broadcast_one_to_all(found))
+        return dict(zip(self.rewards.of, found, strict=True))
+
+    def check(self) -> None:
+        """Find mistakes that show when an iteration is traced, before anything is written.
+
+        Raises:
+            ValueError: says what was expected.
+        """
+        asked = self.subject.ask(np.zeros(math.prod(self.config.grpo[name] for name in _SIZES), np.int32))
+        jax.eval_shape(lambda params: self.rolled(params, 0, asked), self.policy.params)
 
 
 def check(config: ConfigDict) -> None:
@@ -153,7 +175,8 @@ def check(config: ConfigDict) -> None:
     if settings.minibatch < 1 or images % settings.minibatch or settings.passes < 1:
         raise ValueError(f"expected a minibatch that divides {images} images, got {settings.minibatch}")
     if not 0 < settings.clip < 1 or settings.kl < 0 or config.policy.gain <= 0:
-        raise ValueError(f"expected 0 < clip < 1, kl >= 0, gain > 0, got {settings.clip}, {settings.kl}, ...")
+        given = f"{settings.clip}, {settings.kl} and {config.policy.gain}"
+        raise ValueError(f"expected 0 < clip < 1, kl >= 0 and gain > 0, got {given}")
     if min(train.steps, train.checkpoint_every, train.log_every, train.keep, train.held_out) < 1:
         raise ValueError("expected config.train.steps, checkpoint_every, log_every, keep and held_out >= 1")
     there = policies.recorded(config.workdir)
@@ -182,8 +205,9 @@ def run(config: ConfigDict) -> bool:
     classes = subject.net.model.num_classes if known.label is not None else 0
     module = policies.module(config, classes, 0 if known.tokens is None else known.tokens.shape[-1])
     shapes = policies.shapes(module, subject.shape)
-    policies.record(config, module, subject.shape)
     trainer = Trainer(config, subject, rewards, Policy(module, shapes, config.policy.gain, config.policy.space))
+    trainer.check()
+    policies.record(config, module, subject.shape)
     everywhere = sharding.replicated(mesh)
 
     @partial(jax.jit, out_shardings=everywhere)

@@ -1,5 +1,7 @@
 """The CLIP of captioned scenes: its loss, and what its folder is to us and to transformers."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,12 +81,20 @@ def test_its_folder_is_a_reward_and_transformers_reads_it(trained):
     np.testing.assert_allclose(reward(images, texts), 2.5 * np.maximum(cosine, 0), atol=1e-4)
 
 
-def test_it_continues_and_refuses_another_training(tmp_path):
-    whole = train_alignment.trained(CHOSEN, tmp_path / "whole").parent
+def test_it_continues_and_refuses_another_training(trained, tmp_path, monkeypatch):
+    whole = trained.parent
     assert sorted(p.name for p in whole.iterdir()) == ["captions.txt", "checkpoints", "clip", "held_out.txt"]
     assert len((whole / "held_out.txt").read_text().splitlines()) == len(scenes.split_captions("test"))
+    fit = train_alignment.loop.fit
+    stopped = {"checkpoint_every": 2, "on_step": lambda done: done == 2 and signal.raise_signal(signal.SIGTERM)}
+    monkeypatch.setattr(train_alignment.loop, "fit", lambda *args, **more: fit(*args, **{**more, **stopped}))
+    assert train_alignment.trained(CHOSEN, tmp_path / "parts") is None
+    assert not (tmp_path / "parts" / "clip").exists()
+    monkeypatch.setattr(train_alignment.loop, "fit", fit)
+    parts = train_alignment.trained(CHOSEN, tmp_path / "parts")
+    assert (parts / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="empty or a training of"):
-        train_alignment.fit({**CHOSEN, "seed": 1}, whole)
+        train_alignment.trained({**CHOSEN, "seed": 1}, whole)
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):

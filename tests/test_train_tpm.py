@@ -1,8 +1,14 @@
 """Training a timestep policy, resuming it, looking at it and deploying it, on a tiny network with random weights."""
 
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +19,10 @@ from PIL import Image
 from asyncpatch_jax.pretrained.loading import load_pretrained
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
 from configs import tpm_digits
-from launch import build, cli, evaluate, policies, results_tpm, rewarding, subjects, train_tpm
-from launch.tpm_pages import Made
-from tests import mains, test_launch, tiny_folders
+from launch import build, cli, evaluate, policies, results_tpm, results_tpm_page, rewarding, subjects, train_tpm
+from launch.results_tpm_page import LIFTED, PAPER, PLAIN, SPATIAL, Row, Study, table, verdict
+from launch.tpm_pages import Made, numbers
+from tests import OLDER_EMITTERS, mains, test_launch, tiny_folders
 
 STEPS = 4  # iterations
 digits_config = tpm_digits.get_config
@@ -89,6 +96,8 @@ def test_draws_begin_with_one_noise(denoiser, tmp_path, monkeypatch):
     seen, roll = [], train_tpm.roll
 
     def spied(net, params, schedule, asked, begin, keys, shape):
+        if isinstance(begin, jax.core.Tracer):  # looked at before the first iteration
+            return roll(net, params, schedule, asked, begin, keys, shape)
         seen.append((*(np.asarray(jax.random.key_data(k)) for k in (begin, keys)), np.asarray(asked.cond.label)))
         return roll(net, params, schedule, asked, begin, keys, shape)
 
@@ -129,6 +138,12 @@ def test_prompts_come_in_new_orders_and_from_any_position():
         ({"rewards": "hsp"}, "expected a reward out of digits, digits_judge, scenes_judge, clip_score"),
         ({"rewards": "digits*x"}, "expected a number as the weight of digits, got 'x'"),
         ({"rewards": "digits, digits"}, "digits twice"),
+        ({"rewards": "digits*0"}, "not all 0"),
+        ({"rewards": "digits=folder"}, "a folder of a public network's reward alone, got folder for digits"),
+        ({"sample.steps": 1}, "two steps or more"),
+        ({"sample.solver": "ddpm"}, "a solver without fresh noise"),
+        ({"policy.space": "x"}, "'time' or 'velocity', got 'x'"),
+        ({"optim.b1": 2.0}, "0 <= b1, b2 < 1"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(denoiser, tmp_path, changes, message):
@@ -169,7 +184,7 @@ def test_deployed_in_the_command_that_samples(trained, monkeypatch, capsys, tmp_
     policy = policies.load(trained)
     # four iterations have moved it by less than an image's 8 bits show
     sure = {**policy.params, "belief": {**policy.params["belief"], "bias": jnp.array([-3.0, 3.0])}}
-    monkeypatch.setattr(policies, "load", lambda folder: policy._replace(params=sure))
+    monkeypatch.setattr(policies, "load", lambda folder, mesh: policy._replace(params=sure))
     asked = ("--workdir=run", "--steps=3", "--guidance=1", "--eta=0", "--num=3")
     plain, none, some = (tmp_path / name for name in ("plain", "none", "some"))
     for out, more in (
@@ -196,66 +211,74 @@ def test_a_config_opens_with_its_command(name):
 
 
 def test_the_page_of_results(denoiser, monkeypatch, tmp_path):
-    (tmp_path / "images").mkdir()
     monkeypatch.setattr(tpm_digits, "get_config", lambda arg="": config_of(tmp_path, denoiser, rewards="digits"))
     monkeypatch.setattr(results_tpm, "SEEDS", (0,))
     values = SimpleNamespace(denoiser=str(denoiser), runs=str(tmp_path / "runs"), num=20, tiny=False)
     study = results_tpm.digits(values, 3)
-    text = results_tpm.section(values, study, tmp_path / "images")
+    found = results_tpm.results(values, study)
+    (out,) = results_tpm_page.write(tmp_path / "page.md", "python -m ...", [found], 1)
+    text = out.read_text()
     names = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
-    assert names[2] == "synchronous"
+    assert names[2] == PLAIN
     assert [name for name in names if name.startswith("TPM, γ")] == ["TPM, γ = 0.5", "TPM, γ = 1", "TPM, γ = 2"]
-    assert names[-2:] == [results_tpm.SPATIAL, results_tpm.PAPER]
+    assert names[-2:] == [SPATIAL, PAPER]
     assert text.count("Against the best constant deviation") == 2
     assert len(list((tmp_path / "images").glob("results_tpm_digits_*_3.png"))) == 2
     recorded = {kind: policies.recorded(results_tpm.config_of(values, study, kind, 0).workdir) for kind in study.kinds}
     sizes = {kind: [one["config"]["grpo"][name] for name in ("noises", "draws")] for kind, one in recorded.items()}
-    assert sizes == {kind: [4, 1] if kind == results_tpm.PAPER else [2, 2] for kind in study.kinds}
-    assert recorded[results_tpm.SPATIAL]["config"]["train"]["steps"] == 2 * STEPS
+    assert sizes == {kind: [4, 1] if kind == PAPER else [2, 2] for kind in study.kinds}
+    assert recorded[SPATIAL]["config"]["train"]["steps"] == 2 * STEPS
+    # what is finished is read, not made again, but for other settings
+    monkeypatch.setattr(results_tpm.tpm_pages, "make", mocked := Mock(side_effect=LookupError))
+    again = results_tpm.results(values, study)
+    for one, other in zip(found.rows, again.rows, strict=True):
+        np.testing.assert_array_equal(one.scores("digits"), other.scores("digits"))
+    changed = study._replace(config=config_of(tmp_path, denoiser, rewards="digits", seed=7))
+    assert not mocked.called
+    with pytest.raises(LookupError):
+        results_tpm.results(values, changed)
+
+
+def test_prompts_of_images_are_spread_evenly():
+    np.testing.assert_array_equal(numbers(5, 2), [0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(numbers(3, 9), [0, 3, 6])
+    np.testing.assert_array_equal(numbers(250, 950), np.arange(250) * 950 // 250)
 
 
 def test_what_a_table_of_results_says():
-    """Means over seeds and images, intervals over captions, and pairs with the same noise."""
+    """Means over seeds and images, intervals over scenes, and pairs with the same noise."""
     rng = np.random.default_rng(0)
-    prompts = tuple("abc")
-    # what a caption is worth is shared by its images, so that their intervals are wide, and those of pairs are not
-    worth = np.array([0.0, 1.0, 2.0])[np.arange(12) % 3]
+    # what a scene is worth is shared by its images and captions, so that their intervals are wide, and those of pairs
+    # are not
+    groups = np.array([0, 0, 1, 2])
+    worth = np.array([0.0, 0.0, 1.0, 2.0])[np.arange(12) % 4]
 
-    def row(name, *gains):
-        return results_tpm.Row(
-            name,
-            [
-                Made(
-                    rng.integers(0, 255, (12, 4, 4, 1), np.uint8),
-                    {"r": (worth + g).astype(np.float32), "j": worth},
-                    None,
-                )
-                for g in gains
-            ],
-        )
+    def made(gain):
+        scores = {"r": (worth + gain).astype(np.float32), "j": worth.astype(np.float32)}
+        return Made(rng.integers(0, 255, (12, 4, 4, 1), np.uint8), scores, None)
 
-    found = [
-        row("synchronous", 0.0),
-        row("best constant: ρ = 0", 0.25),
-        row("best constant, lifted bound: ρ = 0", 5.0),
-        row("TPM, γ = 1", 4.0, 4.5),
-        row("TPM, lifted bound", 5.0),
+    rows = [
+        Row(PLAIN, [made(0.0)]),
+        Row("best constant: ρ = 0", [made(0.25)]),
+        Row("best constant, lifted bound: ρ = 0", [made(5.0)]),
+        Row("TPM, γ = 1", [made(4.0), made(4.5)]),
+        Row(LIFTED, [made(5.0)]),
     ]
-    subject = SimpleNamespace(prompts=prompts)
     real = rng.integers(0, 255, (8, 4, 4, 1), np.uint8)
-    rewards = rewarding.Rewards({"r": None, "j": None}, {"r": 1.0, "j": 1.0})
-    study = results_tpm.Study("scenes", None, {}, subject, subject, rewards, 12, True, real, None)
-    line = next(line for line in results_tpm.table(study, found).splitlines() if line.startswith("| TPM, γ = 1"))
+    study = Study("scenes", None, {}, None, None, {"r": None, "j": None}, 12, groups, real)
+    line = next(line for line in table(study, rows).splitlines() if line.startswith("| TPM, γ = 1"))
     _, mean, seeds, paired, judged, against, _ = line.strip("| ").split(" | ")
-    assert mean == "5.2500 [4.2500, 6.2500]"  # of three captions, all of whose images are alike
-    assert seeds == "5.0000, 5.5000"
+    assert mean == "5.0000 [4.2500, 6.2500]"  # of three scenes, one of which has half of the images
+    assert seeds == "4.7500, 5.2500"
     assert paired == "+4.2500 [+4.2500, +4.2500]"
-    assert judged.startswith("1.0000 [0.0000")
+    assert judged == "0.7500 [0.0000, 2.0000]"
     assert against == "+0.0000 [+0.0000, +0.0000]"
-    text = results_tpm.verdict(study, found)
-    assert "do not overlap" in text
+    text = verdict(study, rows)
+    assert "(γ = 1) lies above that of synchronous sampling; so do those of single seeds in 2 of 2 cases above" in text
     assert "does better than it, +4.0000" in text
     assert "cannot be told from it, +0.0000" in text
+    assert "(γ = 1) lies below" in verdict(study, [Row(PLAIN, [made(9.0)]), *rows[1:]])
+    assert "(γ = 1) overlaps" in verdict(study, [Row(PLAIN, [made(4.0)]), *rows[1:]])
 
 
 def test_a_text_to_image_folder(tmp_path, monkeypatch, capsys):
@@ -284,5 +307,78 @@ def test_a_text_to_image_folder(tmp_path, monkeypatch, capsys):
             said = json.loads(image.text["asyncpatch_jax"])
     assert np.abs(made[1] - made[0]).max() > 0
     assert (said["tpm"], said["gamma"]) == (str(tmp_path / "policy"), 2.0)
-    # the pipeline and what policies are trained on make the same images of the same keys
     assert found[""].of["tests.test_train_tpm:bright"].shape == (2,)
+    # the pipeline and what policies are trained on make the same images of the same keys
+    keys = jax.vmap(jax.random.key)(np.arange(2, dtype=np.uint32))
+    latents, _ = subjects.drawn(
+        subject.net, subject.params, subject.base, subject.ask(np.zeros(2, np.int32)), keys, subject.shape
+    )
+    assert np.abs(subject.pictures(latents)[1].astype(int) - made[0]).max() <= 1
+    # what the network is told does not depend on what was asked before, bit for bit
+    both = [subjects.of_folder(pretrained, ["a red dog", "two cats"], subjects.Choice(3, 3.0, None, 32)) for _ in "ab"]
+    asked = [both[0].ask(np.array([0, 1])), both[1].ask(np.array([1, 1]))]
+    np.testing.assert_array_equal(*(one.cond.tokens[1] for one in asked))
+    # real images are read as those that are made: in pixels, not as latents
+    real = tmp_path / "real"
+    real.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((40, 40, 3), 80 * i, np.uint8)).save(real / f"{i}.png")
+    assert evaluate.real_images(str(real), str(folder), subject).shape == (3, 32, 32, 3)
+
+
+def whim(images, prompts):
+    """A reward that no other process would give."""
+    return np.random.default_rng(os.getpid()).random(len(images))
+
+
+_ONE_OF_TWO = """
+import sys
+from unittest.mock import patch
+import jax, numpy as np
+from launch import processes, train_tpm
+processes.start()
+from tests import test_train_tpm as own
+config = own.config_of(sys.argv[1], sys.argv[2], prompts=sys.argv[3], rewards="tests.test_train_tpm:whim")
+config.sample.update({"guidance": 3.0, "size": 32, "solver": None})
+config.train.update({"steps": 2})
+fit = train_tpm.loop.fit
+def told(*args, **more):
+    state, done = fit(*args, **more)
+    sums = [float(np.abs(leaf.addressable_data(0)).sum()) for leaf in jax.tree.leaves(state.params)]
+    print("learned", done, *sums, file=sys.stderr)  # the first process alone prints
+    return state, done
+with patch.object(train_tpm.loop, "fit", told):
+    train_tpm.run(config)
+"""
+
+
+def test_two_processes_learn_the_same_of_a_reward_that_each_would_give_otherwise(tmp_path):
+    folder, prompts = tmp_path / "sd3", tmp_path / "prompts.txt"
+    tiny_folders.folder("sd3", folder)
+    prompts.write_text("a red dog\ntwo cats\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS} --xla_force_host_platform_device_count=2",
+        "COORDINATOR_ADDRESS": address,
+        "NUM_PROCESSES": "2",
+    }
+    line = [sys.executable, "-c", _ONE_OF_TWO, str(tmp_path / "policy"), str(folder), str(prompts)]
+    started = [
+        subprocess.Popen(
+            line,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environment, "PROCESS_ID": str(index)},
+            cwd=Path(__file__).parent.parent,
+        )
+        for index in (0, 1)
+    ]
+    said = [process.communicate(timeout=500) for process in started]
+    assert [process.returncode for process in started] == [0, 0], [err for _, err in said]
+    learned = [re.search("learned True (.*)", err)[1] for _, err in said]  # beside a progress bar
+    assert learned[0] == learned[1]
+    assert len(learned[0].split()) > 10

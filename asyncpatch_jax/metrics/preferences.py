@@ -7,6 +7,7 @@
 - aesthetic: LAION's aesthetic predictor (2022), about 1 to 10; the prompts do not matter.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,8 @@ def read_reward(name: str, folder: epath.PathLike, dtype: Any = jnp.float32) -> 
     if name not in REWARDS:
         raise ValueError(f"expected a reward out of {', '.join(REWARDS)}, got {name!r}")
     try:
+        if not os.fspath(folder):
+            raise ValueError("no folder was named")
         path = resolve(folder)
         made_for = families.read_json(path / "config.json").get("_reward", "clip_score")
         if made_for != name:

@@ -100,7 +100,7 @@ def combine(
         ValueError: other names in `weights` than in `scores`, weights that are not finite or all 0, or scores that are
             not finite or of different lengths.
     """
-    _check_weights(weights, scores)
+    check_weights(weights, scores)
     lengths = {len(values) for values in scores.values()} | ({len(groups)} if groups is not None else set())
     if len(lengths) > 1:
         raise ValueError(f"expected a score of each metric for each image (and a group), got lengths {sorted(lengths)}")
@@ -119,7 +119,7 @@ def composed(rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> Rew
     Raises:
         ValueError: other names in `weights` than in `rewards`, or weights that are not finite or all 0.
     """
-    _check_weights(weights, rewards)
+    check_weights(weights, rewards)
 
     def score(images: UInt8[np.ndarray, "b h w c"], prompts: Sequence[str]) -> Float[np.ndarray, "b"]:
         return combine({name: reward(images, prompts) for name, reward in rewards.items()}, weights)
@@ -151,7 +151,12 @@ def _log_sum(logits: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
     return highest + np.log(np.exp(logits - highest[:, None]).sum(1))
 
 
-def _check_weights(weights: Mapping[str, float], named: Mapping[str, object]) -> None:
+def check_weights(weights: Mapping[str, float], named: Mapping[str, object]) -> None:
+    """Refuse weights that no mean can be taken with.
+
+    Raises:
+        ValueError: other names in `weights` than in `named`, or weights that are not finite or all 0.
+    """
     if weights.keys() != named.keys() or not weights:
         raise ValueError(f"expected a weight for each of {', '.join(named) or 'no metrics'}, got {dict(weights)}")
     if not np.isfinite(list(weights.values())).all() or not any(weights.values()):

@@ -59,9 +59,9 @@ class Rollout(NamedTuple):
     trajectory: Trajectory
 
 
-def grouped(tree: Any, noises: int) -> Any:
-    """Conditions of p prompts [p, ...] for so many images each, those of a group together [p * noises, ...]."""
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf, noises, axis=0), tree)
+def grouped(tree: Any, images: int) -> Any:
+    """What p groups have, such as conditions [p, ...], of each image, those of a group together [p * images, ...]."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, images, axis=0), tree)
 
 
 def rollout(denoise: Denoiser, solver: Solver, schedule: TPMSchedule, key: Key[Array, "..."], x: Image) -> Rollout:
