@@ -1,5 +1,6 @@
 """The pages of `launch.results_tpm`: what was compared, tables with intervals, what they say, and pictures."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,8 +141,8 @@ def verdict(study: Study, rows: Sequence[Row]) -> str:
     )
     mean = study.interval(learned.mean(0))
     lines = [
-        f"The interval of the TPM (γ = 1) {_apart(mean, plain)} that of synchronous sampling; so do those of single "
-        f"seeds in {above} of {len(learned)} cases above it, and in {below} below."
+        f"The interval of the TPM (γ = 1) {_apart(mean, plain)} that of synchronous sampling; of the {len(learned)} "
+        f"seeds' own intervals, {above} lie above that and {below} below."
     ]
     lifted = next(row.name for row in rows if row.name.startswith("best constant, lifted"))
     for bound, method, baseline in (
@@ -207,20 +208,24 @@ def _about(study: Study) -> str:
         f"noises x {sizes.draws} draws, learning rate {config.optim.learning_rate:g}"
     )
     if study.name == "digits":
-        return f"""The denoiser is a class-conditional network of real 8x8 digits, without guidance. Policies:
-{training}; those with the *paper's groups* have as many images, one draw of each noise.
-
-The *reward* is the log-probability of the class that was asked for, by a small network that has seen only real digits;
-the *judge*, the share of images that a support vector machine names as asked for, is what no policy was trained on.
-Fréchet distance is to real digits, less is better. All methods begin with the same {study.num} noises. Intervals are
-over images."""
-    return f"""The denoiser is the UNet of [results_text.md](results_text.md), at guidance
-{config.sample.guidance:g}. Policies: {training}, on
-captions that the network was trained on; compared on {prompts} that it was not, {study.num} images.
-
-The *reward* is CLIPScore (2.5 max(cosine, 0)) by a CLIP that the project trains on real scenes. {study.note} The
-*judge*, the share of a caption's claims that a classifier finds in the image, is what no policy was trained on.
-Intervals are over scenes: two captions may tell of one."""
+        parts = (
+            "The denoiser is a class-conditional network of real 8x8 digits, without guidance. Policies: "
+            f"{training}; those with the *paper's groups* have as many images, one draw of each noise.",
+            "The *reward* is the log-probability of the class that was asked for, by a small network that has seen "
+            "only real digits; the *judge*, the share of images that a support vector machine names as asked for, is "
+            "what no policy was trained on. Fréchet distance is to real digits, less is better. All methods begin with "
+            f"the same {study.num} noises. Intervals are over images.",
+        )
+    else:
+        parts = (
+            "The denoiser is the UNet of [results_text.md](results_text.md), at guidance "
+            f"{config.sample.guidance:g}. Policies: {training}, on captions that the network was trained on; compared "
+            f"on {prompts} that it was not, {study.num} images.",
+            "The *reward* is CLIPScore (2.5 max(cosine, 0)) by a CLIP that the project trains on real scenes. "
+            f"{study.note} The *judge*, the share of a caption's claims that a classifier finds in the image, is what "
+            "no policy was trained on. Intervals are over scenes: two captions may tell of one.",
+        )
+    return "\n\n".join(textwrap.fill(part, 120, break_long_words=False) for part in parts)
 
 
 def write(out: Path, command: str, results: Sequence[Results], seeds: int) -> list[Path]:

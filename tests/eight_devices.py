@@ -25,7 +25,7 @@ from asyncpatch_jax.training import grpo
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
 from asyncpatch_jax.types import Condition, FewTimes, Prediction, Spans
-from launch import build, cli, pictures, policies, programs, train_tpm
+from launch import build, cli, evaluate, pictures, policies, programs, rewarding, subjects, train_tpm
 from launch.generate import generate
 from launch.plans import plan
 from tests import test_attention, test_kernels, test_launch, test_train_tpm, tiny_folders
@@ -416,8 +416,11 @@ def test_grpo_of_images_spread_over_a_mesh():
     jax.tree.map(functools.partial(CLOSE, rtol=1e-3, atol=1e-6), mu, moments(alone[1])[0])
 
 
-def test_a_policy_is_trained_over_a_mesh(tmp_path, monkeypatch):
-    """`launch.train_tpm` as it is, on eight devices: the rewards and the parameters that one device gives."""
+def test_a_policy_is_trained_and_used_over_a_mesh(tmp_path, monkeypatch):
+    """`launch.train_tpm` as it is, on eight devices: the rewards and the parameters that one device gives.
+
+    And it is read onto the devices that the network lies on.
+    """
     monkeypatch.setattr(build, "load_run", lambda *where, **more: test_launch.run())
     folder = tmp_path / "digits"
     folder.mkdir()
@@ -441,3 +444,12 @@ def test_a_policy_is_trained_over_a_mesh(tmp_path, monkeypatch):
     CLOSE(found, expected, rtol=1e-4, atol=1e-5)
     assert np.std(expected) > 1e-3
     jax.tree.map(functools.partial(CLOSE, rtol=1e-2, atol=1e-5), spread, alone)
+
+    mesh = mesh_of((8, 1, 1))
+    placed = test_launch.run()._replace(params=jax.device_put(test_launch.run().params, sharding.replicated(mesh)))
+    subject = subjects.of_run(test_launch._copy(placed), [], subjects.Choice(3, 1.0, "ddim"), mesh)
+    (entry,) = evaluate.parse(f"tpm={tmp_path / 'eight'}", subject)
+    scores, _ = evaluate.evaluate(
+        subject, rewarding.parse("tests.test_train_tpm:bright"), [entry], None, count=8, seeds=[0], batch=8
+    )
+    assert np.isfinite(scores[entry.name].of["tests.test_train_tpm:bright"]).all()

@@ -274,7 +274,7 @@ def test_what_a_table_of_results_says():
     assert judged == "0.7500 [0.0000, 2.0000]"
     assert against == "+0.0000 [+0.0000, +0.0000]"
     text = verdict(study, rows)
-    assert "(γ = 1) lies above that of synchronous sampling; so do those of single seeds in 2 of 2 cases above" in text
+    assert "(γ = 1) lies above that of synchronous sampling; of the 2 seeds' own intervals, 2 lie above that" in text
     assert "does better than it, +4.0000" in text
     assert "cannot be told from it, +0.0000" in text
     assert "(γ = 1) lies below" in verdict(study, [Row(PLAIN, [made(9.0)]), *rows[1:]])
