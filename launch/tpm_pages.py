@@ -22,6 +22,8 @@ from launch.rewarding import Rewards
 from launch.subjects import Subject, drawn
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+# what is written last of a policy's pages
+LAST = "gamma.png"
 # keeps the noise of these images apart from that of any training, whose seeds are small
 HELD_OUT = 10**6
 _BATCH = 100
@@ -105,7 +107,7 @@ def write(
     steps = {"mean": calls.mean((0, 2)).tolist(), "std": calls.std((0, 2)).tolist()}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "page.json", {"images": len(index), "deviations": steps, "scores": scores}, overwrite=True)
-    paths = [folder / "deviations.png", folder / "gamma.png"]
+    paths = [folder / "deviations.png", folder / LAST]
     plot_deviations(paths[0], {"": calls}, policy.gain)
     plot_gamma(paths[1], scores)
     return [*paths, folder / "page.json"]

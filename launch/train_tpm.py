@@ -228,6 +228,8 @@ def run(config: ConfigDict) -> bool:
             state = checkpoints.restore(like, prompts)
             print(f"continuing {workdir} at iteration {int(state.step)}")
         if int(state.step) >= config.train.steps:
+            if config.train.sample_every and not (_folder(config, int(state.step)) / tpm_pages.LAST).exists():
+                _pages(trainer, int(state.step), state)  # of a training that was killed after its last checkpoint
             print(f"nothing to do: {config.train.steps} iterations are done; --config.train.steps=N trains on")
             return True
         finished = _fit(trainer, state, prompts, checkpoints)
@@ -235,6 +237,17 @@ def run(config: ConfigDict) -> bool:
     if not finished:
         print("stopped as asked to; the same command continues from here")
     return finished
+
+
+def _folder(config: ConfigDict, done: int) -> epath.Path:
+    return epath.Path(config.workdir) / "pages" / f"{done:07d}"
+
+
+def _pages(trainer: Trainer, done: int, state: TrainState) -> None:
+    policy = trainer.policy._replace(params=state.params)
+    paths = tpm_pages.write(_folder(trainer.config, done), trainer.subject, trainer.rewards, policy, trainer.config)
+    if done == trainer.config.train.steps:
+        tqdm.write("\n".join(f"wrote {path}" for path in paths))
 
 
 def _fit(trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Checkpoints) -> bool:
@@ -251,14 +264,6 @@ def _fit(trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Che
         shown = {name.split("/")[1]: f"{value:.4f}" for name, value in metrics.items() if name.startswith("reward/")}
         bar.set_postfix({**shown, "deviation": f"{metrics['deviation']:+.3f}"}, refresh=False)
 
-    def on_sample(done: int, state: TrainState) -> None:
-        policy = trainer.policy._replace(params=state.params)
-        for path in tpm_pages.write(
-            workdir / "pages" / f"{done:07d}", trainer.subject, trainer.rewards, policy, config
-        ):
-            if done == steps:
-                bar.write(f"wrote {path}")
-
     with bar:
         _, finished = loop.fit(
             state,
@@ -271,7 +276,7 @@ def _fit(trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Che
             sample_every=config.train.sample_every,
             on_step=lambda done: bar.update(1),
             on_log=on_log,
-            on_sample=on_sample,
+            on_sample=partial(_pages, trainer),
         )
     writer.close()
     return finished

@@ -89,6 +89,10 @@ def test_a_training_moves_writes_its_pages_and_continues_exactly(trained, denois
     for name in ("deviations.png", "gamma.png"):
         with Image.open(folder / name) as image:
             assert min(image.size) > 300
+    # a training that was killed after its last checkpoint still gets its pages
+    (folder / "gamma.png").unlink()
+    train_tpm.run(config_of(trained, denoiser, **{"train.sample_every": STEPS}))
+    assert (folder / "gamma.png").exists()
 
 
 def test_draws_begin_with_one_noise(denoiser, tmp_path, monkeypatch):
