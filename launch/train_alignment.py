@@ -20,20 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import Array, Bool, Float, Int
-from tqdm import tqdm
 
-from asyncpatch_jax import sharding
-from asyncpatch_jax.data import dataset, scenes
+from asyncpatch_jax.data import scenes
 from asyncpatch_jax.files import writing
 from asyncpatch_jax.metrics.clip import read_clip
 from asyncpatch_jax.metrics.pixels import preprocess
 from asyncpatch_jax.pretrained import clip
 from asyncpatch_jax.pretrained.loading import Component
 from asyncpatch_jax.pretrained.saving import save_component
-from asyncpatch_jax.training import loop
 from asyncpatch_jax.training.checkpoints import Checkpoints
-from asyncpatch_jax.training.step import TrainState, adam, create, jit_step, learning_rate, train_step
-from launch import cli, scenes_model
+from asyncpatch_jax.training.step import TrainState, adam, learning_rate
+from launch import cli, scenes_model, train_scenes
 
 # files of captions
 SPLITS: dict[scenes.Split, str] = {"train": "captions.txt", "test": "held_out.txt"}
@@ -68,7 +65,7 @@ def also_true() -> Bool[np.ndarray, "n n"]:
     """Of each two captions by number, whether a scene of the first may be one of the second.
 
     Those of one scene, and those that say less: "a two" of "a two in the middle". Places count as different ones,
-    though a fifth of the digits in corners also lie in the middle ninth.
+    though some digits in corners also lie in the middle ninth.
     """
     captions = scenes.captions()
     scene = np.array(scenes.scene_numbers())
@@ -116,34 +113,9 @@ def fit(chosen: dict[str, Any], folder: Path) -> TrainState | None:
         texts, images, scale = model.apply({"params": params}, jnp.asarray(ids)[label], read)
         return contrast(texts, images, jnp.minimum(scale, 100.0), jnp.asarray(also)[label][:, label]), {"scale": scale}
 
-    mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
     params = jax.jit(model.init)(jax.random.key(chosen["seed"]), *clip.example(model))["params"]
-    state = create(params, optimizer)
-    layout = jax.tree.map(lambda _: sharding.replicated(mesh), state)
-    state = jax.device_put(state, layout)
-    step = jit_step(partial(train_step, loss_fn=loss_fn, optimizer=optimizer, ema=0.999), mesh, layout)
-    batches = dataset.batches(scenes.scenes("train", seed=chosen["seed"]), batch=chosen["batch"], seed=chosen["seed"])
-    key = jax.random.key(chosen["seed"])
-    with Checkpoints(folder / "checkpoints", keep=1, config=chosen) as checkpoints:
-        if checkpoints.latest is not None:
-            _check(checkpoints.about()["config"], chosen, folder)
-            state = checkpoints.restore(state, batches)
-        if int(state.step) >= steps:
-            return state
-        with tqdm(total=steps, initial=int(state.step), unit="step", mininterval=5) as bar:
-            state, finished = loop.fit(
-                state,
-                batches,
-                lambda state, batch: step(state, batch, key),
-                steps=steps,
-                checkpoints=checkpoints,
-                checkpoint_every=500,
-                log_every=50,
-                sample_every=0,
-                on_step=lambda done: bar.update(1),
-                on_log=lambda done, metrics: bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False),
-                on_sample=lambda done, state: None,
-            )
+    check = partial(_check, chosen=chosen, folder=folder)
+    state, finished = train_scenes.steps_of(chosen, folder, params, loss_fn, optimizer, steps, check)
     return state if finished else None
 
 

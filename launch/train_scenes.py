@@ -12,7 +12,7 @@ and the same command continues where it was. In the end the folder holds pipelin
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from asyncpatch_jax.pretrained.loading import Component, Pretrained
 from asyncpatch_jax.pretrained.saving import save_pretrained
 from asyncpatch_jax.training import loop, losses
 from asyncpatch_jax.training.checkpoints import Checkpoints
-from asyncpatch_jax.training.step import adam, create, jit_step, learning_rate, train_step
+from asyncpatch_jax.training.step import LossFn, TrainState, adam, create, jit_step, learning_rate, train_step
 from asyncpatch_jax.training.times import Synchronous
 from asyncpatch_jax.types import Condition
 from launch import cli, scenes_model
@@ -87,8 +87,30 @@ def fit(chosen: dict[str, Any], folder: Path) -> bool:
         cond = losses.drop_labels(keys, Condition(label=batch["label"]), _DROPPED, model.num_classes)
         return losses.loss(params, keys, batch["image"], cond, weight=losses.Uniform(), **common)
 
+    params = scenes_model.init(model, jax.random.key(chosen["seed"]), scenes.scenes().shape[0])
+    return steps_of(chosen, folder, params, loss_fn, optimizer, steps, partial(_check, chosen=chosen, folder=folder))[1]
+
+
+def steps_of(
+    chosen: dict[str, Any],
+    folder: Path,
+    params: Any,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    check: Callable[[dict[str, Any]], None],
+) -> tuple[TrainState, bool]:
+    """Steps on batches of scenes on one device, from the folder's checkpoint if it has one; and whether all are done.
+
+    Args:
+        chosen: settings, recorded beside the checkpoints; "seed" and "batch" are used here.
+        check: refuses recorded settings that are of another training.
+
+    Raises:
+        FloatingPointError: the loss became infinite or NaN.
+    """
     mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
-    state = create(scenes_model.init(model, jax.random.key(chosen["seed"]), scenes.scenes().shape[0]), optimizer)
+    state = create(params, optimizer)
     layout = jax.tree.map(lambda _: sharding.replicated(mesh), state)
     state = jax.device_put(state, layout)
     step = jit_step(partial(train_step, loss_fn=loss_fn, optimizer=optimizer, ema=0.999), mesh, layout)
@@ -96,12 +118,12 @@ def fit(chosen: dict[str, Any], folder: Path) -> bool:
     key = jax.random.key(chosen["seed"])
     with Checkpoints(folder / "checkpoints", keep=1, config=chosen) as checkpoints:
         if checkpoints.latest is not None:
-            _check(checkpoints.about()["config"], chosen, folder)
+            check(checkpoints.about()["config"])
             state = checkpoints.restore(state, batches)
         if int(state.step) >= steps:
-            return True
+            return state, True
         with tqdm(total=steps, initial=int(state.step), unit="step", mininterval=5) as bar:
-            _, finished = loop.fit(
+            return loop.fit(
                 state,
                 batches,
                 lambda state, batch: step(state, batch, key),
@@ -114,7 +136,6 @@ def fit(chosen: dict[str, Any], folder: Path) -> bool:
                 on_log=lambda done, metrics: bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False),
                 on_sample=lambda done, state: None,
             )
-    return finished
 
 
 def _check(there: dict[str, Any], chosen: dict[str, Any], folder: Path) -> None:

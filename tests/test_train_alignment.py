@@ -11,7 +11,7 @@ import scipy.special
 from asyncpatch_jax.data import scenes
 from asyncpatch_jax.metrics.clip import read_clip
 from asyncpatch_jax.metrics.pixels import MEAN, STD
-from launch import rewarding, train_alignment
+from launch import rewarding, train_alignment, train_scenes
 from tests import mains
 
 CHOSEN = {"steps": 4, "batch": 4, "learning_rate": 1e-3, "seed": 0, "tiny": True}
@@ -85,12 +85,12 @@ def test_it_continues_and_refuses_another_training(trained, tmp_path, monkeypatc
     whole = trained.parent
     assert sorted(p.name for p in whole.iterdir()) == ["captions.txt", "checkpoints", "clip", "held_out.txt"]
     assert len((whole / "held_out.txt").read_text().splitlines()) == len(scenes.split_captions("test"))
-    fit = train_alignment.loop.fit
+    fit = train_scenes.loop.fit
     stopped = {"checkpoint_every": 2, "on_step": lambda done: done == 2 and signal.raise_signal(signal.SIGTERM)}
-    monkeypatch.setattr(train_alignment.loop, "fit", lambda *args, **more: fit(*args, **{**more, **stopped}))
+    monkeypatch.setattr(train_scenes.loop, "fit", lambda *args, **more: fit(*args, **{**more, **stopped}))
     assert train_alignment.trained(CHOSEN, tmp_path / "parts") is None
     assert not (tmp_path / "parts" / "clip").exists()
-    monkeypatch.setattr(train_alignment.loop, "fit", fit)
+    monkeypatch.setattr(train_scenes.loop, "fit", fit)
     parts = train_alignment.trained(CHOSEN, tmp_path / "parts")
     assert (parts / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="empty or a training of"):
