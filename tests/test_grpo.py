@@ -96,6 +96,12 @@ def test_a_trajectory_is_what_was_seen_and_drawn():
     assert len(np.unique(drawn.rho)) == drawn.rho.size
 
 
+def test_nothing_of_a_rollout_has_a_gradient():
+    """The update asks the module again, about what was seen then."""
+    grads = jax.jit(jax.grad(lambda params: rolled(params, jax.random.key(3)).trajectory.log_prob.sum()))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads(params(MODULE))))
+
+
 @jax.jit
 def surrogate(params, batch):
     loss = functools.partial(grpo.surrogate, module=MODULE, clip=0.2, kl=0.3)
@@ -178,7 +184,8 @@ def test_an_update():
     assert metrics["ratio_max"] > 1.001
     assert after.step == 1
     assert not differ(after, updated(state, drawn, rewards, jax.random.key(0))[0])
-    assert differ(after.params, updated(state, drawn, rewards, jax.random.key(1))[0].params)
+    for other, seed in ((state, 1), (state.replace(step=1), 0)):  # or another iteration
+        assert differ(after.params, updated(other, drawn, rewards, jax.random.key(seed))[0].params)
 
     # groups of equal rewards are counted and move nothing, whatever momentum there is
     still, metrics = updated(after, drawn, jnp.ones((2, IMAGES // 2)), jax.random.key(0))
@@ -188,6 +195,25 @@ def test_an_update():
     one, metrics = updated(after, drawn, rewards.at[0].set(1.0), jax.random.key(0), minibatch=IMAGES)
     assert metrics["skipped_groups"] == 1
     assert differ(one.params, after.params)
+    # the other group's images count, and no others
+    belief = jax.jit(functools.partial(grpo.beliefs, MODULE))(after.params, drawn)
+    np.testing.assert_allclose(metrics["entropy"], beta.entropy(belief)[IMAGES // 2 :].mean(), rtol=1e-4)
+    # nor have minibatches of none of them a part in means
+    _, parts = updated(after, drawn, rewards.at[0].set(1.0), jax.random.key(0), minibatch=1)
+    np.testing.assert_allclose(parts["entropy"], metrics["entropy"], rtol=0.05)
+
+    # a number that is not one is told of, and goes no further
+    broken = drawn._replace(log_prob=drawn.log_prob.at[0].set(jnp.nan))
+    kept, metrics = updated(after, broken, rewards, jax.random.key(0), minibatch=IMAGES)
+    assert metrics["finite"] == 0
+    assert not differ(kept.replace(step=1), after.replace(step=1))
+    kept, metrics = updated(after, broken, rewards, jax.random.key(0))
+    assert metrics["finite"] == 0
+    assert differ(kept.params, after.params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.params))
+
+    drawn = drawn._replace(rho=jnp.full_like(drawn.rho, 0.5).at[0].set(0.995).at[1, 0].set(0.004).at[2].set(0.97))
+    np.testing.assert_allclose(updated(state, drawn, rewards, jax.random.key(0))[1]["at_bound"], 3 / 16, rtol=1e-6)
 
 
 def test_a_bandit_is_solved():
