@@ -47,9 +47,9 @@ def rolled(params, key, base=BASE, *, module=MODULE, images=IMAGES):
 
 @functools.cache
 def batch():
-    """Images whose ratios are near 1, and (from the third on) outside of the clip on both sides, for both signs."""
+    """Images with ratios near 1 and outside of the clip on both sides, for both signs; the last does not count."""
     drawn = rolled(params(MODULE), jax.random.key(2)).trajectory
-    shift = jnp.asarray([0.02, -0.03, 0.5, -0.5, 0.5, -0.5, 0.1, 0.1])
+    shift = jnp.asarray([0.02, -0.03, 0.5, -0.5, 0.5, -0.5, 0.1, 0.9])
     advantage = jnp.asarray([1.0, -0.7, 1.2, 0.8, -1.0, -0.9, 0.5, 2.0])
     drawn = drawn._replace(log_prob=drawn.log_prob - shift[:, None] / (STEPS - 1))
     return grpo.Batch(drawn, advantage, jnp.asarray([1.0] * 7 + [0.0])), jnp.exp(shift)

@@ -249,6 +249,13 @@ def test_each_cell_deviates_by_its_own_move():
     np.testing.assert_array_equal(carry.acts[:, 0, 0, 0], [0, 1, 1, 1])
 
 
+def test_a_pause_of_the_image_is_no_act_and_scales_nothing():
+    levels = jnp.asarray([1.0, 0.6, 0.6, 0.3, 0.0]).reshape(5, 1, 1, 1)
+    _, times, carry = run(ConstantDeviation(Table(levels), 0.8, space="velocity"))
+    np.testing.assert_array_equal(carry.acts[:, 0, 0, 0], [0, 1, 0, 1])
+    np.testing.assert_allclose(times.gain[1:, 0].ravel(), [1.3, 1.0, 1.3], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("base", "few", "distinct"),
     [("synchronous", False, 1), ("inpainting", True, 2), ("concave", True, 2), ("autoregressive", False, None)],
