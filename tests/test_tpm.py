@@ -5,10 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import torch
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from asyncpatch_jax import beta, keys, sharding
 from asyncpatch_jax.beta import Beta
 from asyncpatch_jax.models import TPM
+from asyncpatch_jax.models.dit import positions
+from asyncpatch_jax.models.times import sinusoid
 from asyncpatch_jax.models.tpm import Observation, observe
 from asyncpatch_jax.types import Condition, Prediction
 
@@ -117,6 +121,68 @@ def test_everything_that_it_is_shown_matters(cell):
     # where a cell's own time is told matters, not only which times there are
     turned = apply({"params": params}, seen._replace(told=seen.told[:, ::-1]))
     assert (jnp.abs(turned.alpha - before.alpha) > 1e-5).any()
+
+
+def reference(params, x, x0, eps, told, progress, tokens, mask, label, cell):
+    """The module in PyTorch, float64: what its parameters mean."""
+    p = jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf), dtype=torch.float64), params)
+    x, x0, eps, told, tokens = (torch.tensor(np.asarray(a), dtype=torch.float64) for a in (x, x0, eps, told, tokens))
+
+    def dense(name, value, of=p):
+        kernel = of[name]["kernel"]
+        return value @ kernel.reshape(value.shape[-1], -1) + of[name]["bias"].reshape(-1)
+
+    def waves(t):
+        return torch.tensor(np.asarray(sinusoid(jnp.asarray(t.numpy(), jnp.float32), 64)), dtype=torch.float64)
+
+    def patched(a):  # [b, h, w, c] -> [b, h/2, w/2, 2 2 c]
+        b, h, w, c = a.shape
+        return a.reshape(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, -1)
+
+    b, rows, columns = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
+    places = torch.tensor(np.asarray(positions(rows, columns, 16)), dtype=torch.float64)
+    patches = dense("patches", patched(torch.cat([x, eps - x0, x0], -1))) + places + dense("cells", waves(told[..., 0]))
+    noisy = told.reshape(b, -1)
+    mean = torch.stack([row[row > 0].mean() for row in noisy])
+    tokens = torch.cat([p["condition"]["null_token"].expand(b, 1, -1), dense("tokens", tokens, p["condition"])], 1)
+    sequence = [
+        p["globals"].expand(b, -1, -1),
+        dense("told", waves(mean))[:, None],
+        dense("progress", waves(torch.full((b,), progress, dtype=torch.float64)))[:, None],
+        p["condition"]["label"]["embedding"][torch.tensor(np.asarray(label))][:, None],
+        tokens,
+        patches.reshape(b, rows * columns, -1),
+    ]
+    # learned ones, two times, a label, and the text's first token, which is no word
+    before, after = p["globals"].shape[1] + 4, rows * columns
+    counts = torch.cat([torch.ones(b, before), torch.tensor(np.asarray(mask)), torch.ones(b, after)], 1).bool()
+    h = torch.cat(sequence, 1)
+    for layer in (p["layer_0"], p["layer_1"]):
+        q, k, v = dense("qkv", h, layer).reshape(b, -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        seen = scaled_dot_product_attention(q, k, v, counts[:, None, None])
+        h = h + dense("out", seen.transpose(1, 2).reshape(b, -1, 16), layer)
+        h = h + dense("mlp_out", gelu(dense("mlp_in", h, layer), approximate="tanh"), layer)
+    if cell is None:
+        summary = h[:, : p["globals"].shape[1]].reshape(b, 1, 1, -1)
+    else:
+        summary = h[:, -after:].reshape(b, rows // cell, cell, columns // cell, cell, -1).mean((2, 4))
+    out = dense("belief", gelu(dense("head", summary), approximate="tanh"))
+    return torch.where(out > 0, 2 + out + out**2 / 2, 1 + out.clamp(max=0).exp()).numpy()
+
+
+@pytest.mark.parametrize("cell", [None, 2])
+def test_it_is_its_reference(cell):
+    x, x0, eps = jax.random.normal(jax.random.key(0), (3, 2, 4, 8, 3))
+    told = jax.random.uniform(jax.random.key(1), (2, 2, 4, 1)).at[0, 0, 1:3].set(0.0)  # two cells are done
+    tokens, mask = jax.random.normal(jax.random.key(2), (2, 5, 6)), jnp.asarray([[True] * 5, [True] * 2 + [False] * 3])
+    label = jnp.asarray([2, 0])
+    module = TPM(**{**SMALL, "depth": 2}, cell=cell, num_classes=3, context_dim=6)
+    seen, cond = observe(x, Prediction(x0, eps, {}), told, 3, 10), Condition(tokens=tokens, mask=mask, label=label)
+    params = randomised(module, seen, cond)
+    belief = jax.jit(module.apply)({"params": params}, seen, cond)
+    expected = reference(params, x, x0, eps, told, 0.3, tokens, mask, label, cell)
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(np.stack(belief, -1), expected, rtol=2e-5)
 
 
 def test_a_spatial_module_knows_where_it_looks():

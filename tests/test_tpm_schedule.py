@@ -265,6 +265,9 @@ def test_few_times_stay_few_where_no_cell_changes_them(base, few, distinct):
     times, _ = schedule.init(keys_lib.per_image(jax.random.key(0), 2), jnp.zeros((2, *SIZE)))
     assert isinstance(times.told, FewTimes) == few
     assert schedule.distinct == distinct
+    # scaled velocities leave the times that the network is told as they are, of each cell's own scale too
+    scaled = TPMSchedule(BASES[base], TPM(**TPM_SETTINGS, cell=1), None, space="velocity")
+    assert scaled.distinct == getattr(BASES[base], "distinct", None)
     _, plain, _ = run(BASES[base])
     _, told, _ = run(ConstantDeviation(BASES[base], 1.0))
     told, level = jax.vmap(timefield.dense)(told.told), plain.level
