@@ -1,6 +1,10 @@
 """Settings of every test: shapes are checked, and a field that broadcasts along the wrong axes is an error."""
 
+import atexit
+import gc
 import os
+import shutil
+import tempfile
 
 from tests import OLDER_EMITTERS
 
@@ -9,12 +13,20 @@ from tests import OLDER_EMITTERS
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 {OLDER_EMITTERS}"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# what a test compiles, no earlier run has compiled for it
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# what one test has compiled, others of this run and the programs that they start need not, but no earlier run has
+# compiled it for them
+if "ASYNCPATCH_TESTS_CACHE" not in os.environ:
+    folder = os.environ["ASYNCPATCH_TESTS_CACHE"] = tempfile.mkdtemp(prefix="asyncpatch_tests_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["ASYNCPATCH_TESTS_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# tracing makes millions of small objects, which a collector that looks after every 700 of them finds alive
+gc.set_threshold(200_000, 20, 50)
 # XLA's older emitters compile a network in less than half the time. It reads its flags here and libtpu, which does not
 # know this one, when a test first compiles for TPUs
 jax.devices()

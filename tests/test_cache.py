@@ -43,9 +43,9 @@ def test_a_folder_of_the_users_own_is_left_to_jax(tmp_path, restored):
 
 
 def test_processes_share_the_cache_and_survive_a_damaged_one(tmp_path):
-    env = {**os.environ, "HOME": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "true"}
-    env.update({"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"})
-    env.pop("XDG_CACHE_HOME", None)
+    env = {**os.environ, "HOME": str(tmp_path)}
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        env.pop(name, None)
 
     def start():
         return subprocess.Popen([sys.executable, "-c", PROGRAM], env=env, stdout=subprocess.PIPE, text=True)

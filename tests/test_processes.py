@@ -38,27 +38,19 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 def free_address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start(workdir, cache, count, devices, **more):
+def start(workdir, count, devices, **more):
     """`count` processes of `devices` each that train together; the first one's output is a pipe."""
     settings = {**SMALL, "workdir": workdir, **more}
     command = [sys.executable, "-m", "launch.train", *(f"--config.{name}={value}" for name, value in settings.items())]
     environment = {
         **os.environ,
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS} --xla_force_host_platform_device_count={devices}",
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     if count > 1:
         environment |= {"COORDINATOR_ADDRESS": free_address(), "NUM_PROCESSES": str(count)}
@@ -98,16 +90,16 @@ def losses(workdir):
     return found
 
 
-def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_processes(tmp_path, cache):
+def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_processes(tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
 
     # one is killed, and the other cannot go on
-    pair = start(two, cache, 2, 1)
+    pair = start(two, 2, 1)
     text = watch(pair, 5, lambda: [process.kill() for process in reversed(pair)])
     assert [process.returncode for process in pair] == [-signal.SIGKILL] * 2, text
 
     # parameters split within and between processes; one is asked to stop
-    pair = start(two, cache, 2, 2, **{"mesh.data": 1, "mesh.fsdp": -1})
+    pair = start(two, 2, 2, **{"mesh.data": 1, "mesh.fsdp": -1})
     text = watch(pair, 4, lambda: pair[1].send_signal(signal.SIGTERM))
     assert [process.returncode for process in pair] == [0, 0], text
     assert "stopped as asked to" in text
@@ -115,19 +107,19 @@ def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_p
     stopped = int(re.search(r"checkpoints \(steps .*?(\d+)\)", text).group(1))
 
     # a single process goes on, then two again, split by heads and hidden channels, who draw the pages together
-    (single,) = start(two, cache, 1, 1, **{"train.steps": stopped + 3})
+    (single,) = start(two, 1, 1, **{"train.steps": stopped + 3})
     text = watch([single])
     assert single.returncode == 0, text
     assert f"at step {stopped}" in text
     last = stopped + 6
-    pair = start(two, cache, 2, 1, **{"train.steps": last, "mesh.tensor": 2, "train.sample_every": last})
+    pair = start(two, 2, 1, **{"train.steps": last, "mesh.tensor": 2, "train.sample_every": last})
     text = watch(pair)
     assert [process.returncode for process in pair] == [0, 0], text
     assert f"at step {stopped + 3}" in text
     assert Path(f"{two}.1.txt").read_text().count("step") == 0  # only the first one speaks
     assert (two / "samples" / f"{last:07d}" / "autoregressive.gif").exists()
 
-    (single,) = start(one, cache, 1, 1, **{"train.steps": last})
+    (single,) = start(one, 1, 1, **{"train.steps": last})
     assert single.wait() == 0, watch([single])
     curve, undisturbed = losses(two), losses(one)
     assert sorted(curve) == sorted(undisturbed) == list(range(1, last + 1))

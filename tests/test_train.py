@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from launch import build, cli, pictures, train
@@ -22,13 +21,6 @@ from tests import OLDER_EMITTERS
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "2"))  # KILLS=10 for a long look
-_QUICK = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-    "jax_disable_most_optimizations",
-    "jax_enable_compilation_cache",
-)
 SMALL = {
     "times.name": "synchronous",  # compiles fastest
     "model.name": "dit",
@@ -44,20 +36,6 @@ SMALL = {
     "train.log_every": 5,
     "train.sample_every": 0,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Every run here compiles the same step: once is enough, and it need not be fast code."""
-    folder = tmp_path_factory.mktemp("cache")
-    before = {name: jax.config.values[name] for name in _QUICK}
-    for name, value in zip(_QUICK, (str(folder), 0, -1, True, True), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def small(workdir, **more):
@@ -78,19 +56,12 @@ def leaves(workdir, step):
     return jax.tree.map(np.asarray, jax.tree.leaves(state)), stream.get_state()
 
 
-def start(workdir, cache):
+def start(workdir):
     flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    cached = {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS}",
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
     return subprocess.Popen(
         [sys.executable, "-m", "launch.train", f"--config.workdir={workdir}", *flags],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **cached},
+        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
@@ -109,7 +80,7 @@ def stop_at(process, step, number):
     return seen.decode()
 
 
-def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does(tmp_path, cache):
+def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does(tmp_path):
     rng = random.Random(time.time_ns())
     stops = [*[signal.SIGKILL] * KILLS, signal.SIGTERM]
     rng.shuffle(stops)
@@ -117,7 +88,7 @@ def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does
     print("signals", list(zip(steps, stops, strict=True)))
 
     for step, number in zip(steps, stops, strict=True):
-        process = start(tmp_path / "killed", cache)
+        process = start(tmp_path / "killed")
         text = stop_at(process, step, number)
         if number == signal.SIGTERM:
             assert process.returncode == 0, text
@@ -125,7 +96,7 @@ def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does
         else:
             assert process.returncode == -signal.SIGKILL, text
     # the last start of the one and the only one of the other, both on their way to the end
-    runs = [start(tmp_path / "killed", cache), start(tmp_path / "whole", cache)]
+    runs = [start(tmp_path / "killed"), start(tmp_path / "whole")]
     texts = [None, None]
     readers = [
         threading.Thread(target=lambda i=i: texts.__setitem__(i, stop_at(runs[i], 0, None))) for i in range(len(runs))
