@@ -31,3 +31,10 @@ gc.set_threshold(200_000, 20, 50)
 # know this one, when a test first compiles for TPUs
 jax.devices()
 os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_EMITTERS, "")
+
+# tests that start programs of their own take longest. They come first: a long one that comes last leaves a core idle
+_LONG = ("test_sharding.py", "test_processes.py", "test_train.py", "test_train_tpm.py", "test_scenes_training.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONG)
