@@ -11,7 +11,6 @@ captions of both splits, captions.txt and held_out.txt. Says how often the true 
 
 import functools
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +113,7 @@ def fit(chosen: dict[str, Any], folder: Path) -> TrainState | None:
         return contrast(texts, images, jnp.minimum(scale, 100.0), jnp.asarray(also)[label][:, label]), {"scale": scale}
 
     params = jax.jit(model.init)(jax.random.key(chosen["seed"]), *clip.example(model))["params"]
-    check = partial(_check, chosen=chosen, folder=folder)
-    state, finished = train_scenes.steps_of(chosen, folder, params, loss_fn, optimizer, steps, check)
+    state, finished = train_scenes.steps_of(chosen, folder, params, loss_fn, optimizer, steps, _check)
     return state if finished else None
 
 

@@ -88,7 +88,7 @@ def fit(chosen: dict[str, Any], folder: Path) -> bool:
         return losses.loss(params, keys, batch["image"], cond, weight=losses.Uniform(), **common)
 
     params = scenes_model.init(model, jax.random.key(chosen["seed"]), scenes.scenes().shape[0])
-    return steps_of(chosen, folder, params, loss_fn, optimizer, steps, partial(_check, chosen=chosen, folder=folder))[1]
+    return steps_of(chosen, folder, params, loss_fn, optimizer, steps, _check)[1]
 
 
 def steps_of(
@@ -98,15 +98,16 @@ def steps_of(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     steps: int,
-    check: Callable[[dict[str, Any]], None],
+    check: Callable[[dict[str, Any], dict[str, Any], Path], None],
 ) -> tuple[TrainState, bool]:
     """Steps on batches of scenes on one device, from the folder's checkpoint if it has one; and whether all are done.
 
     Args:
         chosen: settings, recorded beside the checkpoints; "seed" and "batch" are used here.
-        check: refuses recorded settings that are of another training.
+        check: `(recorded, chosen, folder)`, raises a ValueError if those are of another training.
 
     Raises:
+        ValueError: the folder holds a training of other settings.
         FloatingPointError: the loss became infinite or NaN.
     """
     mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
@@ -118,7 +119,7 @@ def steps_of(
     key = jax.random.key(chosen["seed"])
     with Checkpoints(folder / "checkpoints", keep=1, config=chosen) as checkpoints:
         if checkpoints.latest is not None:
-            check(checkpoints.about()["config"])
+            check(checkpoints.about()["config"], chosen, folder)
             state = checkpoints.restore(state, batches)
         if int(state.step) >= steps:
             return state, True

@@ -365,7 +365,7 @@ def test_two_processes_learn_the_same_of_a_reward_that_each_would_give_otherwise
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS} --xla_force_host_platform_device_count=2",
         "COORDINATOR_ADDRESS": address,
         "NUM_PROCESSES": "2",
     }
