@@ -1,7 +1,7 @@
 """A TPM for a small text-to-image network of captioned scenes at 5 steps, rewarded by a CLIP of those scenes.
 
-    python -m launch.results_text        # trains the network, and measures schedules with it: hours
-    python -m launch.train_alignment     # trains the CLIP: a quarter of an hour
+    python -m launch.studies.text        # trains the network, and measures schedules with it: hours
+    python -m launch.studies.train_alignment     # trains the CLIP: a quarter of an hour
     python -m launch.train_tpm --config=configs/tpm_scenes.py
 
 `--config=configs/tpm_scenes.py:smoke` runs in seconds (after the first two lines).

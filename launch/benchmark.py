@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 
 from asyncpatch_jax.files import check_writable, refuse_existing, write_json
 from asyncpatch_jax.sampling import repaint_cost
-from launch import build, cache, cases, cli, pictures, reference, trained, versus
-from launch.generate import Inputs, image_keys
-from launch.timing import compiled, interleaved, row, table
+from launch.bench import cases, reference, versus
+from launch.bench.timing import compiled, interleaved, row, table
+from launch.shared import build, cache, cli, pictures, trained
+from launch.shared.generate import Inputs, image_keys
 
 PARTS = ("sampling", "training", "fields", "torch")
 

@@ -11,9 +11,10 @@ split over chips by fsdp, and by --tensor; they fit if they leave a quarter of a
 
 from absl import flags
 
-from asyncpatch_jax.pretrained import inspection
-from asyncpatch_jax.pretrained.inspection import Folder
-from launch import cli, topology
+from asyncpatch_jax.pretrained.folders import inspection
+from asyncpatch_jax.pretrained.folders.inspection import Folder
+from launch.compiler import topology
+from launch.shared import cli
 
 _CHIPS = (1, 4, 8, 16)
 _DTYPES = ("bfloat16", "float32")

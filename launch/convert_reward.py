@@ -12,7 +12,7 @@ docs/rewards.md says where the files are. Files that are not safetensors need Py
 from absl import flags
 
 from asyncpatch_jax.metrics.conversion import convert
-from launch import cli
+from launch.shared import cli
 
 
 def main(name: str, *files: str) -> None:

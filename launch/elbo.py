@@ -23,8 +23,8 @@ from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.elbo import Diagonal, Elbo, Path, RandomEnvironment, Raster, bits_per_dim, elbo
 from asyncpatch_jax.types import Condition, Image, ImageKeys
-from launch import build, cli, pictures, plans, trained
-from launch.generate import Net, image_keys
+from launch.shared import build, cli, pictures, plans, trained
+from launch.shared.generate import Net, image_keys
 
 
 @partial(jax.jit, static_argnames=("net", "path", "num_samples", "levels"))

@@ -34,9 +34,10 @@ from asyncpatch_jax.sampling.schedules.concave import Concave
 from asyncpatch_jax.sampling.schedules.masks import everywhere
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
 from asyncpatch_jax.types import Condition
-from launch import build, cli, policies, rewarding, subjects, tpm_pages
-from launch.rewarding import Rewards
-from launch.subjects import Subject
+from launch.policy import pages, policies, rewarding, subjects
+from launch.policy.rewarding import Rewards
+from launch.policy.subjects import Subject
+from launch.shared import build, cli
 
 RESIDUAL = "residual"
 _REAL = 2000  # real images
@@ -115,10 +116,10 @@ def evaluate(
     batch: int,
 ) -> tuple[dict[str, Scores], Int[np.ndarray, "n"]]:
     """Scores by schedule, and the number of each image's prompt; `count` images of each seed, evenly over prompts."""
-    index = tpm_pages.numbers(count, len(subject.prompts))
+    index = pages.numbers(count, len(subject.prompts))
     found = {}
     for entry in tqdm(entries, unit="schedule"):
-        makes = partial(tpm_pages.make, subject, rewards.of, entry.follow, index, deviates=entry.deviates, batch=batch)
+        makes = partial(pages.make, subject, rewards.of, entry.follow, index, deviates=entry.deviates, batch=batch)
         made = [makes(seed=seed) for seed in seeds]
         scores = {name: np.concatenate([one.scores[name] for one in made]).astype(np.float64) for name in rewards.of}
         if real is not None:
@@ -159,7 +160,7 @@ def real_images(folder: str, denoiser: str, subject: Subject) -> UInt8[np.ndarra
     else:
         return None
     # folders are sorted, often by class
-    places = tpm_pages.numbers(min(len(source), _REAL), len(source))
+    places = pages.numbers(min(len(source), _REAL), len(source))
     return np.stack([source[int(i)]["image"] for i in places])
 
 

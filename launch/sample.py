@@ -20,9 +20,10 @@ from asyncpatch_jax.files import check_writable, refuse_existing, writing
 from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.types import Condition
-from launch import build, cli, pictures, policies, trained
-from launch.generate import Inputs, Result, generate, image_keys
-from launch.plans import PLANS, plan
+from launch.policy import policies
+from launch.shared import build, cli, pictures, trained
+from launch.shared.generate import Inputs, Result, generate, image_keys
+from launch.shared.plans import PLANS, plan
 
 _WATCHED = 8  # images in the animation
 

@@ -36,13 +36,14 @@ from asyncpatch_jax.data.masks import Convention, read_mask
 from asyncpatch_jax.data.prompts import Prompt, read_prompts
 from asyncpatch_jax.files import check_writable, refuse_existing
 from asyncpatch_jax.pretrained import settings as settings_lib
-from asyncpatch_jax.pretrained.loading import Pretrained, describe, load_pretrained
-from asyncpatch_jax.pretrained.objects import noun_phrases
+from asyncpatch_jax.pretrained.folders.loading import Pretrained, describe, load_pretrained
 from asyncpatch_jax.pretrained.pipelines import Made, ready, text2image
 from asyncpatch_jax.pretrained.requests import Request, factor
 from asyncpatch_jax.pretrained.settings import Settings, defaults
+from asyncpatch_jax.pretrained.text.objects import noun_phrases
 from asyncpatch_jax.sampling.schedules import curves
-from launch import cli, policies
+from launch.policy import policies
+from launch.shared import cli
 
 _MOMENTS = 8
 _ARRAYS = ("image", "mask", "object_masks", "noise")

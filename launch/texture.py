@@ -21,9 +21,9 @@ from asyncpatch_jax import viz
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.sources import PHOTOS, photo
 from asyncpatch_jax.files import check_writable, refuse_existing
-from launch import build, cli, trained, windows
-from launch.generate import image_keys
-from launch.inpaint import inpaint
+from launch.shared import build, cli, trained, windows
+from launch.shared.generate import image_keys
+from launch.shared.inpainting import inpaint
 
 Margins = tuple[int, int, int, int]
 

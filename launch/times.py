@@ -7,7 +7,7 @@ from absl import flags
 from asyncpatch_jax import timefield, viz
 from asyncpatch_jax.files import refuse_existing
 from asyncpatch_jax.training import times
-from launch import cli
+from launch.shared import cli
 
 DESCRIPTION = """Draw time fields of every sampler of training times and write them as one PNG: a row for each sampler.
 

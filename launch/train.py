@@ -24,7 +24,7 @@ from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.training import loop
 from asyncpatch_jax.training.checkpoints import Checkpoints, differences, shortened, summary
 from asyncpatch_jax.training.step import TrainState, create
-from launch import build, cli, pictures, programs
+from launch.shared import build, cli, pictures, programs
 
 # what may change between two starts of a run, since it does not change what is learned
 _FREE = (

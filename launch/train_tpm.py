@@ -11,7 +11,6 @@ policy's deviations and rewards. Stop it with Ctrl-C or SIGTERM: it saves first,
 was. AsyncDiff, arXiv 2512.18675.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -20,10 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -33,11 +30,12 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.metrics.rewards import combine
 from asyncpatch_jax.training import grpo, loop
 from asyncpatch_jax.training.checkpoints import Checkpoints, differences, shortened
-from asyncpatch_jax.training.step import TrainState, adam, create
-from launch import build, cli, policies, rewarding, subjects, tpm_pages
-from launch.policies import Policy
-from launch.rewarding import Rewards
-from launch.subjects import Asked, Net, Subject
+from asyncpatch_jax.training.step import TrainState, create
+from launch.policy import iteration, pages, policies, rewarding, subjects
+from launch.policy.policies import Policy
+from launch.policy.rewarding import Rewards
+from launch.policy.subjects import Asked, Subject
+from launch.shared import build, cli
 
 # settings that may change between two starts
 _FREE = (
@@ -71,45 +69,12 @@ class Prompts:
         self.position = state["next_index"]
 
 
-@partial(jax.jit, static_argnames=("net", "shape"))
-def roll(
-    net: Net,
-    params: Any,
-    schedule: Any,
-    asked: Asked,
-    begin: jax.Array,
-    keys: jax.Array,
-    shape: tuple[int, int, int],
-) -> grpo.Rollout:
-    """One iteration's images: from the noise of the keys `begin` [b], with what is drawn of `keys` [b]."""
-    with sharding.using(net.mesh):
-        x = subjects.noise(net, begin, shape)
-        rolled = grpo.rollout(subjects.denoiser(net, params, asked), net.solver, schedule, keys, x)
-        whole = sharding.constrain(rolled.images, None, None, None, None)  # on every device, of every process
-        return rolled._replace(images=whole)
-
-
-@functools.cache
-def optimizer(learning_rate: float, b1: float, b2: float, clip: float) -> optax.GradientTransformation:
-    """One object for equal settings, so that trainings that differ in their seeds share a program."""
-    return adam(learning_rate, b1=b1, b2=b2, clip=clip)
-
-
-@partial(
-    jax.jit, static_argnames=("mesh", "module", "optimizer", "minibatch", "passes", "clip", "kl"), donate_argnums=1
-)
-def update(mesh: Mesh | None, *args: Any, **settings: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`grpo.update` on a mesh."""
-    with sharding.using(mesh):
-        return grpo.update(*args, **settings)
-
-
 class Trainer:
     """One training's step: `(state, prompts) -> (state, metrics)`, as `training.loop.fit` takes it."""
 
     def __init__(self, config: ConfigDict, subject: Subject, rewards: Rewards, policy: Policy):
         self.config, self.subject, self.rewards, self.policy = config, subject, rewards, policy
-        self.optimizer = optimizer(**config.optim)
+        self.optimizer = iteration.optimizer(**config.optim)
         settings = {name: value for name, value in config.grpo.items() if name not in _SIZES}
         self.settings = {"module": policy.module, "optimizer": self.optimizer, **settings}
 
@@ -121,7 +86,7 @@ class Trainer:
         total = combine(scores, self.rewards.weights).reshape(len(prompts), -1)
         advantage, used = grpo.advantages(jnp.asarray(total), settings.draws)
         args = self.subject.net.mesh, state, rolled.trajectory, advantage, used, jax.random.key(self.config.seed)
-        state, metrics = update(*args, **self.settings)
+        state, metrics = iteration.update(*args, **self.settings)
         return state, {**metrics, **{f"reward/{name}": float(value.mean()) for name, value in scores.items()}}
 
     def rolled(self, params: Any, step: Any, asked: Asked) -> grpo.Rollout:
@@ -131,7 +96,7 @@ class Trainer:
         keys = keys_lib.per_image(keys, math.prod(self.config.grpo[name] for name in _SIZES))
         begin = grpo.grouped(keys[::draws], draws)
         schedule = self.policy._replace(params=params).schedule(subject.base, asked.known, mode="sample")
-        return roll(subject.net, subject.params, schedule, asked, begin, keys, subject.shape)
+        return iteration.roll(subject.net, subject.params, schedule, asked, begin, keys, subject.shape)
 
     def scores(self, latents: Any, index: Int[np.ndarray, "b"]) -> dict[str, np.ndarray]:
         """Of each reward, of images of these prompts; of several processes, the first asks and tells the others.
@@ -228,7 +193,7 @@ def run(config: ConfigDict) -> bool:
             state = checkpoints.restore(like, prompts)
             print(f"continuing {workdir} at iteration {int(state.step)}")
         if int(state.step) >= config.train.steps:
-            if config.train.sample_every and not (_folder(config, int(state.step)) / tpm_pages.LAST).exists():
+            if config.train.sample_every and not (_folder(config, int(state.step)) / pages.LAST).exists():
                 _pages(trainer, int(state.step), state)  # of a training that was killed after its last checkpoint
             print(f"nothing to do: {config.train.steps} iterations are done; --config.train.steps=N trains on")
             return True
@@ -245,7 +210,7 @@ def _folder(config: ConfigDict, done: int) -> epath.Path:
 
 def _pages(trainer: Trainer, done: int, state: TrainState) -> None:
     policy = trainer.policy._replace(params=state.params)
-    paths = tpm_pages.write(_folder(trainer.config, done), trainer.subject, trainer.rewards, policy, trainer.config)
+    paths = pages.write(_folder(trainer.config, done), trainer.subject, trainer.rewards, policy, trainer.config)
     if done == trainer.config.train.steps:
         tqdm.write("\n".join(f"wrote {path}" for path in paths))
 

@@ -15,19 +15,21 @@ from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import sharding
 from asyncpatch_jax.models import TPM, DiT, UNet, attention
 from asyncpatch_jax.models.tpm import observe
-from asyncpatch_jax.pretrained import flux
-from asyncpatch_jax.pretrained.axes import logical_axes
-from asyncpatch_jax.pretrained.loading import load_component, load_pretrained
-from asyncpatch_jax.pretrained.saving import save_component
+from asyncpatch_jax.pretrained.folders.loading import load_component, load_pretrained
+from asyncpatch_jax.pretrained.folders.saving import save_component
+from asyncpatch_jax.pretrained.networks import flux
+from asyncpatch_jax.pretrained.networks.axes import logical_axes
 from asyncpatch_jax.process import RectifiedFlow
 from asyncpatch_jax.sampling import Euler, Synchronous, TPMSchedule, linear
 from asyncpatch_jax.training import grpo
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
 from asyncpatch_jax.types import Condition, FewTimes, Prediction, Spans
-from launch import build, cli, evaluate, pictures, policies, programs, rewarding, subjects, train_tpm
-from launch.generate import generate
-from launch.plans import plan
+from launch import evaluate, train_tpm
+from launch.policy import policies, rewarding, subjects
+from launch.shared import build, cli, pictures, programs
+from launch.shared.generate import generate
+from launch.shared.plans import plan
 from tests import test_attention, test_kernels, test_launch, test_train_tpm, tiny_folders
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.embeddings import Timesteps
 from torch.nn import functional
 
-from asyncpatch_jax.pretrained import names
+from asyncpatch_jax.pretrained.folders import names
 from tests import tiny
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from asyncpatch_jax.pretrained import sampling
 from asyncpatch_jax.pretrained import text2image as text2images
-from asyncpatch_jax.pretrained.loading import load_pretrained
+from asyncpatch_jax.pretrained.folders.loading import load_pretrained
 from asyncpatch_jax.pretrained.plans import plan
 from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import defaults

@@ -9,8 +9,9 @@ import pytest
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.sampling import repaint_cost
-from launch import cases, pictures, timing
-from launch.generate import Inputs, image_keys
+from launch.bench import cases, timing
+from launch.shared import pictures
+from launch.shared.generate import Inputs, image_keys
 from tests.test_launch import _copy, command, run  # noqa: F401, a fixture
 
 

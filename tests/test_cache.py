@@ -7,12 +7,12 @@ import sys
 import jax
 import pytest
 
-from launch import cache
+from launch.shared import cache
 
 PROGRAM = """
 import os, sys
 import jax
-from launch import cache
+from launch.shared import cache
 cache.start(os.environ)
 print(jax.jit(lambda x: x * 2)(21))
 """

@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.pretrained import families, inspection, loading
-from asyncpatch_jax.pretrained.complete import check_complete
-from asyncpatch_jax.pretrained.inspection import bytes_per_chip, inspect
-from asyncpatch_jax.pretrained.presets import PRESETS
+from asyncpatch_jax.pretrained.folders import families, inspection, loading
+from asyncpatch_jax.pretrained.folders.complete import check_complete
+from asyncpatch_jax.pretrained.folders.inspection import bytes_per_chip, inspect
+from asyncpatch_jax.pretrained.folders.presets import PRESETS
 from launch import check_checkpoint
 from tests import tiny_folders
 

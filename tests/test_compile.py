@@ -14,9 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 from asyncpatch_jax import sharding
 from configs import digits, imagenet64_60m
-from launch import aot, build, cost, hlo, report, topology
 from launch.compile import classes
-from launch.flops import model_flops
+from launch.compiler import aot, cost, hlo, report, topology
+from launch.compiler.flops import model_flops
+from launch.shared import build
 from tests import mains
 
 os.environ.update(aot._ENVIRONMENT)

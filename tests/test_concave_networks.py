@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asyncpatch_jax.pretrained import flux, schedulers, sd3, unet2d
 from asyncpatch_jax.pretrained.binding import bind
+from asyncpatch_jax.pretrained.folders import schedulers
+from asyncpatch_jax.pretrained.networks import flux, sd3, unet2d
 from asyncpatch_jax.sampling import (
     DDIM,
     Concave,

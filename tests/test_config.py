@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import build, cli, plans, train
+from launch import train
+from launch.shared import build, cli, plans
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import build, cli, judge, results
+from launch.shared import build, cli, digits_judge
+from launch.studies import digits
 
 
 @pytest.fixture(scope="module")
@@ -22,32 +23,32 @@ def run():
 
 
 def images(split):
-    rows, label = judge.real(split)
+    rows, label = digits_judge.real(split)
     return rows.reshape(-1, 8, 8, 1), label
 
 
 def test_real_digits_are_recognised_and_wrong_labels_are_not():
     x, label = images("test")
-    assert judge.accuracy_of_real() > 0.97
-    assert judge.accuracy(x, label) == judge.accuracy_of_real()
-    assert judge.accuracy(x, (label + 1) % 10) < 0.03
+    assert digits_judge.accuracy_of_real() > 0.97
+    assert digits_judge.accuracy(x, label) == digits_judge.accuracy_of_real()
+    assert digits_judge.accuracy(x, (label + 1) % 10) < 0.03
 
 
 def test_distance_is_small_between_real_digits_and_large_to_noise_or_a_missing_class():
     x, label = images("train")
     noise = np.random.default_rng(0).uniform(-1, 1, x.shape).astype(np.float32)
-    near = judge.distance(x[::3])  # evenly, as the digits come writer by writer
+    near = digits_judge.distance(x[::3])  # evenly, as the digits come writer by writer
     assert near < 0.5
-    assert judge.distance(x[label != 3]) > 2 * judge.distance(x)
-    assert judge.distance(noise) > 20 * near
+    assert digits_judge.distance(x[label != 3]) > 2 * digits_judge.distance(x)
+    assert digits_judge.distance(noise) > 20 * near
 
 
 def test_enlarged_digits_count_as_the_digits_that_they_are():
     x, label = images("test")
     large = x.repeat(2, 1).repeat(2, 2)
-    assert judge.accuracy(large, label) == judge.accuracy(x, label)
+    assert digits_judge.accuracy(large, label) == digits_judge.accuracy(x, label)
     with pytest.raises(ValueError, match="multiples of 8"):
-        judge.accuracy(x[:, :7], label)
+        digits_judge.accuracy(x[:, :7], label)
 
 
 @pytest.mark.parametrize("repaint_steps", [0, 12])
@@ -55,7 +56,7 @@ def test_inpainting_for_the_results_keeps_known_pixels_and_fills_holes(run, repa
     x, label = (part[:3] for part in images("test"))
     mask = np.zeros((3, 8, 8, 1), np.float32)
     mask[:, 2:6, 2:6] = 1
-    filled = results.inpainted(run, x, label.astype(np.int32), mask, seed=0, repaint_steps=repaint_steps)
+    filled = digits.inpainted(run, x, label.astype(np.int32), mask, seed=0, repaint_steps=repaint_steps)
     known = np.broadcast_to(mask == 0, x.shape)
     np.testing.assert_array_equal(filled[known], x[known])
     assert np.abs(filled - x)[~known].min() > 0

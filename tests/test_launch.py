@@ -14,7 +14,7 @@ from PIL import Image
 
 from asyncpatch_jax.data import masks
 from configs import digits
-from launch import build, pictures, plans, windows
+from launch.shared import build, pictures, plans, windows
 from tests import mains
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from asyncpatch_jax.pretrained import families, names, tensors
-from asyncpatch_jax.pretrained.loading import load_component, load_pretrained
+from asyncpatch_jax.pretrained.folders import families, names, tensors
+from asyncpatch_jax.pretrained.folders.loading import load_component, load_pretrained
 from tests import tiny_folders
 
 WEIGHTS = {"text_encoder": "model.safetensors", "unet": "diffusion_pytorch_model.safetensors"}
@@ -330,7 +330,7 @@ _MEASURE = """
 import sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from asyncpatch_jax.pretrained import loading, tensors
+from asyncpatch_jax.pretrained.folders import loading, tensors
 
 def load(folder):
     found = tensors.find(folder)

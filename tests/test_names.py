@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import linen as nn
 
-from asyncpatch_jax.pretrained import names
+from asyncpatch_jax.pretrained.folders import names
 
 
 class Layer(nn.Module):

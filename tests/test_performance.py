@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import aot, fields, performance
+from launch.compiler import aot
+from launch.shared import fields
+from launch.studies import performance
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from asyncpatch_jax.pretrained.loading import load_pretrained
+from asyncpatch_jax.pretrained.folders.loading import load_pretrained
 from asyncpatch_jax.pretrained.pipelines import make, prepare
 from asyncpatch_jax.pretrained.plans import plan
-from asyncpatch_jax.pretrained.prompts import read_tokenizers
 from asyncpatch_jax.pretrained.requests import Request, latent_shape, omegas
 from asyncpatch_jax.pretrained.settings import defaults
+from asyncpatch_jax.pretrained.text.prompts import read_tokenizers
 from tests import tiny_folders
 from tests.tiny_folders import FAMILIES
 

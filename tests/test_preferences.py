@@ -18,7 +18,7 @@ from torch import nn
 
 from asyncpatch_jax.metrics import REWARDS, conversion, read_reward
 from asyncpatch_jax.metrics.pixels import MEAN, STD
-from asyncpatch_jax.pretrained import families, names
+from asyncpatch_jax.pretrained.folders import families, names
 from tests import mains, tiny
 from tests.test_pixels import cut, filled
 

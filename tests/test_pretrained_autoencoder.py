@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from asyncpatch_jax.pretrained import autoencoder, names
-from asyncpatch_jax.pretrained.tiling import starts, tiled, weights
+from asyncpatch_jax.pretrained.folders import names
+from asyncpatch_jax.pretrained.networks import autoencoder
+from asyncpatch_jax.pretrained.networks.tiling import starts, tiled, weights
 
 TINY = {
     "block_out_channels": [8, 16, 16],

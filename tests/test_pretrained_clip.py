@@ -7,8 +7,9 @@ import pytest
 import torch
 import transformers
 
-from asyncpatch_jax.pretrained import clip, names
-from asyncpatch_jax.pretrained.presets import PRESETS
+from asyncpatch_jax.pretrained.folders import names
+from asyncpatch_jax.pretrained.folders.presets import PRESETS
+from asyncpatch_jax.pretrained.networks import clip
 from tests import tiny
 
 TEXT = {

@@ -6,9 +6,10 @@ from functools import partial
 
 import pytest
 
-from asyncpatch_jax.pretrained.presets import PRESETS
-from launch import aot, pretrained_cost, pretrained_programs, report, topology
-from launch.pretrained_cost import Place
+from asyncpatch_jax.pretrained.folders.presets import PRESETS
+from launch.compiler import aot, pretrained_programs, report, topology
+from launch.studies import pretrained_cost
+from launch.studies.pretrained_cost import Place
 from tests import mains, tiny_folders
 
 os.environ.update(aot._ENVIRONMENT)
@@ -77,7 +78,7 @@ def command(monkeypatch, capfd):
 
 def fake(request, timeout, module):
     """An answer whose numbers are seen in the tables."""
-    assert module == "launch.pretrained_programs"
+    assert module == "launch.compiler.pretrained_programs"
     flops = {1: 1e12, 8: 1.01e12, "dense": 1.2e12}.get(request.get("times"), 5e13)
     if request.get("schedule") == "dynamic":
         return {"needs": 20 * 2**30, "has": 2**34, "message": "", "parameters": 5}

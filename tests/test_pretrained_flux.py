@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline, FluxTransformer2DModel
 
-from asyncpatch_jax.pretrained import flux, joint, names
-from asyncpatch_jax.pretrained.presets import PRESETS
+from asyncpatch_jax.pretrained.folders import names
+from asyncpatch_jax.pretrained.folders.presets import PRESETS
+from asyncpatch_jax.pretrained.networks import flux, joint
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import joint_oracles as oracle
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from asyncpatch_jax.pretrained import joint, names, sd3
-from asyncpatch_jax.pretrained.presets import PRESETS
+from asyncpatch_jax.pretrained.folders import names
+from asyncpatch_jax.pretrained.folders.presets import PRESETS
+from asyncpatch_jax.pretrained.networks import joint, sd3
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import joint_oracles as oracle
 

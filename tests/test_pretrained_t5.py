@@ -8,8 +8,9 @@ import torch
 import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from asyncpatch_jax.pretrained import names, t5
-from asyncpatch_jax.pretrained.presets import PRESETS
+from asyncpatch_jax.pretrained.folders import names
+from asyncpatch_jax.pretrained.folders.presets import PRESETS
+from asyncpatch_jax.pretrained.networks import t5
 from tests import tiny
 
 CONFIG = {

@@ -13,8 +13,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 
 from asyncpatch_jax import timefield
-from asyncpatch_jax.pretrained import names, transformer2d, unet2d
-from asyncpatch_jax.pretrained.blur import blurred
+from asyncpatch_jax.pretrained.folders import names
+from asyncpatch_jax.pretrained.networks import transformer2d, unet2d
+from asyncpatch_jax.pretrained.networks.blur import blurred
 from asyncpatch_jax.types import Condition, Spans
 
 TINY = {

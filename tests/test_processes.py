@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from asyncpatch_jax.training.checkpoints import Checkpoints
-from launch import build, processes
+from launch.shared import build, processes
 from tests import OLDER_EMITTERS
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,11 @@ import pytest
 import torch
 import transformers
 
-from asyncpatch_jax.pretrained import clip, names, prompts, t5
-from asyncpatch_jax.pretrained.prompts import encode_prompts, read_tokenizers
-from asyncpatch_jax.pretrained.spans import spans
+from asyncpatch_jax.pretrained.folders import names
+from asyncpatch_jax.pretrained.networks import clip, t5
+from asyncpatch_jax.pretrained.text import prompts
+from asyncpatch_jax.pretrained.text.prompts import encode_prompts, read_tokenizers
+from asyncpatch_jax.pretrained.text.spans import spans
 from tests import tiny
 
 PROMPTS = ["a red dog, and two dogs", "a cat", "a red dog, and two dogs"]

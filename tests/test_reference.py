@@ -11,7 +11,8 @@ import torch
 from asyncpatch_jax.models import UNet
 from asyncpatch_jax.types import Condition
 from configs import digits
-from launch import build, reference, versus
+from launch.bench import reference, versus
+from launch.shared import build
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from asyncpatch_jax.pretrained import families, names
-from asyncpatch_jax.pretrained.loading import Component, load_component, load_pretrained
-from asyncpatch_jax.pretrained.saving import save_component, save_pretrained
+from asyncpatch_jax.pretrained.folders import families, names
+from asyncpatch_jax.pretrained.folders.loading import Component, load_component, load_pretrained
+from asyncpatch_jax.pretrained.folders.saving import save_component, save_pretrained
 from tests import tiny_folders
 
 TEXT = "a red car and a green apple"

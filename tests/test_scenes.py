@@ -4,7 +4,7 @@ import pytest
 from asyncpatch_jax.data import batches, scenes
 from asyncpatch_jax.data.scenes import MOST, Box, captions, holds, lies, size_of, split_captions
 from asyncpatch_jax.metrics.alignment import Found, check, spots
-from launch import scenes_judge
+from launch.shared import scenes_judge
 
 
 def boxes_of(record):

@@ -11,10 +11,11 @@ from absl import flags
 from asyncpatch_jax import timefield
 from asyncpatch_jax.data import scenes
 from asyncpatch_jax.metrics.alignment import Verdict
-from asyncpatch_jax.pretrained.loading import load_pretrained
-from asyncpatch_jax.pretrained.prompts import encode_prompts, read_tokenizers
+from asyncpatch_jax.pretrained.folders.loading import load_pretrained
+from asyncpatch_jax.pretrained.text.prompts import encode_prompts, read_tokenizers
 from asyncpatch_jax.types import Condition
-from launch import results_text, results_text_page, scenes_model, train_scenes
+from launch.studies import scenes_model, text_page, train_scenes
+from launch.studies import text as study
 
 CHOSEN = {"batch": 4, "learning_rate": 1e-3, "seed": 0, "tiny": True}
 
@@ -35,7 +36,7 @@ def trained(tmp_path_factory):
 
 
 def test_every_word_is_one_token_and_ids_are_those_of_the_files(tmp_path):
-    from asyncpatch_jax.pretrained.tokenizers import read_tokenizer
+    from asyncpatch_jax.pretrained.text.tokenizers import read_tokenizer
 
     scenes_model.write_tokenizer(tmp_path)
     tokenizer = read_tokenizer(tmp_path)
@@ -131,17 +132,17 @@ def test_a_training_continues_and_refuses_other_settings(trained, tmp_path):
 
 
 def test_the_results_are_made_by_one_command(tmp_path, monkeypatch, capsys):
-    few = {name: results_text.SCHEDULES[name] for name in ("DM", "AsynDM, ω = .5")}
-    monkeypatch.setattr(results_text, "SCHEDULES", few)
-    monkeypatch.setattr(results_text, "BASELINES", {})
-    monkeypatch.setattr(results_text, "NOISY", ())
-    monkeypatch.setattr(results_text, "GUIDANCE", (3.0,))
+    few = {name: study.SCHEDULES[name] for name in ("DM", "AsynDM, ω = .5")}
+    monkeypatch.setattr(study, "SCHEDULES", few)
+    monkeypatch.setattr(study, "BASELINES", {})
+    monkeypatch.setattr(study, "NOISY", ())
+    monkeypatch.setattr(study, "GUIDANCE", (3.0,))
     values = flags.FlagValues()
-    results_text.define_flags(values)
+    study.define_flags(values)
     out = tmp_path / "docs" / "page.md"
     given = "results --families=sd3 --tiny --steps=3 --captions=4 --seeds=2"
     values([*given.split(), f"--runs={tmp_path / 'runs'}", f"--out={out}"])
-    results_text.make_page(values, "the command")
+    study.make_page(values, "the command")
     text = out.read_text()
     assert "AsynDM, ω = .5" in text
     assert (out.parent / "images" / "page_sd3_run.png").stat().st_size > 1000
@@ -149,7 +150,7 @@ def test_the_results_are_made_by_one_command(tmp_path, monkeypatch, capsys):
     assert len(record["verdicts"]) == 4
     # what is finished is not done again
     capsys.readouterr()
-    results_text.make_page(values, "the command")
+    study.make_page(values, "the command")
     assert "alignment" not in capsys.readouterr().out
     assert out.read_text() == text
 
@@ -161,16 +162,16 @@ class Known:
 
 def test_differences_are_paired():
     base, other = [Known(0.1, 0.9, 0.5, 0.3)] * 2, [Known(0.2, 1.0, 0.6, 0.4)] * 2
-    difference = results_text_page.scores(other, results_text_page._alignment)
-    difference = difference - results_text_page.scores(base, results_text_page._alignment)
-    np.testing.assert_allclose(results_text_page.interval(difference), (10, 10, 10), atol=1e-9)
-    _, low, high = results_text_page.interval(np.random.default_rng(0).normal(1.0, 5.0, (4, 400)))
+    difference = text_page.scores(other, text_page._alignment)
+    difference = difference - text_page.scores(base, text_page._alignment)
+    np.testing.assert_allclose(text_page.interval(difference), (10, 10, 10), atol=1e-9)
+    _, low, high = text_page.interval(np.random.default_rng(0).normal(1.0, 5.0, (4, 400)))
     assert 0.2 < (high - low) / 2 < 0.8
     assert low < 1.0 < high
 
 
 def test_held_out_captions_are_of_all_kinds():
-    labels = results_text.chosen_captions("test", 64)
+    labels = study.chosen_captions("test", 64)
     assert len(set(labels)) == 64
     assert set(labels) <= set(scenes.split_captions("test"))
     assert {scenes.captions()[i].kind for i in labels} == {"count", "place", "relation", "sized"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax.pretrained.schedulers import from_config
+from asyncpatch_jax.pretrained.folders.schedulers import from_config
 from asyncpatch_jax.process import RectifiedFlow, predict
 from asyncpatch_jax.sampling import loop
 from asyncpatch_jax.sampling.schedules.grids import Synchronous

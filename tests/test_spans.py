@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from asyncpatch_jax.data.prompts import words_at
-from asyncpatch_jax.pretrained.objects import noun_phrases
-from asyncpatch_jax.pretrained.spans import find, reference_compat, spans
-from asyncpatch_jax.pretrained.tokenizers import read_tokenizer
+from asyncpatch_jax.pretrained.text.objects import noun_phrases
+from asyncpatch_jax.pretrained.text.spans import find, reference_compat, spans
+from asyncpatch_jax.pretrained.text.tokenizers import read_tokenizer
 from tests import tiny
 
 PROMPT = "a red dog, and two dogs beside a Photograph of a DOG"

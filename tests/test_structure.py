@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from asyncpatch_jax.pretrained import families, names
-from asyncpatch_jax.pretrained.presets import PRESETS
+from asyncpatch_jax.pretrained.folders import families, names
+from asyncpatch_jax.pretrained.folders.presets import PRESETS
 
 # parameters in millions and tensors, as the public folders have them; buffers (SD3's positions) included
 KNOWN = {

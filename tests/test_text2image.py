@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asyncpatch_jax.pretrained import pipelines, prompts, text2image
-from asyncpatch_jax.pretrained.loading import load_pretrained
+from asyncpatch_jax.pretrained import pipelines, text2image
+from asyncpatch_jax.pretrained.folders.loading import load_pretrained
 from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import defaults
-from asyncpatch_jax.pretrained.spans import reference_compat
+from asyncpatch_jax.pretrained.text import prompts
+from asyncpatch_jax.pretrained.text.spans import reference_compat
 from launch.text2image import mesh_of
 from tests import OLDER_EMITTERS, mains, tiny_folders
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import BertTokenizer, CLIPTokenizer, T5Tokenizer
 
-from asyncpatch_jax.pretrained.tokenizers import Tokenizer, read_tokenizer
+from asyncpatch_jax.pretrained.text.tokenizers import Tokenizer, read_tokenizer
 from tests import tiny
 
 PROMPTS = ["a red dog, and two dogs!", "An Émigré's  35mm photograph ...", "", "a sheep\n\ton the STREET"]

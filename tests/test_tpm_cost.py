@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from asyncpatch_jax.pretrained.presets import PRESETS
-from launch import aot, pretrained_cost, tpm_cost, tpm_programs
-from launch.pretrained_cost import Place
+from asyncpatch_jax.pretrained.folders.presets import PRESETS
+from launch.compiler import aot, tpm_programs
+from launch.studies import pretrained_cost, tpm_cost
+from launch.studies.pretrained_cost import Place
 from tests import mains, tiny_folders
 
 POLICY = {"patch": 2, "width": 16, "depth": 1, "heads": 2}
@@ -39,7 +40,7 @@ def test_the_page(monkeypatch, capfd):
     shares = {"network": 1e12, "module": 2.4e9, "rollout": 3e13, "update": 6e11}
 
     def fake(request, timeout, module):
-        assert module == "launch.tpm_programs"
+        assert module == "launch.compiler.tpm_programs"
         assert request["latents"] == [64, 64, 16]
         total = {"flops": 918e12 / 16 * 36, "bytes": 1.0, "hbm": 1.0, "cycles": 0.0}  # 36 s / 16 of a v6e's peak
         return {
@@ -55,7 +56,7 @@ def test_the_page(monkeypatch, capfd):
         }
 
     monkeypatch.setattr(aot, "ahead", fake)
-    code, out, err = mains.command(monkeypatch, capfd)("tpm_cost")
+    code, out, err = mains.command(monkeypatch, capfd)("studies.tpm_cost")
     assert code == 0, err
     assert set(tpm_cost.PLACES) <= set(PRESETS)
     assert out.count("| rollout |  | 30 | 1.00 GiB | 1.00 GiB | 1.00 GiB | 2.25 s |") == 2

@@ -12,7 +12,9 @@ from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax.denoiser import bind
 from asyncpatch_jax.models import TPM, DiT, UNet
 from asyncpatch_jax.models.tpm import observe
-from asyncpatch_jax.pretrained import binding, flux, schedulers, sd3
+from asyncpatch_jax.pretrained import binding
+from asyncpatch_jax.pretrained.folders import schedulers
+from asyncpatch_jax.pretrained.networks import flux, sd3
 from asyncpatch_jax.process import Cosine, Discrete, RectifiedFlow, output, predict, scale_velocity
 from asyncpatch_jax.sampling import (
     DDIM,

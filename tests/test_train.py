@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from asyncpatch_jax.training.checkpoints import Checkpoints
-from launch import build, cli, pictures, train
+from launch import train
+from launch.shared import build, cli, pictures
 from tests import OLDER_EMITTERS
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,8 @@ import scipy.special
 from asyncpatch_jax.data import scenes
 from asyncpatch_jax.metrics.clip import read_clip
 from asyncpatch_jax.metrics.pixels import MEAN, STD
-from launch import rewarding, train_alignment, train_scenes
+from launch.policy import rewarding
+from launch.studies import train_alignment, train_scenes
 from tests import mains
 
 CHOSEN = {"steps": 4, "batch": 4, "learning_rate": 1e-3, "seed": 0, "tiny": True}
@@ -99,7 +100,7 @@ def test_it_continues_and_refuses_another_training(trained, tmp_path, monkeypatc
 
 def test_the_command(monkeypatch, capsys, tmp_path):
     asked = ("--tiny", "--steps=2", "--batch=4", "--num=20", f"--workdir={tmp_path / 'clip'}")
-    code, out, err = mains.command(monkeypatch, capsys)("train_alignment", *asked)
+    code, out, err = mains.command(monkeypatch, capsys)("studies.train_alignment", *asked)
     assert code == 0, err
     assert "held-out captions and digits: fits better than another of its kind" in out
 

@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asyncpatch_jax.pretrained.loading import load_pretrained
+from asyncpatch_jax.pretrained.folders.loading import load_pretrained
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
 from configs import tpm_digits
-from launch import build, cli, evaluate, policies, results_tpm, results_tpm_page, rewarding, subjects, train_tpm
-from launch.results_tpm_page import LIFTED, PAPER, PLAIN, SPATIAL, Row, Study, table, verdict
-from launch.tpm_pages import Made, numbers
+from launch import evaluate, train_tpm
+from launch.policy import policies, rewarding, subjects
+from launch.policy.pages import Made, numbers
+from launch.shared import build, cli
+from launch.studies import tpm, tpm_page
+from launch.studies.tpm_page import LIFTED, PAPER, PLAIN, SPATIAL, Row, Study, table, verdict
 from tests import OLDER_EMITTERS, mains, test_launch, tiny_folders
 
 STEPS = 4  # iterations
@@ -216,11 +219,11 @@ def test_a_config_opens_with_its_command(name):
 
 def test_the_page_of_results(denoiser, monkeypatch, tmp_path):
     monkeypatch.setattr(tpm_digits, "get_config", lambda arg="": config_of(tmp_path, denoiser, rewards="digits"))
-    monkeypatch.setattr(results_tpm, "SEEDS", (0,))
+    monkeypatch.setattr(tpm, "SEEDS", (0,))
     values = SimpleNamespace(denoiser=str(denoiser), runs=str(tmp_path / "runs"), num=20, tiny=False)
-    study = results_tpm.digits(values, 3)
-    found = results_tpm.results(values, study)
-    (out,) = results_tpm_page.write(tmp_path / "page.md", "python -m ...", [found], 1)
+    study = tpm.digits(values, 3)
+    found = tpm.results(values, study)
+    (out,) = tpm_page.write(tmp_path / "page.md", "python -m ...", [found], 1)
     text = out.read_text()
     names = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
     assert names[2] == PLAIN
@@ -228,19 +231,19 @@ def test_the_page_of_results(denoiser, monkeypatch, tmp_path):
     assert names[-2:] == [SPATIAL, PAPER]
     assert text.count("Against the best constant deviation") == 2
     assert len(list((tmp_path / "images").glob("results_tpm_digits_*_3.png"))) == 2
-    recorded = {kind: policies.recorded(results_tpm.config_of(values, study, kind, 0).workdir) for kind in study.kinds}
+    recorded = {kind: policies.recorded(tpm.config_of(values, study, kind, 0).workdir) for kind in study.kinds}
     sizes = {kind: [one["config"]["grpo"][name] for name in ("noises", "draws")] for kind, one in recorded.items()}
     assert sizes == {kind: [4, 1] if kind == PAPER else [2, 2] for kind in study.kinds}
     assert recorded[SPATIAL]["config"]["train"]["steps"] == 2 * STEPS
     # what is finished is read, not made again, but for other settings
-    monkeypatch.setattr(results_tpm.tpm_pages, "make", mocked := Mock(side_effect=LookupError))
-    again = results_tpm.results(values, study)
+    monkeypatch.setattr(tpm.pages, "make", mocked := Mock(side_effect=LookupError))
+    again = tpm.results(values, study)
     for one, other in zip(found.rows, again.rows, strict=True):
         np.testing.assert_array_equal(one.scores("digits"), other.scores("digits"))
     changed = study._replace(config=config_of(tmp_path, denoiser, rewards="digits", seed=7))
     assert not mocked.called
     with pytest.raises(LookupError):
-        results_tpm.results(values, changed)
+        tpm.results(values, changed)
 
 
 def test_prompts_of_images_are_spread_evenly():
@@ -339,7 +342,8 @@ _ONE_OF_TWO = """
 import sys
 from unittest.mock import patch
 import jax, numpy as np
-from launch import processes, train_tpm
+from launch.shared import processes
+from launch import train_tpm
 processes.start()
 from tests import test_train_tpm as own
 config = own.config_of(sys.argv[1], sys.argv[2], prompts=sys.argv[3], rewards="tests.test_train_tpm:whim")

@@ -9,9 +9,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.pretrained import names, tensors
-from asyncpatch_jax.pretrained.loading import load_component
-from asyncpatch_jax.pretrained.saving import save_component
+from asyncpatch_jax.pretrained.folders import names, tensors
+from asyncpatch_jax.pretrained.folders.loading import load_component
+from asyncpatch_jax.pretrained.folders.saving import save_component
 
 
 def main(address: str, process: int, folder: Path, out: Path) -> None:

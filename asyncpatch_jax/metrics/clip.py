@@ -16,9 +16,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, UInt8
 
 from asyncpatch_jax.metrics.pixels import MEAN, STD, Pixels, preprocess
-from asyncpatch_jax.pretrained.clip import CLIPModel
-from asyncpatch_jax.pretrained.loading import Component, load_component
-from asyncpatch_jax.pretrained.tokenizers import Tokenizer, read_tokenizer
+from asyncpatch_jax.pretrained.folders.loading import Component, load_component
+from asyncpatch_jax.pretrained.networks.clip import CLIPModel
+from asyncpatch_jax.pretrained.text.tokenizers import Tokenizer, read_tokenizer
 from asyncpatch_jax.sampling.batches import batched
 
 BATCH = 32  # images at a time

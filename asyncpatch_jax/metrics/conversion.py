@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from asyncpatch_jax.files import refuse_existing
-from asyncpatch_jax.pretrained import families, names, tensors
-from asyncpatch_jax.pretrained.loading import Component
-from asyncpatch_jax.pretrained.saving import save_component
-from asyncpatch_jax.pretrained.tokenizers import read_tokenizer
+from asyncpatch_jax.pretrained.folders import families, names, tensors
+from asyncpatch_jax.pretrained.folders.loading import Component
+from asyncpatch_jax.pretrained.folders.saving import save_component
+from asyncpatch_jax.pretrained.text.tokenizers import read_tokenizer
 
 State = Mapping[str, np.ndarray]
 _TOKENIZER = {

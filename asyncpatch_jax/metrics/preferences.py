@@ -24,9 +24,9 @@ from asyncpatch_jax.metrics.clip import BATCH, clip_score, cosines, read_clip
 from asyncpatch_jax.metrics.conversion import SOURCES
 from asyncpatch_jax.metrics.pixels import letterbox, preprocess
 from asyncpatch_jax.metrics.rewards import Reward, from_callable
-from asyncpatch_jax.pretrained import families
-from asyncpatch_jax.pretrained.loading import Component, load_component, resolve
-from asyncpatch_jax.pretrained.tokenizers import read_tokenizer
+from asyncpatch_jax.pretrained.folders import families
+from asyncpatch_jax.pretrained.folders.loading import Component, load_component, resolve
+from asyncpatch_jax.pretrained.text.tokenizers import read_tokenizer
 from asyncpatch_jax.sampling.batches import batched
 
 _IMAGE_REWARD_TOKENS = 35  # of a prompt, as its code cuts them

@@ -3,22 +3,22 @@
 from asyncpatch_jax.lazy import exports
 
 _HOMES = {
-    "Component": "loading",
+    "Component": "folders.loading",
     "Made": "pipelines",
-    "Pretrained": "loading",
+    "Pretrained": "folders.loading",
     "Request": "requests",
-    "Scheduler": "schedulers",
+    "Scheduler": "folders.schedulers",
     "Settings": "settings",
     "bind": "binding",
     "defaults": "settings",
-    "encode_prompts": "prompts",
-    "inspect": "inspection",
-    "load_component": "loading",
-    "load_pretrained": "loading",
-    "noun_phrases": "objects",
+    "encode_prompts": "text.prompts",
+    "inspect": "folders.inspection",
+    "load_component": "folders.loading",
+    "load_pretrained": "folders.loading",
+    "noun_phrases": "text.objects",
     "sample_latents": "sampling",
-    "save_component": "saving",
-    "save_pretrained": "saving",
+    "save_component": "folders.saving",
+    "save_pretrained": "folders.saving",
     "text2image": "pipelines",
 }
 

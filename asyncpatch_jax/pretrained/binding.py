@@ -5,7 +5,7 @@ from typing import Any
 from flax import linen as nn
 
 from asyncpatch_jax import denoiser, timefield
-from asyncpatch_jax.pretrained.schedulers import Scheduler
+from asyncpatch_jax.pretrained.folders.schedulers import Scheduler
 from asyncpatch_jax.types import Condition, Denoiser, Image, Prediction, Times
 
 

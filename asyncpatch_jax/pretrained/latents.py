@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.pretrained import autoencoder
-from asyncpatch_jax.pretrained.loading import Pretrained
+from asyncpatch_jax.pretrained.folders.loading import Pretrained
+from asyncpatch_jax.pretrained.networks import autoencoder
 from asyncpatch_jax.types import Image
 
 

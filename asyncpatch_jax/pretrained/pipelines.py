@@ -14,16 +14,16 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from asyncpatch_jax import viz
-from asyncpatch_jax.pretrained.complete import check_complete
+from asyncpatch_jax.pretrained.folders.complete import check_complete
+from asyncpatch_jax.pretrained.folders.loading import Pretrained
 from asyncpatch_jax.pretrained.latents import decode_latents, encode_images
-from asyncpatch_jax.pretrained.loading import Pretrained
 from asyncpatch_jax.pretrained.plans import Plan, plan
-from asyncpatch_jax.pretrained.prompts import Encoded, encode_prompts, read_tokenizers, streams
 from asyncpatch_jax.pretrained.requests import Picture, Request, check, latent_shape, omegas
 from asyncpatch_jax.pretrained.sampling import Inputs, Net, Sampled, noise, sample_latents
 from asyncpatch_jax.pretrained.settings import Settings, solver
-from asyncpatch_jax.pretrained.spans import reference_compat, spans
-from asyncpatch_jax.pretrained.tokenizers import Tokenizer
+from asyncpatch_jax.pretrained.text.prompts import Encoded, encode_prompts, read_tokenizers, streams
+from asyncpatch_jax.pretrained.text.spans import reference_compat, spans
+from asyncpatch_jax.pretrained.text.tokenizers import Tokenizer
 from asyncpatch_jax.sampling.paste import paste_back
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.sampling.schedules.masks import thresholded

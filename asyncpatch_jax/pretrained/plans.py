@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asyncpatch_jax import timefield
-from asyncpatch_jax.pretrained.loading import Pretrained
+from asyncpatch_jax.pretrained.folders.loading import Pretrained
 from asyncpatch_jax.pretrained.requests import Request, cells, latent_shape, omegas
 from asyncpatch_jax.pretrained.settings import Settings
 from asyncpatch_jax.process import Discrete

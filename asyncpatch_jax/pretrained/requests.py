@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from asyncpatch_jax import timefield
-from asyncpatch_jax.pretrained import families
-from asyncpatch_jax.pretrained.loading import Pretrained
+from asyncpatch_jax.pretrained.folders.loading import Pretrained, latent_channels
 from asyncpatch_jax.pretrained.settings import Settings, check_method
 
 Picture = UInt8[np.ndarray, "h w c"]
@@ -144,8 +143,3 @@ def latent_shape(pretrained: Pretrained, settings: Settings) -> tuple[int, int, 
     """Height, width and channels of the latents of an image."""
     side = factor(pretrained)
     return settings.height // side, settings.width // side, latent_channels(pretrained)
-
-
-def latent_channels(pretrained: Pretrained) -> int:
-    """Channels of the latents of an image."""
-    return families.example(pretrained.denoiser.config, pretrained.denoiser.module)[0].shape[-1]

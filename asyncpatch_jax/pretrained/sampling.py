@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import sharding, timefield
 from asyncpatch_jax.pretrained.binding import bind
-from asyncpatch_jax.pretrained.schedulers import Scheduler
+from asyncpatch_jax.pretrained.folders.schedulers import Scheduler
 from asyncpatch_jax.pretrained.settings import Method
 from asyncpatch_jax.process import diffuse
 from asyncpatch_jax.sampling.guidance import (
@@ -22,9 +22,10 @@ from asyncpatch_jax.sampling.guidance import (
     semantic_aware,
     smoothed_energy,
 )
-from asyncpatch_jax.sampling.loop import SamplerState, sample
+from asyncpatch_jax.sampling.loop import sample
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.sampling.solvers import Solver, ZSampling
+from asyncpatch_jax.sampling.state import SamplerState
 from asyncpatch_jax.types import Condition, Denoiser, Image, ImageKeys, Prediction
 
 # AsynDM's table (arXiv 2510.04504) has the baselines with these

@@ -11,7 +11,7 @@ from asyncpatch_jax.sampling.guidance import (
     smoothed_energy,
     two_calls,
 )
-from asyncpatch_jax.sampling.loop import SamplerState, sample, start
+from asyncpatch_jax.sampling.loop import sample, start
 from asyncpatch_jax.sampling.paste import paste_back
 from asyncpatch_jax.sampling.schedules import (
     Autoregressive,
@@ -41,6 +41,7 @@ from asyncpatch_jax.sampling.schedules import (
     shuffled,
 )
 from asyncpatch_jax.sampling.solvers import DDIM, DDPM, DPMSolver2M, Euler, Heun, Solver, ZSampling
+from asyncpatch_jax.sampling.state import SamplerState
 
 __all__ = [
     "DDIM",

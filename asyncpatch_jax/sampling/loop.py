@@ -1,7 +1,7 @@
 """The one sampling loop: predict, ask the schedule, step, hold what did not move."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,11 @@ from asyncpatch_jax import timefield
 from asyncpatch_jax.process import Process, diffuse
 from asyncpatch_jax.sampling.schedules.base import Schedule
 from asyncpatch_jax.sampling.solvers import Solver
+from asyncpatch_jax.sampling.state import SamplerState
 from asyncpatch_jax.types import Denoiser, FewTimes, Image, Prediction, Times
 
 # fold-in constants that keep the three uses of an image's key apart
 _START, _INIT, _STEP = 0, 1, 2
-
-
-class SamplerState(NamedTuple):
-    """All that moves during sampling: the image, its times, and what solver and schedule remember."""
-
-    x: Image
-    times: Times
-    solver: Any
-    schedule: Any
 
 
 def start(process: Process, schedule: Schedule, key: Key[Array, "..."], known: Image) -> Image:

@@ -21,9 +21,10 @@ from jaxtyping import Array, Bool, Float, Key
 from asyncpatch_jax import beta, sharding
 from asyncpatch_jax.beta import Beta
 from asyncpatch_jax.models.tpm import TPM, Observation, observe
-from asyncpatch_jax.sampling.loop import SamplerState, sample
+from asyncpatch_jax.sampling.loop import sample
 from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
 from asyncpatch_jax.sampling.solvers import Solver
+from asyncpatch_jax.sampling.state import SamplerState
 from asyncpatch_jax.training.step import Metrics, TrainState, train_step
 from asyncpatch_jax.types import Condition, Denoiser, Image, Prediction
 

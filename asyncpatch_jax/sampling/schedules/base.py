@@ -1,16 +1,14 @@
 """What a schedule is: it owns *when* each cell moves."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from asyncpatch_jax import timefield
+from asyncpatch_jax.sampling.state import SamplerState
 from asyncpatch_jax.types import FewTimes, Image, ImageKeys, Prediction, TimeField, Times
-
-if TYPE_CHECKING:
-    from asyncpatch_jax.sampling.loop import SamplerState
 
 
 @runtime_checkable
@@ -26,7 +24,7 @@ class Schedule(Protocol):
     def init(self, keys: ImageKeys, x: Image) -> tuple[Times, Any]:
         """The first field and the schedule's own memory."""
 
-    def next(self, i: Int[Array, ""], state: "SamplerState", pred: Prediction, keys: ImageKeys) -> tuple[Times, Any]:
+    def next(self, i: Int[Array, ""], state: SamplerState, pred: Prediction, keys: ImageKeys) -> tuple[Times, Any]:
         """The field after step i (counted from 0) and the memory; same shapes as before."""
 
 
@@ -47,7 +45,7 @@ class Planned:
     def init(self, keys: ImageKeys, x: Image) -> tuple[Times, None]:
         return same_for_network(self.field(0), x.shape[0]), None
 
-    def next(self, i: jax.Array, state: "SamplerState", pred: Prediction, keys: ImageKeys) -> tuple[Times, None]:
+    def next(self, i: jax.Array, state: SamplerState, pred: Prediction, keys: ImageKeys) -> tuple[Times, None]:
         return same_for_network(self.field(i + 1), state.x.shape[0]), None
 
 

@@ -1,0 +1,233 @@
+"""Pretrained folders on disk, in the layout of diffusers, into parameters where they belong: on one device or a mesh.
+
+Parameters are read one after another, straight into the arrays that they become, each process only what its devices
+hold: next to the arrays there is little else in a host's memory.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from asyncpatch_jax import sharding
+from asyncpatch_jax.pretrained.folders import families, names, schedulers, tensors
+from asyncpatch_jax.pretrained.folders.names import Slot
+from asyncpatch_jax.pretrained.folders.schedulers import Scheduler
+from asyncpatch_jax.pretrained.folders.tensors import Tensor
+from asyncpatch_jax.pretrained.networks.axes import logical_axes
+
+# threads that read and transpose; each holds one block of a tensor
+_WORKERS = min(8, os.cpu_count() or 1)
+# XLA on a CPU takes a buffer of this alignment as it is, without a copy
+_ALIGNMENT = 64
+
+
+class Component(NamedTuple):
+    """A network: its module, its parameters (a tree for `module.apply({"params": params}, ...)`), its config.json."""
+
+    module: nn.Module
+    params: Any
+    config: Mapping[str, Any]
+
+
+class Pretrained(NamedTuple):
+    """All that a folder holds.
+
+    family: "sd", "sdxl", "sd3", "flux" or "kontext".
+    components: by folder: "unet" or "transformer", "vae", "text_encoder", ...
+    tokenizers: folders by name: "tokenizer", "tokenizer_2", ...
+    index, scheduler_config: the contents of model_index.json and scheduler_config.json.
+    """
+
+    family: str
+    components: dict[str, Component]
+    scheduler: Scheduler
+    tokenizers: dict[str, Path]
+    index: Mapping[str, Any]
+    scheduler_config: Mapping[str, Any]
+
+    @property
+    def denoiser(self) -> Component:
+        return self.components[next(iter(families.COMPONENTS[self.family]))]
+
+
+def load_pretrained(
+    folder: str | os.PathLike, mesh: Mesh | None = None, dtype: Any = jnp.bfloat16, *, variant: str | None = None
+) -> Pretrained:
+    """Read a folder in the layout of diffusers: networks, scheduler, and where its tokenizers are.
+
+    Args:
+        folder: the one with a model_index.json; or a Hub id such as "org/name" that the Hub's client has in its cache.
+            Nothing is downloaded.
+        mesh: where the parameters are split, by `axes.logical_axes`; None: all on the first device.
+        dtype: of the parameters and of the computation. Components that overflow in float16 are float32 instead.
+        variant: of the files, say "fp16" for `model.fp16.safetensors`.
+
+    Raises:
+        ValueError: no such folder, or one of another layout or pipeline; a file missing, truncated or of another
+            network; a tensor missing, unused or of another shape; a setting that is not implemented. Names it.
+    """
+    folder = resolve(folder)
+    described = describe(folder, dtype)
+    components = {name: load_component(folder / name, mesh, dtype, variant=variant) for name in described.components}
+    return described._replace(components=components)
+
+
+def describe(folder: str | os.PathLike, dtype: Any = jnp.bfloat16) -> Pretrained:
+    """What `load_pretrained` would load, with shapes in the place of parameters: no tensor is read.
+
+    Settings and requests can be checked against it (`pipelines.ready`) before minutes of reading are lost.
+
+    Raises:
+        ValueError: as `load_pretrained`, but for what is wrong with the tensors.
+    """
+    folder = resolve(folder)
+    index = families.read_json(folder / "model_index.json")
+    family = families.family(index)
+    scheduler_config = families.read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = schedulers.from_config(scheduler_config, whole=family in ("flux", "kontext"))
+    wanted = families.COMPONENTS[family]
+    components = {}
+    for name in families.components(index):
+        check_class(folder / name, wanted[name])
+        components[name] = _described(folder / name, dtype)
+    tokenizers = {
+        name: folder / name
+        for name, entry in index.items()
+        if name.startswith("tokenizer") and isinstance(entry, list) and all(entry)
+    }
+    return Pretrained(family, components, scheduler, tokenizers, index, scheduler_config)
+
+
+def load_component(
+    folder: str | os.PathLike, mesh: Mesh | None = None, dtype: Any = jnp.bfloat16, *, variant: str | None = None
+) -> Component:
+    """Read one network: a folder with a config.json and safetensors files. Arguments and errors: `load_pretrained`."""
+    folder = resolve(folder)
+    described = _described(folder, dtype)
+    found = tensors.find(folder, variant)
+    return described._replace(params=read(described.params, found, folder, mesh))
+
+
+def _described(folder: Path, dtype: Any) -> Component:
+    """A component whose parameters are shapes, of the type that they will have."""
+    config = families.read_json(folder / "config.json")
+    if config.get("force_upcast") and np.dtype(dtype) == np.float16:
+        dtype = jnp.float32
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), families.shapes(config))
+    return Component(families.module(config, dtype), shapes, config)
+
+
+def check_class(folder: Path, wanted: str) -> None:
+    """Refuse a component of another class than its family has.
+
+    Raises:
+        ValueError: names folder and classes.
+    """
+    if (got := families.class_name(families.read_json(folder / "config.json"))) != wanted:
+        raise ValueError(f"expected a {wanted} in {folder}, got a {got}")
+
+
+def resolve(folder: str | os.PathLike) -> Path:
+    """The folder itself, or that of a Hub id in the local cache of the Hub's client.
+
+    Raises:
+        ValueError: neither.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    message = f"expected a folder, or the id of a repository that the Hub's client has downloaded, got {str(folder)!r}"
+    if path.is_absolute() or len(path.parts) != 2:
+        raise ValueError(message)
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ValueError(f"{message}; for ids, pip install huggingface_hub") from error
+    try:
+        return Path(huggingface_hub.snapshot_download(str(folder), local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{message}; hf download {folder} would fetch it") from error
+
+
+def read(shapes: Any, found: Mapping[str, Tensor], where: Path, mesh: Mesh | None) -> Any:
+    """Parameters of these shapes from the tensors of files, matched strictly.
+
+    Args:
+        shapes: tree of a module's parameters, or their shapes, of the type that they shall have.
+        found: `tensors.find`.
+        where: for errors.
+
+    Raises:
+        ValueError: a tensor missing, unused, doubled, of another shape, or no float.
+    """
+    slots = names.torch_tensors(shapes)
+    match = names.match(slots, {name: tensor.shape for name, tensor in found.items()})
+    names.check(match, str(where))
+    sources: dict[tuple[str, ...], list[tuple[Slot, Tensor]]] = {}
+    for key, slot in slots.items():
+        tensor = found[match.sources[key]]._replace(shape=slot.shape)
+        sources.setdefault(slot.path, []).append((slot, tensor))
+    places = _places(shapes, mesh)
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        leaves = {}
+        for path, leaf, place in places:
+            fill = _filler(leaf.shape, sources[path], np.dtype(leaf.dtype), pool.map)
+            # one at a time: what waits for its way to a device takes memory here
+            leaves[path] = jax.block_until_ready(jax.make_array_from_callback(leaf.shape, place, fill))
+    return names.nested(leaves)
+
+
+def _places(shapes: Any, mesh: Mesh | None) -> list[tuple[tuple[str, ...], Any, Sharding]]:
+    flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    paths = [tuple(key.key for key in path) for path, _ in flat]
+    if mesh is None:
+        single = SingleDeviceSharding(jax.local_devices()[0])
+        return [(path, leaf, single) for path, (_, leaf) in zip(paths, flat, strict=True)]
+    placed = jax.tree.leaves(sharding.parameters(mesh, shapes, logical_axes(shapes)))
+    return [(path, leaf, place) for path, (_, leaf), place in zip(paths, flat, placed, strict=True)]
+
+
+def _filler(
+    shape: Sequence[int], sources: Sequence[tuple[Slot, Tensor]], dtype: np.dtype, run: Callable[..., Any]
+) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    """The function that reads a part of a parameter, for `jax.make_array_from_callback`."""
+    known: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True))
+        if bounds not in known:  # devices that hold the same part share it
+            out = _aligned(tuple(stop - start for start, stop in bounds), dtype)
+            list(run(lambda copy: copy(), _copies(out, bounds, sources)))
+            known[bounds] = out
+        return known[bounds]
+
+    return part
+
+
+def _copies(out: np.ndarray, bounds: Sequence[tuple[int, int]], sources: Sequence[tuple[Slot, Tensor]]) -> Any:
+    stacked = sources[0][0].layer is not None
+    layers = sources[slice(*bounds[0])] if stacked else sources
+    for i, (slot, tensor) in enumerate(layers):
+        base = bounds[1:] if stacked else bounds
+        index = tuple(slice(*base[axis]) for axis in slot.inverse)
+        yield from tensors.blocks((out[i] if stacked else out).transpose(slot.inverse), tensor, index)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def latent_channels(pretrained: Pretrained) -> int:
+    """Channels of the latents of an image."""
+    return families.example(pretrained.denoiser.config, pretrained.denoiser.module)[0].shape[-1]

@@ -1,0 +1,199 @@
+"""The transformer of Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv 2403.03206), told its time per token.
+
+Module names are those of diffusers' `SD3Transformer2DModel`. Layers of one kind that follow each other are one loop.
+"""
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from asyncpatch_jax import timefield
+from asyncpatch_jax.models.times import LevelTimes
+from asyncpatch_jax.pretrained.networks.configuration import check
+from asyncpatch_jax.pretrained.networks.joint import (
+    JointBlock,
+    Streams,
+    TimeTextEmbedding,
+    along_batch,
+    check_condition,
+    dense,
+    last_modulation,
+    text_time,
+)
+from asyncpatch_jax.pretrained.networks.layers import stacked, wide
+from asyncpatch_jax.pretrained.networks.times import level_times
+from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
+
+# diffusers' own, which a config.json may leave out
+_DEFAULTS = {
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 18,
+    "attention_head_dim": 64,
+    "num_attention_heads": 18,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1152,
+    "pooled_projection_dim": 2048,
+    "out_channels": 16,
+    "pos_embed_max_size": 96,
+    "dual_attention_layers": (),
+    "qk_norm": None,
+}
+
+
+class PatchEmbedding(nn.Module):
+    """Patches as tokens, with positions cut from the centre of the checkpoint's table."""
+
+    width: int
+    patch: int
+    table: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Image) -> Float[Array, "b th tw d"]:
+        side, patch = self.table, (self.patch, self.patch)
+        x = nn.Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype, name="proj")(x)
+        positions = self.param("pos_embed", nn.initializers.zeros, (1, side * side, self.width))
+        rows, cols = x.shape[1:3]
+        top, left = (side - rows) // 2, (side - cols) // 2
+        cut = positions.reshape(1, side, side, self.width)[:, top : top + rows, left : left + cols]
+        return x + cut.astype(self.dtype)
+
+
+class SD3Transformer(nn.Module):
+    """SD3's transformer `(x, t, cond) -> (out, aux)`: latents [b, h, w, c] at times in 0 ... 1000 to a velocity.
+
+    It needs `cond.tokens` and `cond.pooled`. With `cond.spans`, `aux["maps"]` [b, h / patch, w / patch, k] is the mean
+    attention of image tokens to each object over all layers and heads.
+
+    Attributes:
+        heads, head_width: of attention; their product is the width.
+        depth: number of layers.
+        dual: which of them attend a second time, to the image alone (MMDiT-X).
+        qk_norm: RMS norms of queries and keys.
+        channels_in, channels_out, patch: of the latents.
+        table: side of the table of positions, in patches.
+        context_width, pooled_width: of the text.
+        dtype: compute type; norms, softmax and times are float32.
+    """
+
+    heads: int
+    head_width: int
+    depth: int
+    dual: tuple[int, ...]
+    qk_norm: bool
+    channels_in: int
+    channels_out: int
+    patch: int
+    table: int
+    context_width: int
+    pooled_width: int
+    dtype: Any = jnp.float32
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of latents must be multiples of this."""
+        return self.patch
+
+    @nn.compact
+    def __call__(
+        self, x: Image, t: TimeField | FewTimes, cond: Condition | None, *, train: bool = False
+    ) -> tuple[Image, dict[str, jax.Array]]:
+        """Predict from x [b, h, w, c] at field t, in 0 ... 1000.
+
+        Args:
+            train: as all networks take it; there is no dropout.
+
+        Raises:
+            ValueError: latents that are no whole patches, or larger than the table of positions; a field or a condition
+                that does not fit.
+        """
+        b, grid, width = x.shape[0], self._grid(x.shape), self.heads * self.head_width
+        timefield.check(t, b)
+        needed = {"tokens": self.context_width, "pooled": self.pooled_width}
+        cond = check_condition(cond, b, needed, {"text_time", "spans"})
+        embedding = TimeTextEmbedding(width, self.dtype, name="time_text_embed")
+        (times,) = level_times(t, lambda j: embedding(j, cond.pooled), [grid])
+        text_times = LevelTimes(embedding(text_time(t, cond), cond.pooled), grid=(1, 1))
+
+        image = PatchEmbedding(width, self.patch, self.table, self.dtype, name="pos_embed")(x.astype(self.dtype))
+        text = dense(width, "context_embedder", self.dtype)(cond.tokens.astype(self.dtype))[:, None]
+        maps = (
+            None if cond.spans is None else jnp.zeros((b, grid[0] * grid[1], cond.spans.weight.shape[-1]), jnp.float32)
+        )
+        streams = Streams(along_batch(image), along_batch(text), maps)
+        inputs = (times, text_times, None, cond.spans)
+        shared = {"heads": self.heads, "qk_norm": self.qk_norm, "dtype": self.dtype}
+        for dual, layers in groupby(range(self.depth - 1), lambda layer: layer in self.dual):
+            first, *rest = layers
+            settings = {**shared, "dual": dual}
+            streams = stacked(JointBlock, settings, 1 + len(rest), "transformer_blocks", streams, *inputs, start=first)
+        last = self.depth - 1
+        block = JointBlock(dual=last in self.dual, last=True, **shared, name=f"transformer_blocks.{last}")
+        streams, _ = block(streams, *inputs)
+
+        image = last_modulation(streams.image, times, self.dtype)
+        out = dense(self.patch**2 * self.channels_out, "proj_out", self.dtype)(image)
+        out = rearrange(out, "b h w (p q c) -> b (h p) (w q) c", p=self.patch, q=self.patch)
+        out = out.astype(wide(self.dtype))
+        if maps is None:
+            return out, {}
+        return out, {"maps": (streams.maps / self.depth).reshape(b, *grid, -1)}
+
+    def _grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        _, height, width, channels = shape
+        if channels != self.channels_in or height % self.patch or width % self.patch:
+            raise ValueError(
+                f"expected latents [b, h, w, {self.channels_in}] whose height and width are multiples of {self.patch}, "
+                f"got shape {tuple(shape)}"
+            )
+        grid = height // self.patch, width // self.patch
+        if max(grid) > self.table:
+            raise ValueError(f"expected at most {self.table} x {self.table} patches, got {grid[0]} x {grid[1]}")
+        return grid
+
+
+def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> SD3Transformer:
+    """The module of a `SD3Transformer2DModel`'s config.json.
+
+    Raises:
+        ValueError: a setting that is not implemented.
+    """
+    check(config, "SD3Transformer2DModel", set(_DEFAULTS), {}, {"sample_size"})
+    config = {**_DEFAULTS, **config}
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    if config["caption_projection_dim"] != width:
+        got = config["caption_projection_dim"]
+        raise ValueError(f"expected caption_projection_dim = {width}, heads times their width, got {got}")
+    if config["qk_norm"] not in (None, "rms_norm"):
+        raise ValueError(f"expected qk_norm = 'rms_norm' or none, got {config['qk_norm']!r}")
+    return SD3Transformer(
+        heads=config["num_attention_heads"],
+        head_width=config["attention_head_dim"],
+        depth=config["num_layers"],
+        dual=tuple(config["dual_attention_layers"]),
+        qk_norm=config["qk_norm"] is not None,
+        channels_in=config["in_channels"],
+        channels_out=config["out_channels"] or config["in_channels"],
+        patch=config["patch_size"],
+        table=config["pos_embed_max_size"],
+        context_width=config["joint_attention_dim"],
+        pooled_width=config["pooled_projection_dim"],
+        dtype=dtype,
+    )
+
+
+def example(module: SD3Transformer) -> tuple[np.ndarray, np.ndarray, Condition]:
+    """Inputs of the smallest legal size, for shapes."""
+    cond = Condition(
+        tokens=np.zeros((1, 2, module.context_width), np.float32), pooled=np.zeros((1, module.pooled_width), np.float32)
+    )
+    side = module.patch
+    return np.zeros((1, side, side, module.channels_in), np.float32), np.zeros((1, 1, 1, 1), np.float32), cond

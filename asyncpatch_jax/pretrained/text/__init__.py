@@ -1,0 +1,1 @@
+"""Prompts as tokens, embeddings, and spans of words."""

@@ -1,0 +1,1 @@
+"""Cases of the benchmark, and how they are timed."""

@@ -1,0 +1,87 @@
+"""The flags that name a trained run and say how to sample from it: the same for every main that needs one."""
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch.shared import build
+
+flags.disclaim_key_flags()  # they belong to the main that asks for them, and show in its --help
+
+# of config.sample, each with its own flag
+_SETTINGS = {
+    "solver": (flags.DEFINE_string, "Solver: ddim, ddpm, euler, heun, dpm2m"),
+    "eta": (flags.DEFINE_float, "Share of fresh noise of ddim"),
+    "steps": (flags.DEFINE_integer, "Steps that each cell takes"),
+    "grid": (flags.DEFINE_string, "Times of the steps: linear, shifted, cosine, logsnr"),
+    "guidance": (flags.DEFINE_float, "Scale of classifier-free guidance, 1 for none"),
+    "input_guidance": (flags.DEFINE_float, "Scale of guidance by what is known, 0 for none"),
+}
+
+
+def define_flags(*settings: str) -> None:
+    """Define --workdir, --checkpoint, --seed, and those of `config.sample` that are named."""
+    flags.DEFINE_string("workdir", None, "Folder of a trained run; --config's unless given.")
+    flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint to use; the newest unless given.")
+    flags.DEFINE_integer("seed", 0, "Seed of all noise.", lower_bound=0)
+    for name in settings:
+        define, about = _SETTINGS[name]
+        define(name, None, f"{about}; the run's own unless given.")
+
+
+def load() -> build.Run:
+    """The run of the flags, its sampling settings replaced by those that were given; sets --workdir if it was not.
+
+    Raises:
+        ValueError: a setting that does not exist.
+        FileNotFoundError: no run or no such checkpoint in it.
+    """
+    values = flags.FLAGS
+    values.workdir = values.workdir or values.config.workdir
+    run = build.load_run(values.workdir, values.checkpoint)
+    overrides = config_flags.get_override_values(values["config"])
+    run.config.update_from_flattened_dict({name: v for name, v in overrides.items() if name.startswith("sample.")})
+    given = values.flag_values_dict()
+    run.config.sample.update({name: given[name] for name in _SETTINGS if given.get(name) is not None})
+    check(run)
+    return run
+
+
+def check(run: build.Run) -> None:
+    """Refuse sampling settings before anything is computed.
+
+    Raises:
+        ValueError: unknown solver or grid, no steps, or guidance of a model without classes.
+    """
+    settings = run.config.sample
+    build.solver(run.config, run.process)
+    build.grid(run.config, settings.steps, run.process)
+    if settings.guidance != 1.0 and not run.num_classes:
+        raise ValueError(f"expected --guidance=1 for a model without classes, got {settings.guidance}")
+
+
+def labels(run: build.Run, names: list[str]) -> list[int]:
+    """Classes by name or number.
+
+    Raises:
+        ValueError: a class that the model does not have, or any for a model without classes.
+    """
+    indices = {str(i): i for i in range(run.num_classes)} | {name: i for i, name in enumerate(run.class_names)}
+    unknown = [name for name in names if name not in indices or not run.num_classes]
+    if unknown:
+        there = ", ".join(run.class_names[:20]) if run.num_classes else "none (the model was trained without)"
+        raise ValueError(f"expected classes out of {there}, got {', '.join(unknown)}")
+    return [indices[name] for name in names]
+
+
+def label(run: build.Run, name: str | None) -> int:
+    """One class, or the index of "no class"; without a class the run's own classifier-free guidance has no direction.
+
+    Raises:
+        ValueError: as `labels`; or --guidance towards no class.
+    """
+    if name is not None:
+        return labels(run, [name])[0]
+    if flags.FLAGS["guidance"].value not in (None, 1.0):
+        raise ValueError(f"expected a --label for --guidance={flags.FLAGS['guidance'].value}, got none")
+    run.config.sample.guidance = 1.0
+    return run.num_classes
