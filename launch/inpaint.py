@@ -21,6 +21,7 @@ from asyncpatch_jax import viz
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.masks import Convention, read_mask
 from asyncpatch_jax.files import check_writable, refuse_existing
+from asyncpatch_jax.texts import composed
 from launch.shared import build, cli, inpainting, trained
 from launch.shared.generate import image_keys
 
@@ -75,7 +76,7 @@ def tasks(image: Path, mask: Path, out: Path) -> list[Task]:
 
 def _by_name(folder: Path) -> dict[str, Path]:
     files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    names = [file.stem for file in files]
+    names = [composed(file.stem) for file in files]  # of a Mac, a pair may have one name in two forms
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"expected one file of each name in {folder}, got several of {', '.join(twice)}")

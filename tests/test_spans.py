@@ -1,6 +1,7 @@
 """Words to tokens, for both sorts of tokenizer, and the released code's own way."""
 
 import sys
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,6 +74,46 @@ def test_words_with_punctuation():
     assert find("an ice-cream", "ice-cream") == (3, 12)
     assert find("Ein Café, bitte", "café") == (4, 8)
     assert find("C++ on a mug", "c++") == (0, 3)
+
+
+@pytest.mark.parametrize("prompt_form", ["NFC", "NFD"])
+@pytest.mark.parametrize("words_form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("ein Café, ein CAFÉ", "café#2"),
+        ("a Vietnamese phở bowl", "phở"),  # two marks, which may be in either order
+        ("서울 한강 다리", "한강"),
+        ("एक हिन्दी किताब", "हिन्दी"),
+        ("Å la carte", "å la"),
+    ],
+)
+def test_words_that_look_equal_are_found(prompt, words, prompt_form, words_form):
+    prompt, words = unicodedata.normalize(prompt_form, prompt), unicodedata.normalize(words_form, words)
+    start, stop = find(prompt, words)
+    there = unicodedata.normalize("NFC", prompt[start:stop]).lower()
+    assert there == unicodedata.normalize("NFC", words).lower().removesuffix("#2")
+    assert "#2" not in words or start > len("ein Café")
+    # and nothing is cut in two: the next character begins anew
+    assert not prompt[stop:] or not unicodedata.combining(prompt[stop])
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("prompt", "part"), [("a café", "caf"), ("a café", "cafe"), ("हिन्दी", "हिन"), ("각", "가"), ("naïve", "ve")]
+)
+def test_a_part_of_a_word_is_not_found(prompt, part, form):
+    with pytest.raises(ValueError, match="not at all"):
+        find(unicodedata.normalize(form, prompt), part)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_tokens_of_a_word_with_marks(tokenizers, form):
+    prompt = unicodedata.normalize(form, "a red café dog")
+    for name in ("clip", "t5"):
+        table = spans([(tokenizers[name], 0)], [prompt], [["dog", "red"]])
+        for k, word in enumerate(("dog", "red")):
+            assert text_of(tokenizers[name], prompt, table.index[0, table.weight[0, :, k] > 0]) == word
 
 
 @pytest.mark.filterwarnings("ignore:.*cut from a prompt")

@@ -2,11 +2,13 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
+
+from asyncpatch_jax.data.tables import by_content, by_name, refuse_table
+from asyncpatch_jax.texts import composed, read_text, words
 
 
 class Prompt(NamedTuple):
@@ -26,13 +28,16 @@ class Prompt(NamedTuple):
 def read_prompts(file: epath.PathLike, items: epath.PathLike | None = None) -> list[Prompt]:
     """The prompts of a file: a JSON list of texts, or one text a line, where empty lines do not count.
 
+    A line ends where an editor shows its end; other characters that separate, such as U+2028, stay in the prompt.
+
     Args:
         items: AsynDM's file of objects, `{"item_idx": {prompt: [position, ...]}, "item_k": {prompt: [omega, ...]}}`. A
-            position counts the words of the prompt from 0. Prompts are keys byte for byte, also with a space at the
-            end; those that are not in `file` do not matter.
+            position counts the words of the prompt from 0. Prompts are keys as they look (accents may be composed or
+            not), also with a space at the end; those that are not in `file` do not matter.
 
     Raises:
-        ValueError: no such file, or a content that is not the one above; names the file and the prompt.
+        ValueError: no such file, a table (CSV, JSONL, ...), or another content that is not the one above; names the
+            file and the prompt.
     """
     texts = _texts(epath.Path(file))
     if items is None:
@@ -42,7 +47,8 @@ def read_prompts(file: epath.PathLike, items: epath.PathLike | None = None) -> l
     if not isinstance(content, dict) or set(content) != {"item_idx", "item_k"}:
         got = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"expected an object of item_idx and item_k in {items}, got {got}")
-    return [_prompt(text, content, items) for text in texts]
+    tables = {key: _by_look(key, table, items) for key, table in content.items()}
+    return [_prompt(text, tables, items) for text in texts]
 
 
 def words_at(prompt: str, item_idx: Sequence[int]) -> tuple[str, ...]:
@@ -53,13 +59,13 @@ def words_at(prompt: str, item_idx: Sequence[int]) -> tuple[str, ...]:
     Raises:
         ValueError: the prompt has fewer words.
     """
-    words = re.findall(r"\w+", prompt)
-    if not all(0 <= place < len(words) for place in item_idx):
-        raise ValueError(f"expected positions of the {len(words)} words of {prompt!r}, got {list(item_idx)}")
+    there = words(prompt)
+    if not all(0 <= place < len(there) for place in item_idx):
+        raise ValueError(f"expected positions of the {len(there)} words of {prompt!r}, got {list(item_idx)}")
     named = []
     for place in item_idx:
-        nth = [word.lower() for word in words[: place + 1]].count(words[place].lower())
-        named.append(words[place] if nth == 1 else f"{words[place]}#{nth}")
+        nth = [word.lower() for word in there[: place + 1]].count(there[place].lower())
+        named.append(there[place] if nth == 1 else f"{there[place]}#{nth}")
     return tuple(named)
 
 
@@ -67,25 +73,26 @@ def _texts(file: epath.Path) -> list[str]:
     if file.suffix.lower() == ".json":
         texts = _json(file)
     else:
-        texts = [line for line in _read(file).splitlines() if line.strip()]
+        refuse_table(file, by_name(file))
+        # where files were joined, the byte-order mark of a later one begins a line
+        lines = [line.lstrip("\ufeff") for line in read_text(file).split("\n")]
+        texts = [line for line in lines if line.strip()]
+        refuse_table(file, by_content(texts))
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"expected a list of texts in {file}, got {_short(texts)}")
+    for text in texts:
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"expected texts of whole characters in {file}, got half of one in {_short(text)}")
     return texts
-
-
-def _read(file: epath.Path) -> str:
-    try:
-        # some editors begin a file with a mark of its encoding
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"expected a file of prompts at {file}, got {error}") from error
 
 
 def _json(file: epath.Path) -> Any:
     try:
-        return json.loads(_read(file))
+        return json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise ValueError(f"expected JSON in {file}, got an error: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"expected JSON in {file}, got lists within lists beyond any depth") from error
 
 
 def _short(value: Any) -> str:
@@ -93,13 +100,25 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _prompt(text: str, content: Mapping[str, Any], file: epath.Path) -> Prompt:
+def _by_look(key: str, table: Any, file: epath.Path) -> dict[str, Any]:
+    """A table of an items file by composed prompts."""
+    if not isinstance(table, dict):
+        raise ValueError(f"expected an object of prompts under {key} in {file}, got {_short(table)}")
+    found: dict[str, Any] = {}
+    for text, row in table.items():
+        if found.setdefault(composed(text), row) != row:
+            raise ValueError(
+                f"expected one row for {text!r} under {key} in {file}, got two for prompts that look equal"
+            )
+    return found
+
+
+def _prompt(text: str, tables: Mapping[str, Mapping[str, Any]], file: epath.Path) -> Prompt:
     rows = {}
     for key, kinds in (("item_idx", int), ("item_k", int | float)):
-        table = content[key]
-        if not isinstance(table, dict) or text not in table:
+        if composed(text) not in tables[key]:
             raise ValueError(f"expected the prompt {text!r} under {key} in {file}, got none")
-        row = table[text]
+        row = tables[key][composed(text)]
         # JSON's true is a Python integer
         if not isinstance(row, list) or not all(isinstance(v, kinds) and not isinstance(v, bool) for v in row):
             raise ValueError(f"expected a list of numbers for {text!r} under {key} in {file}, got {_short(row)}")

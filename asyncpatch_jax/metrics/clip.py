@@ -20,6 +20,7 @@ from asyncpatch_jax.pretrained.folders.loading import Component, load_component
 from asyncpatch_jax.pretrained.networks.clip import CLIPModel
 from asyncpatch_jax.pretrained.text.tokenizers import Tokenizer, read_tokenizer
 from asyncpatch_jax.sampling.batches import batched
+from asyncpatch_jax.texts import read_text
 
 BATCH = 32  # images at a time
 
@@ -49,7 +50,7 @@ def read_clip(folder: epath.PathLike, dtype: Any = jnp.float32) -> tuple[Compone
         raise ValueError(f"expected a CLIPModel in {folder}, got {type(component.module).__name__}")
     settings = folder / "preprocessor_config.json"
     if settings.exists():
-        content = json.loads(settings.read_text())
+        content = json.loads(read_text(settings))
         for key, want in (("image_mean", MEAN), ("image_std", STD), ("resample", 3)):
             if not np.allclose(content.get(key, want), want, atol=1e-6):
                 raise ValueError(f"expected {key} = {want} in {settings}, got {content[key]}")

@@ -3,6 +3,7 @@
 from absl import flags
 from ml_collections import config_flags
 
+from asyncpatch_jax.texts import composed
 from launch.shared import build
 
 flags.disclaim_key_flags()  # they belong to the main that asks for them, and show in its --help
@@ -60,12 +61,15 @@ def check(run: build.Run) -> None:
 
 
 def labels(run: build.Run, names: list[str]) -> list[int]:
-    """Classes by name or number.
+    """Classes by name, as it looks, or number.
 
     Raises:
         ValueError: a class that the model does not have, or any for a model without classes.
     """
-    indices = {str(i): i for i in range(run.num_classes)} | {name: i for i, name in enumerate(run.class_names)}
+    indices = {str(i): i for i in range(run.num_classes)} | {
+        composed(name): i for i, name in enumerate(run.class_names)
+    }
+    names = [composed(name) for name in names]
     unknown = [name for name in names if name not in indices or not run.num_classes]
     if unknown:
         there = ", ".join(run.class_names[:20]) if run.num_classes else "none (the model was trained without)"

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from asyncpatch_jax.texts import read_text
+
 # classes of diffusers and transformers, and of rewards -> the file that implements them
 _CLASSES = {
     "UNet2DConditionModel": "unet2d",
@@ -73,10 +75,9 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: no JSON object in it; or there is no such file. Names it.
     """
+    text = read_text(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"expected a file {file}, got none") from error
+        content = json.loads(text)
     except ValueError as error:
         raise ValueError(f"expected JSON in {file}, got {error}") from error
     if not isinstance(content, dict):

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from asyncpatch_jax.texts import read_text
+
 FLOATS: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -105,7 +107,7 @@ def find(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
 
 def _sharded(index: Path) -> dict[str, Tensor]:
     try:
-        where = dict(json.loads(index.read_text())["weight_map"])
+        where = dict(json.loads(read_text(index))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"expected a weight_map in {index}, got {error}") from error
     names = sorted(set(where.values()))

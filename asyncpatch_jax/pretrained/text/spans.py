@@ -1,15 +1,17 @@
 """Words of a prompt as positions of tokens: which attention maps show an object.
 
-An object is a word or a phrase of the prompt, as it is written there up to case: "dog", "red car"; "dog#2" is the
-second dog. Its characters are found first, then the tokens that hold them, so that every tokenizer will do.
+An object is a word or a phrase of the prompt, as it looks there up to case: "dog", "red car"; "dog#2" is the second
+dog. Its characters are found first, then the tokens that hold them, so that every tokenizer will do.
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
 from asyncpatch_jax.pretrained.text.tokenizers import Tokenizer
+from asyncpatch_jax.texts import is_mark
 from asyncpatch_jax.types import Spans
 
 Stream = tuple[Tokenizer, int]
@@ -21,17 +23,36 @@ _BLOCK = 8
 def find(prompt: str, words: str) -> tuple[int, int]:
     """The characters from ... to of an object in a prompt.
 
+    An accent may be a character of its own in one and part of its letter in the other. A word ends where the letters,
+    digits and marks of the prompt do: "cafe" is not in "café", however that is written.
+
     Raises:
         ValueError: the prompt does not hold these words, or not as many times.
     """
-    numbered = re.fullmatch(r"(.*\S)#(\d+)", words.strip(), re.DOTALL)
+    numbered = re.fullmatch(r"(.*\S)#(\d{1,9})", words.strip(), re.DOTALL)
     text, nth = (numbered[1], int(numbered[2])) if numbered else (words, 1)
-    pattern = r"\s+".join(map(re.escape, text.split()))
-    found = list(re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE)) if pattern else []
+    plain, places = _taken_apart(prompt)
+    pattern = r"\s+".join(re.escape(unicodedata.normalize("NFD", word)) for word in text.split())
+    # Python counts no mark among the characters of a word
+    letter = rf"[\w{re.escape(''.join(sorted({c for c in plain if is_mark(c)})))}]"
+    found = list(re.finditer(rf"(?<!{letter}){pattern}(?!{letter})", plain, re.IGNORECASE)) if pattern else []
     if not 1 <= nth <= len(found):
         times = {0: "not at all", 1: "once"}.get(len(found), f"{len(found)} times")
         raise ValueError(f"expected words of the prompt {prompt!r}, got {words!r}, which is there {times}")
-    return found[nth - 1].span()
+    start, stop = found[nth - 1].span()
+    return places[start][0], places[stop - 1][1]
+
+
+def _taken_apart(prompt: str) -> tuple[str, list[tuple[int, int]]]:
+    """A prompt decomposed (NFD), and of each character there those of the prompt, from ... to, that it is made of."""
+    plain, places = [], []
+    # marks are sorted among themselves, and never past the letter before them
+    bounds = [i for i, character in enumerate(prompt) if not i or not unicodedata.combining(character)]
+    for start, stop in zip(bounds, [*bounds[1:], len(prompt)], strict=True):
+        part = unicodedata.normalize("NFD", prompt[start:stop])
+        plain.append(part)
+        places += [(start, stop)] * len(part)
+    return "".join(plain), places
 
 
 def tokens_of(tokenizer: Tokenizer, prompt: str, start: int, stop: int) -> list[int]:

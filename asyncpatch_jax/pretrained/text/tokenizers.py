@@ -14,6 +14,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int32
 
+from asyncpatch_jax.texts import read_text
+
 
 class Tokens(NamedTuple):
     """Texts of one length.
@@ -91,7 +93,7 @@ def read_tokenizer(folder: epath.PathLike, length: int | None = None) -> Tokeniz
     """
     folder = epath.Path(folder)
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    config = json.loads((folder / "tokenizer_config.json").read_text()) if "tokenizer_config.json" in present else {}
+    config = json.loads(read_text(folder / "tokenizer_config.json")) if "tokenizer_config.json" in present else {}
     length = config.get("model_max_length") if length is None else length
     whole = "tokenizer.json" in present
     read: Callable[[epath.Path], tuple[Any, int | None]]
@@ -144,7 +146,7 @@ def _t5(pad: str, folder: epath.Path) -> tuple[Any, int | None]:
         import tokenizers
     except ImportError as error:
         raise _missing(error) from error
-    backend = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    backend = tokenizers.Tokenizer.from_str(read_text(folder / "tokenizer.json"))
     return backend, backend.token_to_id(pad)
 
 
@@ -162,6 +164,6 @@ def _pad_token(folder: epath.Path, config: dict[str, Any]) -> str:
     # the order of transformers: the map holds what older versions know, and counts for them alone
     table = folder / "special_tokens_map.json"
     if "added_tokens_decoder" not in config and table.exists():
-        config = {**config, **json.loads(table.read_text())}
+        config = {**config, **json.loads(read_text(table))}
     token = config.get("pad_token", "<pad>")
     return token["content"] if isinstance(token, dict) else token
