@@ -6,10 +6,10 @@ r"""Schedules against rewards: a table with intervals, of images that begin with
       --rewards="hps_v2.1=rewards/hps" --schedules="sync, tpm=runs/tpm_sd35" --real=photos
 
 Schedules: sync; constant=RHO, the same deviation for all (1/2 is none); tpm=FOLDER of launch.train_tpm; concave=OMEGA,
-all cells on AsynDM's curve. *FACTOR multiplies the deviations of constant and tpm (the paper's gamma). Brackets are
-95 % bootstrap intervals; differences are paired with the first schedule. Residual is the energy at high frequencies
-over that of real images (1: as they have; the paper names it as what rewards miss). Writes evaluation.json and
-evaluation.md into --out.
+all cells on AsynDM's curve (DM_concave, as launch.text2image --schedule=concave has it). *FACTOR multiplies the
+deviations of constant and tpm (the paper's gamma). Brackets are 95 % bootstrap intervals; differences are paired with
+the first schedule. Residual is the energy at high frequencies over that of real images (1: as they have; the paper
+names it as what rewards miss). Writes evaluation.json and evaluation.md into --out.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,6 @@ from asyncpatch_jax.files import check_writable, refuse_existing, write_json, wr
 from asyncpatch_jax.metrics.intervals import Interval, bootstrap
 from asyncpatch_jax.metrics.spectrum import residual
 from asyncpatch_jax.sampling.schedules import Schedule
-from asyncpatch_jax.sampling.schedules.concave import Concave
 from asyncpatch_jax.sampling.schedules.masks import everywhere
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
 from asyncpatch_jax.types import Condition
@@ -89,13 +88,9 @@ def _entry(text: str, subject: Subject) -> Entry:
     if name == "tpm":
         return Entry(text, partial(policies.load(value, mesh=subject.net.mesh).schedule, gamma=gamma), True)
     if name == "concave" and not factor:
-        omega = jnp.float32(_number(value, text))
-        return Entry(text, partial(_concave, omega), False)
+        slower = subject.behind.concave(jnp.float32(_number(value, text)), everywhere(), (1, 1), "quadratic")
+        return Entry(text, lambda base, known: slower, False)
     raise ValueError(f"expected sync, constant=RHO, tpm=FOLDER or concave=OMEGA as a schedule, got {text!r}")
-
-
-def _concave(omega: Any, base: Schedule, known: Condition) -> Concave:
-    return Concave(base.grid, omega, everywhere(), (1, 1))
 
 
 def _number(value: str, text: str) -> float:

@@ -97,7 +97,7 @@ def check_flags(values: flags.FlagValues, family: str) -> None:
     """
     asyndm, sync = values.schedule == "asyndm", values.schedule in (None, "sync")
     lone = {
-        "items": (values.items and not (values.prompts and asyndm), "--prompts and --schedule=asyndm"),
+        "items": (values.items and (sync or not values.prompts), "--prompts and --schedule=asyndm or concave"),
         "mask": (values.mask and not values.image, "--image"),
         "strength": (values.strength is not None and (values.mask or not values.image), "--image, and without --mask"),
         "graded": (values.graded and not values.mask, "--mask"),
@@ -105,7 +105,10 @@ def check_flags(values: flags.FlagValues, family: str) -> None:
         "object_mask": (values.object_mask and not (asyndm and values.masks == "drawn"), "--masks=drawn"),
         "masks": (values.masks and not asyndm, "--schedule=asyndm"),
         "threshold": (values.threshold is not None and not asyndm, "--schedule=asyndm"),
-        "reference_compat": (values.reference_compat and not (values.items and asyndm), "--items, --schedule=asyndm"),
+        "reference_compat": (
+            values.reference_compat and (sync or not values.items),
+            "--items and --schedule=asyndm or concave",
+        ),
         "objects": (values.objects and not asyndm, "--schedule=asyndm"),
         "find_objects": (values.find_objects and not asyndm, "--schedule=asyndm"),
         "curve": (values.curve and sync, "--schedule=asyndm or concave"),
@@ -186,7 +189,9 @@ def shown(made: Made, objects: Sequence[str]) -> np.ndarray:
     size = viz.visible(made.image.shape[:2])
     rows = [viz.enlarge(viz.heat(made.fields[moments]), size)]
     names = ["time"]
-    for k, name in enumerate(objects):
+    drawn = 0 if made.masks is None else made.masks.shape[-1]
+    # masks that were drawn need no words
+    for k, name in enumerate(objects or [f"object {k + 1}" for k in range(drawn)]):
         if made.maps is not None:
             maps = made.maps[moments, ..., k : k + 1].astype(np.float32)
             rows += [viz.enlarge(viz.heat(maps / maps.max((1, 2, 3), keepdims=True).clip(1e-20)), size)]
@@ -273,7 +278,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("prompt", [], "What to make; may be given several times.")
     flags.DEFINE_string("prompts", None, "A file of prompts: a JSON list, or a text a line.")
     flags.DEFINE_string("items", None, "Their objects, in AsynDM's format: JSON of item_idx and item_k.")
-    flags.DEFINE_bool("reference_compat", False, "Take objects' tokens where AsynDM's released code takes them.")
+    flags.DEFINE_bool("reference_compat", False, "Objects' tokens, first mask and steps of AsynDM's released code.")
     flags.DEFINE_integer("t5_length", None, "Tokens of T5's text; as published unless given.", lower_bound=0)
     flags.DEFINE_string("negative", None, "What to guide away from.")
     flags.DEFINE_list("objects", [], 'Words of --prompt that denoise slower with asyndm: "bear, clock#2".')
@@ -295,7 +300,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("convention", "white_generate", get_args(Convention), "How masks mark what they are of.")
     flags.DEFINE_bool("graded", False, "--mask says how much each pixel may change.")
     flags.DEFINE_float("strength", None, "How much all of --image may change, 0 to 1.", 0.0, 1.0)
-    flags.DEFINE_multi_string("object_mask", [], "With --masks=drawn: a mask of each object, in their order.")
+    flags.DEFINE_multi_string("object_mask", [], "With --masks=drawn: a mask of each object; --objects may name them.")
     flags.DEFINE_string("tpm", None, "Folder of launch.train_tpm: a policy for the times that the network is told.")
     flags.DEFINE_float("gamma", 1.0, "Factor of the policy's deviations.", lower_bound=0.0)
     flags.DEFINE_integer("batch", 4, "Images made at a time.", lower_bound=1)

@@ -80,7 +80,8 @@ def indices(levels):
 @pytest.mark.parametrize("curve", ["quadratic", "piecewise"])
 @pytest.mark.parametrize("masks", [Dynamic(), everywhere()], ids=["dynamic", "everywhere"])
 def test_without_weight_a_run_is_the_stock_one_bit_for_bit(curve, masks):
-    schedule = Concave(k=jnp.zeros(1), masks=masks, curve=curve, **STABLE)
+    levels = 1000 if curve == "quadratic" else None
+    schedule = Concave(k=jnp.zeros(1), masks=masks, curve=curve, levels=levels, **STABLE)
     stock = run(Synchronous(GRID), solver=DDPM(Discrete()))
     ours = run(schedule, solver=DDPM(Discrete()))
     assert (ours[0].times.level == GRID[-1]).all()
@@ -333,6 +334,8 @@ def test_mistakes_are_named():
         Concave(jnp.ones((3, 2)), 0.5, Dynamic(), (8, 8))
     with pytest.raises(ValueError, match=r"expected k as \[\]"):
         Concave(k=jnp.zeros((1, 1, 1)), masks=Dynamic(), **STABLE)
+    with pytest.raises(ValueError, match=r"expected the first of 2 objects, got \[0, 2\]"):
+        Concave(k=jnp.zeros(2), masks=Dynamic(), first=np.array([0, 2]), **STABLE)
     with pytest.raises(ValueError, match="expected a mask or a strength"):
         Concave(k=0.5, masks=Dynamic(), mask=jnp.ones((1, 8, 8, 1)), strength=jnp.ones((1, 8, 8, 1)), **STABLE)
 

@@ -169,9 +169,9 @@ def test_drawn_objects_in_a_part_of_an_image(command, folder, tmp_path):
         tmp_path,
         folder,
         "--prompt=a dog",
-        "--objects=dog",
         "--schedule=asyndm",
         "--masks=drawn",
+        "--show",
         f"--object_mask={tmp_path / 'drawn.png'}",
         f"--image={tmp_path / 'picture.png'}",
         "--strength=0.5",
@@ -185,6 +185,7 @@ def test_drawn_objects_in_a_part_of_an_image(command, folder, tmp_path):
     )
     wanted = by_library(folder, request, schedule="asyndm", masks="drawn")
     assert np.abs(made - wanted).max() <= 1
+    assert (tmp_path / "out" / "fields" / "0000.png").exists()  # the mask has a row of its own, without a name
 
 
 def test_kontext_edits_an_image(command, tmp_path):
@@ -207,7 +208,8 @@ def test_kontext_edits_an_image(command, tmp_path):
         (("--prompt=a dog", "--height=33"), "multiples of"),
         (("--prompt=a dog", "--mesh=rows=2"), "expected a mesh such as"),
         (("--prompt=a dog", "--sede=1"), "did you mean --seed?"),
-        (("--prompt=a dog", "--items=x.json"), "expected --items with --prompts and --schedule=asyndm"),
+        (("--prompt=a dog", "--items=x.json"), "expected --items with --prompts and --schedule=asyndm or concave"),
+        (("--prompt=a dog", "--reference_compat"), "expected --reference_compat with --items and --schedule=asyndm or"),
         (("--prompt=a dog", "--objects=dog"), "expected --objects with --schedule=asyndm"),
         (("--prompt=a dog", "--t5_length=9"), "expected --t5_length with sd3, flux or kontext"),
         (("--prompt=a dog", "--omega=0.5"), "expected --omega with --schedule=asyndm or concave"),
@@ -222,6 +224,17 @@ def test_mistakes_are_one_line(command, folder, tmp_path, arguments, message):
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not list((tmp_path / "out").rglob("*.png")) if (tmp_path / "out").exists() else True
+
+
+def test_objects_of_a_file_say_how_slow_whole_images_go(command, folder, tmp_path):
+    """The curve's own error tells which omega the command took: that of the slowest object."""
+    (tmp_path / "p.json").write_text(json.dumps(["a red dog and a cat"]))
+    items = {"item_idx": {"a red dog and a cat": [2, 5]}, "item_k": {"a red dog and a cat": [0.5, 0.9]}}
+    (tmp_path / "i.json").write_text(json.dumps(items))
+    asked = (folder, f"--prompts={tmp_path / 'p.json'}", f"--items={tmp_path / 'i.json'}", "--schedule=concave")
+    err = command(*asked, "--num_steps=100")[2]
+    assert re.search(r"expected 0 <= k <= 0\.\d+ .*got 0.8999", err), err
+    assert "without --items, which have their own" in command(*asked, "--omega=0.5")[2]
 
 
 def test_what_needs_no_weights_is_refused_before_they_are_read(command, folder, tmp_path):

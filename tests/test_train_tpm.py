@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
+from asyncpatch_jax.pretrained.plans import background
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
 from configs import tpm_digits
 from launch import evaluate, train_tpm
@@ -300,6 +301,7 @@ def test_a_text_to_image_folder(tmp_path, monkeypatch, capsys):
     train_tpm.run(config)
     pretrained = load_pretrained(folder, dtype=jnp.float32)
     subject = subjects.of_folder(pretrained, ["a red dog"], subjects.Choice(3, 3.0, None, 32))
+    assert subject.behind == background(pretrained.scheduler, 3, 64)
     entry = evaluate.Entry("", lambda base, known: ConstantDeviation(base, jnp.float32(0.5)), True)
     rewards = rewarding.parse("tests.test_train_tpm:bright")
     found, _ = evaluate.evaluate(subject, rewards, [entry], None, count=2, seeds=[0], batch=2)

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from asyncpatch_jax import viz
 from asyncpatch_jax.pretrained.folders.complete import check_complete
 from asyncpatch_jax.pretrained.folders.loading import Pretrained
 from asyncpatch_jax.pretrained.latents import decode_latents, encode_images
 from asyncpatch_jax.pretrained.plans import Plan, plan
-from asyncpatch_jax.pretrained.requests import Picture, Request, check, latent_shape, omegas
+from asyncpatch_jax.pretrained.requests import Picture, Request, check, first_objects, latent_shape, omegas
 from asyncpatch_jax.pretrained.sampling import Inputs, Net, Sampled, noise, sample_latents
 from asyncpatch_jax.pretrained.settings import Settings, solver
 from asyncpatch_jax.pretrained.text.prompts import Encoded, encode_prompts, read_tokenizers, streams
@@ -50,6 +50,7 @@ class Batch(NamedTuple):
     """Requests as arrays on the host, with a row for each; None where none has it.
 
     omegas: of each object; negative for those that only other requests have.
+    first: the object that all cells begin with; None: the slowest.
     image: in [-1, 1]; mask: how much of it changes.
     object_masks: where objects are drawn.
     """
@@ -59,6 +60,7 @@ class Batch(NamedTuple):
     uncond: Condition | None
     scale: Float[np.ndarray, "b"] | None
     omegas: Float[np.ndarray, "b k"]
+    first: Int[np.ndarray, "b"] | None
     image: Float[np.ndarray, "b h w c"] | None
     mask: Float[np.ndarray, "b h w 1"] | None
     object_masks: Float[np.ndarray, "b h w k"] | None
@@ -206,6 +208,7 @@ def prepare(
         uncond=uncond if guided else None,
         scale=np.full(len(requests), scale, np.float32) if guided else None,
         omegas=slow,
+        first=first_objects(requests, settings),
         image=_stacked([request.image for request in requests], lambda x: x.astype(np.float32) / 127.5 - 1),
         mask=_stacked([request.mask for request in requests], np.float32),
         object_masks=_stacked(drawn, partial(_padded, slow.shape[1])),
@@ -240,7 +243,7 @@ def make(
     begun = noise(part.keys, latent_shape(pretrained, settings)) if part.noise is None else part.noise
 
     def run(when: Plan, object_masks: Any) -> Sampled:
-        schedule = when.schedule(part.mask, part.omegas, object_masks)
+        schedule = when.schedule(part.mask, part.omegas, object_masks, part.first)
         if follow is not None:
             schedule = follow(schedule, Condition(tokens=part.cond.tokens, mask=part.cond.mask))
         inputs = Inputs(begun, part.keys, schedule, cond, uncond, part.scale, known, when.start)

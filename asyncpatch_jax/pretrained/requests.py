@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.pretrained.folders.loading import Pretrained, latent_channels
@@ -21,11 +21,11 @@ class Request(NamedTuple):
     prompt, negative: texts; negative None is "" (or what its family has in its place).
     seed: of its noise, 0 ... 2^32 - 1; an image depends on its own request alone.
     objects: words of the prompt that denoise slower with the schedule "asyndm", as `spans.find` takes them.
-    omegas: how much slower, for each object; empty: the settings' omega for all.
+    omegas: how much slower, for each object or drawn mask; empty: the settings' omega for all.
     item_idx: of each object, where the released code of AsynDM takes it to be (`reference_compat`).
     image: an image of which something is kept, or that FLUX Kontext edits; uint8, of the settings' size.
     mask: how much of each pixel of `image` may change: 1 is generated anew, 0 comes back bit for bit [h, w, 1].
-    object_masks: where each object is drawn, for the masks "drawn" [h, w, k].
+    object_masks: where each object is drawn, for the masks "drawn" [h, w, k]; these need no words in `objects`.
     noise: the latents to begin with [h2, w2, c]; None: those of the seed.
     """
 
@@ -68,7 +68,7 @@ def check(pretrained: Pretrained, requests: Sequence[Request], settings: Setting
     for request in requests:
         _check_arrays(pretrained, request, settings)
         _check_request(pretrained.family, request, settings)
-    if settings.schedule == "asyndm" and not any(request.objects for request in requests):
+    if settings.schedule == "asyndm" and not any(count(request) for request in requests):
         raise ValueError("expected objects (words of the prompts) for the schedule asyndm, got none")
 
 
@@ -79,7 +79,7 @@ def _check_arrays(pretrained: Pretrained, request: Request, settings: Settings) 
     wanted = {
         "image": ((*size, channels), np.uint8, 255),
         "mask": ((*size, 1), np.floating, 1),
-        "object_masks": ((*size, len(request.objects)), np.floating, 1),
+        "object_masks": ((*size, count(request)), np.floating, 1),
         "noise": (shape, np.floating, None),
     }
     for name, (form, kind, most) in wanted.items():
@@ -107,9 +107,9 @@ def _check_request(family: str, request: Request, settings: Settings) -> None:
         raise ValueError(f"expected a mask with the image for {family} (only kontext edits an image as a whole)")
     if family == "kontext" and request.image is None:
         raise ValueError("expected an image to edit for kontext, got none")
-    if request.omegas and len(request.omegas) != len(request.objects):
+    if request.omegas and len(request.omegas) != count(request):
         raise ValueError(
-            f"expected an omega for each of the {len(request.objects)} objects of {request.prompt!r}, "
+            f"expected an omega for each of the {count(request)} objects of {request.prompt!r}, "
             f"got {len(request.omegas)}"
         )
     if settings.reference_compat and len(request.item_idx) != len(request.objects):
@@ -118,13 +118,30 @@ def _check_request(family: str, request: Request, settings: Settings) -> None:
         raise ValueError(f"expected a drawn mask of the objects of {request.prompt!r}, got none")
 
 
+def count(request: Request) -> int:
+    """How many objects an image has: those that are named, or else those that are drawn."""
+    if request.objects or np.ndim(request.object_masks) != 3:
+        return len(request.objects)
+    return request.object_masks.shape[2]
+
+
 def omegas(requests: Sequence[Request], settings: Settings) -> Float[np.ndarray, "n k"]:
     """How much slower each object of each image goes; -1 for objects that an image does not have."""
-    count = max(1, *(len(request.objects) for request in requests))
-    table = np.full((len(requests), count), -1, np.float32)
-    for row, request in zip(table, requests, strict=True):
-        row[: len(request.objects)] = request.omegas or settings.omega
+    counts = [count(request) for request in requests]
+    table = np.full((len(requests), max(1, *counts)), -1, np.float32)
+    for row, many, request in zip(table, counts, requests, strict=True):
+        row[:many] = request.omegas or settings.omega
     return table
+
+
+def first_objects(requests: Sequence[Request], settings: Settings) -> Int[np.ndarray, "n"] | None:
+    """The object of each image that all its cells begin with in the released code: that with the last position.
+
+    None: the slowest one, which is the paper's first mask of ones for all objects.
+    """
+    if not settings.reference_compat:
+        return None
+    return np.array([np.argmax(request.item_idx) if request.item_idx else 0 for request in requests], np.int32)
 
 
 def factor(pretrained: Pretrained) -> int:

@@ -38,13 +38,16 @@ class Settings:
     solver, eta: how cells move; eta is DDIM's stochasticity.
     schedule: when they move. sync: all together; concave: all along `curve`; asyndm: those of the prompt's objects.
     curve: of cells that go slower.
-    omega: how much slower, 0 ... 1, for an object that says nothing of its own.
+    omega: how much slower, 0 ... 1, for an object that says nothing of its own. With "concave" an image goes as slow as
+        its slowest object.
     masks: where an object is. dynamic: by its attention at each step; fixed: by its attention over a whole synchronous
         run, made first; drawn: by a mask that is given.
     threshold: a cell is an object's if its attention is at least so many times the mean.
     text_time: what time the text tokens of joint attention are told, see `schedules.concave`.
     t5_length: tokens of T5's text; None: what the family was published with; 0: Stable Diffusion 3 without T5.
-    reference_compat: take an object's tokens where the released code of AsynDM takes them, see `spans`.
+    reference_compat: what the released code of AsynDM does otherwise than its paper and the public samplers: an
+        object's tokens are where it takes them (see `spans`), all cells begin with the object whose word comes last,
+        and the steps of Stable Diffusion's levels are of 1000 / n, also where n does not divide 1000.
 
     Raises:
         ValueError: no such name, or a number out of range.
@@ -105,10 +108,11 @@ _DEFAULTS = {
     "flux": {"num_steps": 28, "guidance": 3.5, "solver": "euler"},
     "kontext": {"num_steps": 28, "guidance": 2.5, "solver": "euler"},
 }
-# the guidance of AsynDM's table (arXiv 2510.04504); CFG++'s is a lambda, and both are made of DDIM's steps
+# the guidance of AsynDM's table (arXiv 2510.04504); the methods' own papers have .6 (CFG++'s lambda, arXiv 2406.08070)
+# and 5.5 (Z-Sampling, arXiv 2412.10891). Both are made of DDIM's steps.
 _OF_METHOD = {
-    "cfg++": {"guidance": 0.6, "solver": "ddim"},
-    "z-sampling": {"guidance": 5.5, "solver": "ddim"},
+    "cfg++": {"guidance": 0.4, "solver": "ddim"},
+    "z-sampling": {"guidance": 5.0, "solver": "ddim"},
 }
 
 

@@ -18,10 +18,10 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.pretrained.folders import families, schedulers
 from asyncpatch_jax.pretrained.latents import autoencoded
 from asyncpatch_jax.pretrained.networks import axes
+from asyncpatch_jax.pretrained.plans import background
 from asyncpatch_jax.pretrained.sampling import Inputs, Net, sample_latents
 from asyncpatch_jax.pretrained.settings import Settings, defaults, solver
 from asyncpatch_jax.sampling.schedules import Schedule, Synchronous
-from asyncpatch_jax.sampling.schedules.concave import Concave
 from asyncpatch_jax.sampling.schedules.masks import Dynamic
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from launch.compiler import aot
@@ -155,21 +155,12 @@ def decoder(request: dict[str, Any]) -> Program:
 
 def _schedule(net: Network, request: dict[str, Any], scheduler: schedulers.Scheduler, settings: Settings) -> Schedule:
     grid, tokens = cells(net, request["latents"]), math.prod(request["latents"][:2]) // 4
-    times = scheduler.grid(request["steps"], tokens)
     if request["schedule"] == "sync":
-        return Synchronous(times)
-    unet = net.family in ("sd", "sdxl")
-    return Concave(
-        times,
-        jnp.float32(settings.omega),
-        Dynamic(settings.threshold),
-        grid,
-        settings.curve,
-        head_start=unet,
-        levels=scheduler.process.num_steps if unet else None,
-        shift=scheduler.shift(tokens),
-        text_time=None if unet else settings.text_time,
-    )
+        return Synchronous(scheduler.grid(request["steps"], tokens))
+    text_time = None if net.family in ("sd", "sdxl") else settings.text_time
+    behind = background(scheduler, request["steps"], tokens)
+    k, masks = jnp.float32(settings.omega), Dynamic(settings.threshold)
+    return behind.concave(k, masks, grid, settings.curve, text_time=text_time)
 
 
 def placed(mesh: Mesh, batch: int, tree: Any) -> Any:

@@ -25,6 +25,7 @@ from asyncpatch_jax.pretrained import binding, pipelines
 from asyncpatch_jax.pretrained.folders.loading import Pretrained, load_pretrained
 from asyncpatch_jax.pretrained.folders.schedulers import Scheduler
 from asyncpatch_jax.pretrained.latents import decode_latents
+from asyncpatch_jax.pretrained.plans import Background, background
 from asyncpatch_jax.pretrained.requests import Request, check, factor, latent_shape
 from asyncpatch_jax.pretrained.sampling import interleaved
 from asyncpatch_jax.pretrained.settings import defaults, solver
@@ -90,6 +91,7 @@ class Subject(NamedTuple):
 
     prompts: what images may be asked for, and rewards are told.
     base: the schedule that images move on.
+    behind: the same, for cells that lag behind it.
     shape: of the latents, h, w, c.
     ask: prompts, by number, to what the network is told.
     decode: latents to images.
@@ -99,6 +101,7 @@ class Subject(NamedTuple):
     params: Any
     prompts: tuple[str, ...]
     base: Schedule
+    behind: Background
     shape: tuple[int, int, int]
     ask: Callable[[Int[np.ndarray, "b"]], Asked]
     decode: Callable[[Float[np.ndarray, "b h2 w2 c2"]], Float[np.ndarray, "b h w c"]]
@@ -167,7 +170,9 @@ def of_run(run: build.Run, prompts: Sequence[str], choice: Choice, mesh: Mesh | 
 
     net = Net(run.model, OfRun(run.process, run.kind), build.solver(run.config, run.process), mesh)
     grid = build.grid(run.config, run.config.sample.steps, run.process)
-    return Subject(net, run.params, wanted, Synchronous(grid), run.shape, ask, np.asarray)
+    shift = run.config.sample.shift if run.config.sample.grid == "shifted" else 1.0
+    behind = Background(tuple(np.asarray(grid).tolist()), shift)
+    return Subject(net, run.params, wanted, Synchronous(grid), behind, run.shape, ask, np.asarray)
 
 
 def of_folder(pretrained: Pretrained, prompts: Sequence[str], choice: Choice, mesh: Mesh | None = None) -> Subject:
@@ -204,10 +209,11 @@ def of_folder(pretrained: Pretrained, prompts: Sequence[str], choice: Choice, me
         return jax.tree.map(jnp.asarray, Asked(part.cond, part.uncond, part.scale))
 
     scheduler, shape = pretrained.scheduler, latent_shape(pretrained, settings)
-    grid = scheduler.grid(settings.num_steps, shape[0] * shape[1] // 4)
+    behind = background(scheduler, settings.num_steps, shape[0] * shape[1] // 4)
+    base = Synchronous(jnp.asarray(behind.grid, jnp.float32))
     net = Net(pretrained.denoiser.module, OfFolder(scheduler), solver(settings, scheduler.process), mesh)
     decode = partial(decode_latents, pretrained, mesh=mesh)
-    return Subject(net, pretrained.denoiser.params, tuple(prompts), Synchronous(grid), shape, ask, decode)
+    return Subject(net, pretrained.denoiser.params, tuple(prompts), base, behind, shape, ask, decode)
 
 
 def denoiser(net: Net, params: Any, asked: Asked) -> Denoiser:

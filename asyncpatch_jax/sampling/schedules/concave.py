@@ -50,16 +50,19 @@ class Concave:
         cells: the grid of the field: latent pixels for a UNet, tokens for a transformer.
         curve: "quadratic" (the paper's default), "exponential", "piecewise", "extreme", or "linear".
         head_start: the first move comes before the first call, and the last one jumps to the grid's end.
-        levels: the number of train steps to whose levels times are rounded, as Stable Diffusion's tables are read.
+        levels: the number of train steps to whose levels times are rounded, the background's too, as Stable Diffusion's
+            tables are read.
         shift: a of `a u / (1 + (a - 1) u)`, which the grid was shifted by.
         text_time: what text tokens are told: of masked cells the "masked" mean, of all cells that move the "mean",
             "max" or "min", or the background's time ("reference"); None for networks without joint attention.
         mask: inpainting: 1 where something is generated, known cells (0) stay at 0 [b|1, h, w, 1].
         strength: differential editing: cells wait at this time until the run comes down to it [b|1, h, w, 1].
+        first: of dynamic masks, the object [] or [b] whose k all cells have before the first attention is seen; None:
+            the one with the highest. (The released code takes the object whose word comes last in the prompt.)
 
     Raises:
         ValueError: k outside of 0 ... the largest that keeps the first call within the trained levels, a grid that does
-            not fall, unknown curve or text time, or both mask and strength.
+            not fall, unknown curve or text time, both mask and strength, or a first object that there is not.
     """
 
     grid: Any  # Float[Array, "s"]
@@ -73,6 +76,7 @@ class Concave:
     text_time: str | None = struct.field(pytree_node=False, default=None)
     mask: Any = None  # Float[Array, "b h w 1"]
     strength: Any = None  # Float[Array, "b h w 1"]
+    first: Any = None  # Int[Array, ""] | Int[Array, "b"]
 
     def __post_init__(self):
         curves.check(self.curve)
@@ -83,6 +87,9 @@ class Concave:
         grid, k, shift = (_known(value) for value in (self.grid, self.k, self.shift))
         if k is not None and k.ndim > 2:
             raise ValueError(f"expected k as [], [k] or [b, k], got shape {k.shape}")
+        first = None if self.first is None else _known(self.first)
+        if first is not None and k is not None and not ((first >= 0) & (first < (k.shape or (1,))[-1])).all():
+            raise ValueError(f"expected the first of {(k.shape or (1,))[-1]} objects, got {first.tolist()}")
         if grid is not None and length(grid) and (np.diff(grid) >= 0).any():
             raise ValueError(f"expected a grid of times that falls, got {grid}")
         if any(value is None for value in (grid, k, shift)):
@@ -128,8 +135,8 @@ class Concave:
             k = jnp.concatenate([jnp.zeros((k.shape[0], 1), jnp.float32), k], 1)
             places = Places(jnp.zeros_like(k), k)
         else:
-            # the first mask is all ones, for every object: the highest k wins
-            k = jnp.broadcast_to(k.max(1).reshape(-1, 1, 1, 1), (batch, *self.cells, 1))
+            # the first mask is all ones
+            k = jnp.broadcast_to(self._first_of(k).reshape(-1, 1, 1, 1), (batch, *self.cells, 1))
             places = Places(jnp.zeros(k.shape, jnp.int32 if self._counted else jnp.float32), k)
         if self.head_start:
             places = self._moved(places, jnp.float32(self.num_steps))
@@ -152,6 +159,15 @@ class Concave:
     def _per_object(self) -> Float[Array, "_b _k"]:
         k = jnp.asarray(self.k, jnp.float32)
         return k.reshape(1, -1) if k.ndim < 2 else k
+
+    def _first_of(self, k: Float[Array, "_b k"]) -> Float[Array, "_b2"]:
+        """The k that all cells begin with: of every object's masks of ones the highest wins, unless one is named."""
+        if self.first is None:
+            return k.max(1)
+        first = jnp.asarray(self.first, jnp.int32).reshape(-1, 1)
+        batch = max(len(k), len(first))
+        rows, first = jnp.broadcast_to(k, (batch, k.shape[1])), jnp.broadcast_to(first, (batch, 1))
+        return jnp.take_along_axis(rows, first, axis=1)[:, 0]
 
     def _moved(self, places: Places, left: Float[Array, ""]) -> Places:
         if self._counted:
@@ -178,7 +194,8 @@ class Concave:
         if isinstance(t, FewTimes) and t.index.shape[1:3] == (1, 1):
             t = timefield.dense(t)
         times = same_for_network(t, batch)
-        return times._replace(text=self._text(times.level, masked, jnp.asarray(self.grid, jnp.float32)[i]))
+        reference = self._rounded(jnp.asarray(self.grid, jnp.float32)[i])
+        return times._replace(text=self._text(times.level, masked, reference))
 
     def _at(self, i: int | Int[Array, ""], excess: Float[Array, "..."]) -> Float[Array, "..."]:
         """The time of cells that lag `excess` steps behind step i of the grid."""
@@ -188,10 +205,16 @@ class Concave:
         below = jnp.clip(jnp.floor(place), 0, self.num_steps - 1).astype(jnp.int32)
         u = u[below] + (place - below) * (u[below + 1] - u[below])
         t = a * u / (1.0 + (a - 1.0) * u)
-        if self.levels is not None:
-            # whole train steps count from 0, and step 0 stands at 1 / levels
-            t = (jnp.round(t * self.levels - 1.0) + 1.0) / self.levels
-        return jnp.where(excess == 0, grid[i], t)
+        return self._rounded(jnp.where(excess == 0, grid[i], t))
+
+    def _rounded(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Times at whole train steps, which count from 0: step 0 stands at 1 / levels, below it is clean data."""
+        if self.levels is None:
+            return t
+        # read from a table: compilers may divide by multiplying with the inverse, and a grid of whole steps would lose
+        # its last bits
+        whole = jnp.asarray(np.arange(self.levels + 1) / self.levels, jnp.float32)
+        return whole[(jnp.round(t * self.levels - 1.0) + 1.0).astype(jnp.int32)]
 
     def _held(self, t: TimeField | FewTimes) -> TimeField | FewTimes:
         if self.strength is not None:
