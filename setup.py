@@ -1,9 +1,11 @@
 """Packaging. Lower bounds are the versions the tests ran with; torch is pinned for its CPU build."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
 CORE = [
     "jax>=0.10.2",
     "flax>=0.12.8",
@@ -12,6 +14,7 @@ CORE = [
     "numpy>=2.0",
     "jaxtyping>=0.3.11",
     "einops>=0.8",
+    "lazy_loader>=0.6",
     "etils[epath]>=1.13",
     "pillow>=11",
 ]
@@ -38,6 +41,8 @@ TEST = [
     "beartype>=0.22",
     "hypothesis>=6.140",
     "ruff>=0.14",
+    "mypy>=2.4",
+    "setuptools>=77",  # builds the wheel that a test installs
     "torch==2.13.0",
     "diffusers>=0.40",
     "libtpu",
@@ -48,14 +53,14 @@ TEST = [
 
 setup(
     name="asyncpatch_jax",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "asyncpatch_jax" / "__init__.py").read_text())[1],
     description="Diffusion in JAX with a noise level per cell: training, sampling and inpainting on time fields",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["asyncpatch_jax*", "launch*", "configs*"]),
-    package_data={"launch.tpu": ["*.sh", "*.yaml", "Dockerfile*"]},
+    packages=find_packages(include=["asyncpatch_jax*"]),  # commands and configurations run from a checkout
+    package_data={"": ["py.typed", "*.pyi"]},
     install_requires=CORE,
     extras_require={
         "train": TRAIN,

@@ -1,18 +1,10 @@
-"""Diffusion with a noise level per cell: one time field, one loop, any schedule."""
+"""Diffusion with a noise level per cell: one time field, one loop, any schedule.
 
-from asyncpatch_jax.lazy import exports
+Public names are listed in the `.pyi` file beside this one, for tools and for readers; each is imported when it is used.
+"""
 
-_HOMES = {
-    "DiT": "models",
-    "UNet": "models",
-    "bind": "denoiser",
-    "diffuse": "process",
-    "paste_back": "sampling",
-    "predict": "process",
-    "sample": "sampling",
-    "start": "sampling",
-}
+import lazy_loader
 
-__all__ = sorted(_HOMES)
+__version__ = "0.1.0"
 
-__getattr__ = exports(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

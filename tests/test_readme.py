@@ -1,25 +1,73 @@
-"""The README's program, as a stranger would run it: in a folder of its own, outside of the repository."""
+"""The README's programs, as a stranger would run them: with the wheel, in a folder that has a `launch` of its own."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import venv
+import zipfile
 from pathlib import Path
+
+import pytest
 
 from tests import OLDER_EMITTERS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
-def test_a_strangers_program_learns(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    program = next(block for block in blocks if "optax" in block)
-    (tmp_path / "program.py").write_text(program)
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory) -> Path:
+    """A folder beside which the wheel is installed, in an environment that has its dependencies and no checkout."""
+    folder = tmp_path_factory.mktemp("stranger")
+    source = folder / "source"
+    for name in ("asyncpatch_jax", "launch", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    _run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source], cwd=folder)
+    shutil.rmtree(source)
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    _run([*pip, "--python", python, "install", "--no-deps", next(folder.glob("*.whl"))], cwd=folder)
+    # the dependencies are this environment's; a path in a .pth file brings no editable install with it
+    site = next((folder / "venv" / "lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    for name in ("launch", "configs"):
+        (folder / "own" / name).mkdir(parents=True)
+        (folder / "own" / name / "__init__.py").write_text("mine = True\n")
+    return folder
+
+
+def _run(command, cwd) -> str:
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS}"}
-    command = [sys.executable, "program.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr
-    shape, loss, spread = re.fullmatch(r"(\(.*\)) loss (\S+) spread within an image (\S+)\n", done.stdout).groups()
+    return done.stdout
+
+
+def test_the_wheel_holds_the_library_alone(stranger):
+    files = zipfile.ZipFile(next(stranger.glob("*.whl"))).namelist()
+    assert {file.split("/")[0] for file in files if ".dist-info/" not in file} == {"asyncpatch_jax"}
+    written = {
+        str(f.relative_to(ROOT)) for s in ("*.py", "*.pyi", "py.typed") for f in ROOT.glob(f"asyncpatch_jax/**/{s}")
+    }
+    assert written <= set(files)
+
+
+def test_a_strangers_program_learns(stranger):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    checks = "import asyncpatch_jax, launch, configs\nassert launch.mine and configs.mine\n"
+    checks += f"assert asyncpatch_jax.__file__.startswith({str(stranger)!r}), asyncpatch_jax.__file__\n"
+    program = stranger / "own" / "program.py"
+    program.write_text(checks + next(block for block in blocks if "optax" in block))
+    said = _run([stranger / "venv" / "bin" / "python", program], cwd=stranger / "own")
+    shape, loss, spread = re.fullmatch(r"(\(.*\)) loss (\S+) spread within an image (\S+)\n", said).groups()
     assert shape == "(4, 8, 8, 1)"
     # the data are flat grey images: an untrained network (velocity 0) has a loss above 1, and leaves pure noise
     assert float(loss) < 0.5

@@ -1,17 +1,5 @@
 """What images are measured by; the modules beside this one have more. Names are imported when they are used."""
 
-from asyncpatch_jax.lazy import exports
+import lazy_loader
 
-_HOMES = {
-    "REWARDS": "preferences",
-    "Reward": "rewards",
-    "classifier": "rewards",
-    "combine": "rewards",
-    "composed": "rewards",
-    "from_callable": "rewards",
-    "read_reward": "preferences",
-}
-
-__all__ = sorted(_HOMES)
-
-__getattr__ = exports(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Training: times with spatial variation, losses, the likelihood bound, the step and its loop, checkpoints, GRPO."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
