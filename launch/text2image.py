@@ -46,7 +46,7 @@ from launch.policy import policies
 from launch.shared import cli
 
 _MOMENTS = 8
-_ARRAYS = ("image", "mask", "object_masks", "noise")
+_ARRAYS = ("image", "mask", "object_masks", "noise", "fresh_noise")
 _RECORDED = (
     "image",
     "mask",

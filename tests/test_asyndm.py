@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asyncpatch_jax.pretrained import sampling
+from asyncpatch_jax.pretrained import pipelines, sampling
+from asyncpatch_jax.pretrained import requests as requests_lib
 from asyncpatch_jax.pretrained import text2image as text2images
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
-from asyncpatch_jax.pretrained.plans import plan
+from asyncpatch_jax.pretrained.plans import background, plan
 from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import defaults
 from asyncpatch_jax.sampling.schedules.masks import nearest, thresholded
@@ -150,6 +151,59 @@ def test_a_strength_map_is_where_cells_start(pretrained):
     assert (start[:, 2 * column :] == start.max()).all()
     assert start.max() > 0.7
     assert (one.image[:, :8] == picture[:, :8]).all()
+
+
+class Seen(Exception):
+    """Stops a run where it has shown what was asked for."""
+
+
+def stop(*seen):
+    raise Seen(*seen)
+
+
+def test_the_released_code_s_ways_reach_the_run(pretrained):
+    chosen = settings(pretrained, schedule="asyndm", reference_compat=True)
+    chosen = dataclasses.replace(chosen, num_steps=7)
+    given = requests(("dog", "cat"), ("two", "cats"), item_idx=(2, 6))
+    given[1] = given[1]._replace(item_idx=(1, 0))
+    given = [request._replace(omegas=(0.2, 0.5)) for request in given]
+    for name, first in (("asyndm", [1, 0]), ("concave", None)):
+        with pytest.raises(Seen) as seen:
+            text2image(pretrained, given, dataclasses.replace(chosen, schedule=name), follow=stop)
+        schedule = seen.value.args[0]
+        behind = background(pretrained.scheduler, 7, 64, released=True)
+        np.testing.assert_array_equal(schedule.grid, np.float32(behind.grid))
+        assert first is None or schedule.first.tolist() == first
+    if pretrained.family == "sd":
+        assert (schedule.grid != pretrained.scheduler.grid(7)).any()
+    # the run that gives fixed masks is the public samplers'
+    made = plan(pretrained, given, dataclasses.replace(chosen, masks="fixed"))
+    stock = np.asarray(pretrained.scheduler.grid(7, 64))
+    np.testing.assert_array_equal(made.synchronous().schedule(None, None, None).grid, stock)
+    assert made.synchronous().start == stock[0]
+    assert made.start == behind.start
+
+
+def test_recorded_noise_reaches_the_run(pretrained, monkeypatch):
+    monkeypatch.setattr(pipelines, "sample_latents", lambda net, params, inputs: stop(inputs))
+    chosen = settings(pretrained, eta=1.0, solver="ddim")
+    shape = (STEPS, *requests_lib.latent_shape(pretrained, chosen))
+    drawn = [np.random.default_rng(i).normal(size=shape).astype(np.float32) for i in range(2)]
+    given = [r._replace(fresh_noise=d) for r, d in zip(requests(("dog",), ("cats",)), drawn, strict=True)]
+    with pytest.raises(Seen) as seen:
+        text2image(pretrained, given, chosen)
+    np.testing.assert_array_equal(seen.value.args[0].fresh, np.stack(drawn, 1))
+    # half of the strength leaves out the first steps, and their noise
+    part = {"image": np.zeros((32, 32, 3), np.uint8), "mask": np.full((32, 32, 1), 0.5, np.float32)}
+    with pytest.raises(Seen) as seen:
+        text2image(pretrained, [request._replace(**part) for request in given], chosen)
+    inputs = seen.value.args[0]
+    assert inputs.schedule.num_steps < STEPS
+    np.testing.assert_array_equal(inputs.fresh, np.stack(drawn, 1)[-inputs.schedule.num_steps :])
+    with pytest.raises(ValueError, match="expected eta > 0 with fresh_noise"):
+        text2image(pretrained, given, settings(pretrained))
+    with pytest.raises(ValueError, match=rf"expected fresh_noise of float\[{STEPS}, "):
+        text2image(pretrained, [given[0]._replace(fresh_noise=drawn[0][1:])], chosen)
 
 
 METHODS = {"cfg++": {"guidance": 0.6, "solver": "ddim"}, "z-sampling": {"solver": "ddim"}, "seg": {}, "s-cfg": {}}

@@ -27,8 +27,10 @@ from asyncpatch_jax.sampling import (
     classifier_free,
     input_guidance,
     linear,
+    loop,
     paste_back,
     raster,
+    repaint,
     sample,
     start,
     two_calls,
@@ -222,6 +224,40 @@ def test_another_number_of_steps_is_refused():
     ):
         with pytest.raises(ValueError, match="expected num_steps = "):
             run_with(schedule)
+
+
+@pytest.mark.parametrize("repainted", [False, True])
+def test_noise_that_is_given_is_that_which_is_drawn(repainted):
+    key, known = jax.random.key(3), jax.random.normal(jax.random.key(4), (3, *IMAGE))
+    schedule, solver = Synchronous(linear(4)), DDPM(PROCESS)
+    if repainted:
+        schedule, solver = repaint(PROCESS, linear(4), known, MASKS, jump=2, resample=2)
+    steps, draws = schedule.num_steps, 3 if repainted else 1
+
+    def drawn_in(i):
+        own = keys_lib.split(keys_lib.fold_in(keys_lib.per_image(key, 3), loop._STEP + i), 2)[1]
+        each = keys_lib.split(own, 3) if repainted else [own]
+        return jnp.stack([keys_lib.normal(keys, IMAGE) for keys in each])
+
+    recorded = jax.jit(jax.vmap(drawn_in))(jnp.arange(steps))
+    recorded = recorded if draws > 1 else recorded[:, 0]
+
+    @jax.jit
+    def run(key, noise):
+        return sample(elementwise, solver, schedule, key, known, num_steps=steps, noise=noise)[0].x
+
+    drawn = run(key, None)
+    np.testing.assert_allclose(run(jax.random.key(0), recorded), drawn, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(run(key, -recorded), drawn, atol=1e-2)
+    with pytest.raises(ValueError, match=r"expected noise of shape \(.*\), one for each step, got \("):
+        run(key, recorded[1:])
+
+
+@pytest.mark.parametrize("solver", [DDIM(PROCESS), Heun(PROCESS), DPMSolver2M(PROCESS)])
+def test_noise_for_a_solver_that_draws_none_is_refused(solver):
+    x = jnp.ones((1, *IMAGE))
+    with pytest.raises(ValueError, match=f"expected a solver that draws noise.* got noise for {type(solver).__name__}"):
+        sample(elementwise, solver, Synchronous(linear(2)), jax.random.key(0), x, num_steps=2, noise=x[None])
 
 
 def test_a_field_that_does_not_fit_the_image_is_refused():

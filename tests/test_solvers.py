@@ -281,6 +281,48 @@ def test_ddim_is_that_of_diffusers(diffusers, outputs, eta):
     np.testing.assert_allclose(mine, theirs(scheduler, outputs, eta=eta, variance_noise=noise), rtol=2e-4, atol=2e-4)
 
 
+def network(x, t):
+    """Of a kind that NumPy and PyTorch have too: noise that depends on the image and the level."""
+    return (x * 1.7 + t / 500).sin() if hasattr(x, "sin") else np.sin(x * 1.7 + t / 500)
+
+
+def replayed(scheduler, noise, x):
+    """Our whole run on a scheduler's levels with the noise that another implementation drew."""
+
+    def denoise(x, times):
+        eps = jnp.sin(x * 1.7 + (times.told * 1000 - 1) / 500)
+        return predict(Discrete(), "eps", eps, x, times.level)
+
+    grid = jnp.asarray(stable_diffusion_grid(scheduler), jnp.float32)
+    key = jax.random.key(5)  # of no use
+    return sample(denoise, DDPM(Discrete()), Synchronous(grid), key, x, num_steps=STEPS, noise=noise)[0].x
+
+
+def test_a_recorded_run_of_diffusers_is_replayed(diffusers, outputs):
+    import torch
+
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True
+    )
+    scheduler.set_timesteps(STEPS)
+    x = torch.from_numpy(outputs[-1].copy())
+    for k, t in enumerate(scheduler.timesteps):
+        drawn = torch.from_numpy(outputs[k].copy())
+        x = scheduler.step(network(x, int(t)), t, x, eta=1.0, variance_noise=drawn).prev_sample
+    mine = replayed(scheduler, jnp.asarray(outputs[:-1]), jnp.asarray(outputs[-1]))
+    np.testing.assert_allclose(mine, x.numpy(), rtol=1e-3, atol=1e-3)
+    # and the formula alone, in NumPy
+    bars = np.append(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2), 1.0)
+    x, levels = outputs[-1].astype(np.float64), [*scheduler.timesteps.tolist(), -1]
+    for k, (t, after) in enumerate(itertools.pairwise(levels)):
+        a, b = bars[t], bars[after]
+        eps = network(x, t)
+        spread = (1 - b) / (1 - a) * (1 - a / b)
+        x0 = (x - np.sqrt(1 - a) * eps) / np.sqrt(a)
+        x = np.sqrt(b) * x0 + np.sqrt(1 - b - spread) * eps + np.sqrt(spread) * outputs[k]
+    np.testing.assert_allclose(mine, x, rtol=1e-3, atol=1e-3)
+
+
 def test_dpm_solver_is_that_of_diffusers(diffusers, outputs):
     scheduler = diffusers.DPMSolverMultistepScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", final_sigmas_type="zero"

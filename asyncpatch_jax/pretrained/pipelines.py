@@ -53,6 +53,7 @@ class Batch(NamedTuple):
     first: the object that all cells begin with; None: the slowest.
     image: in [-1, 1]; mask: how much of it changes.
     object_masks: where objects are drawn.
+    fresh: of each step, what is drawn in it.
     """
 
     keys: ImageKeys
@@ -65,6 +66,7 @@ class Batch(NamedTuple):
     mask: Float[np.ndarray, "b h w 1"] | None
     object_masks: Float[np.ndarray, "b h w k"] | None
     noise: Float[np.ndarray, "b h2 w2 c2"] | None
+    fresh: Float[np.ndarray, "b s h2 w2 c2"] | None
 
 
 class Drawn(NamedTuple):
@@ -213,6 +215,7 @@ def prepare(
         mask=_stacked([request.mask for request in requests], np.float32),
         object_masks=_stacked(drawn, partial(_padded, slow.shape[1])),
         noise=_stacked([request.noise for request in requests], np.float32),
+        fresh=_stacked([request.fresh_noise for request in requests], np.float32),
     )
 
 
@@ -246,7 +249,9 @@ def make(
         schedule = when.schedule(part.mask, part.omegas, object_masks, part.first)
         if follow is not None:
             schedule = follow(schedule, Condition(tokens=part.cond.tokens, mask=part.cond.mask))
-        inputs = Inputs(begun, part.keys, schedule, cond, uncond, part.scale, known, when.start)
+        # a run that leaves out its first steps, in which nothing moves, leaves out their noise
+        fresh = None if part.fresh is None else part.fresh.swapaxes(0, 1)[-schedule.num_steps :]
+        inputs = Inputs(begun, part.keys, schedule, cond, uncond, part.scale, known, when.start, fresh)
         return jax.device_get(sample_latents(net, pretrained.denoiser.params, inputs))
 
     masks = None if part.object_masks is None else part.object_masks[:, None] > 0.5

@@ -27,6 +27,7 @@ class Request(NamedTuple):
     mask: how much of each pixel of `image` may change: 1 is generated anew, 0 comes back bit for bit [h, w, 1].
     object_masks: where each object is drawn, for the masks "drawn" [h, w, k]; these need no words in `objects`.
     noise: the latents to begin with [h2, w2, c]; None: those of the seed.
+    fresh_noise: what a stochastic solver draws in each step, to replay a recorded run [s, h2, w2, c]; None: the seed's.
     """
 
     prompt: str
@@ -39,6 +40,7 @@ class Request(NamedTuple):
     mask: Float[np.ndarray, "h w 1"] | None = None
     object_masks: Float[np.ndarray, "h w k"] | None = None
     noise: Float[np.ndarray, "h2 w2 c"] | None = None
+    fresh_noise: Float[np.ndarray, "s h2 w2 c"] | None = None
 
 
 def check(pretrained: Pretrained, requests: Sequence[Request], settings: Settings) -> None:
@@ -62,7 +64,7 @@ def check(pretrained: Pretrained, requests: Sequence[Request], settings: Setting
             f"expected at most {most * multiple} pixels a side for this network, got {settings.height} x "
             f"{settings.width}"
         )
-    for name in ("image", "mask", "noise"):
+    for name in ("image", "mask", "noise", "fresh_noise"):
         if len({getattr(request, name) is None for request in requests}) > 1:
             raise ValueError(f"expected requests that all say {name}, or none, got both sorts")
     for request in requests:
@@ -81,6 +83,7 @@ def _check_arrays(pretrained: Pretrained, request: Request, settings: Settings) 
         "mask": ((*size, 1), np.floating, 1),
         "object_masks": ((*size, count(request)), np.floating, 1),
         "noise": (shape, np.floating, None),
+        "fresh_noise": ((settings.num_steps, *shape), np.floating, None),
     }
     for name, (form, kind, most) in wanted.items():
         array = getattr(request, name)
@@ -107,6 +110,8 @@ def _check_request(family: str, request: Request, settings: Settings) -> None:
         raise ValueError(f"expected a mask with the image for {family} (only kontext edits an image as a whole)")
     if family == "kontext" and request.image is None:
         raise ValueError("expected an image to edit for kontext, got none")
+    if request.fresh_noise is not None and settings.eta == 0:
+        raise ValueError("expected eta > 0 with fresh_noise, which a deterministic run has no place for, got 0")
     if request.omegas and len(request.omegas) != count(request):
         raise ValueError(
             f"expected an omega for each of the {count(request)} objects of {request.prompt!r}, "

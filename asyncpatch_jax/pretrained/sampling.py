@@ -52,6 +52,7 @@ class Inputs(NamedTuple):
     scale: of the guidance [b].
     known: latents of an image of which something is kept [b, h, w, c].
     start: the time at and above which cells begin as pure noise.
+    fresh: recorded noise of a stochastic solver, of each step [s, b, h, w, c]; None: it draws its own.
     """
 
     noise: Image
@@ -62,6 +63,7 @@ class Inputs(NamedTuple):
     scale: Float[Array, "b"] | None = None
     known: Image | None = None
     start: float | Float[Array, ""] = 1.0
+    fresh: Float[Array, "s b h w c"] | None = None
 
 
 class Sampled(NamedTuple):
@@ -163,6 +165,7 @@ def sample_latents(net: Net, params: Any, inputs: Inputs) -> Sampled:
             begin(net, inputs),
             num_steps=inputs.schedule.num_steps,
             trace=trace,
+            noise=inputs.fresh,
         )
         result = Sampled(state.x, jnp.concatenate([fields, state.times.level[None]]), maps)
         # whole on every device, of every process

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
@@ -47,6 +47,7 @@ def sample(
     *,
     num_steps: int,
     trace: Callable[[SamplerState, Prediction], Any] | None = None,
+    noise: Float[Array, "s *draws b h w c"] | None = None,
 ) -> tuple[SamplerState, Any]:
     """Move an image along a schedule, as one `lax.scan`.
 
@@ -59,12 +60,15 @@ def sample(
         x: the image at the schedule's first field, usually from `start`; [b, h, w, c] float32.
         num_steps: how often the schedule is asked for the next field.
         trace: `(state before the step, prediction) -> anything`, stacked over the steps.
+        noise: what a stochastic solver shall take in the place of its keys' draws, to replay a recorded run:
+            [num_steps, b, h, w, c], or [num_steps, draws, b, h, w, c] of one that draws several times a step.
 
     Returns:
         The last state, and what `trace` gave at each step (None without one).
 
     Raises:
-        ValueError: the schedule's fields do not fit the image, or hold another number of steps.
+        ValueError: the schedule's fields do not fit the image, or hold another number of steps; noise for a solver that
+            draws none, or of another shape.
     """
     keys = keys_lib.per_image(key, x.shape[0])
     length = getattr(schedule, "num_steps", num_steps)
@@ -76,8 +80,11 @@ def sample(
     timefield.like(times.level, x)
     _check_distinct(schedule, times)
     state = SamplerState(x, times, solver.init(x), schedule_carry)
+    if noise is not None:
+        _check_noise(solver, noise, num_steps, x)
 
-    def body(state: SamplerState, i: jax.Array) -> tuple[SamplerState, Any]:
+    def body(state: SamplerState, turn: tuple[jax.Array, jax.Array | None]) -> tuple[SamplerState, Any]:
+        i, drawn = turn
         key_schedule, key_solver = keys_lib.split(keys_lib.fold_in(keys, _STEP + i), 2)
         pred = denoise(state.x, state.times)
         times_next, schedule_carry = schedule.next(i, state, pred, key_schedule)
@@ -86,13 +93,25 @@ def sample(
                 f"expected a schedule whose fields stay {state.times.level.shape}, got {times_next.level.shape}"
             )
         _check_distinct(schedule, times_next)
-        x, solver_carry = solver.step(denoise, pred, state.x, state.times, times_next, key_solver, state.solver)
+        given = {} if drawn is None else {"noise": drawn}
+        x, solver_carry = solver.step(
+            denoise, pred, state.x, state.times, times_next, key_solver, state.solver, **given
+        )
         # told apart bit for bit, so that a known or waiting cell never drifts, whatever the solver's arithmetic
         moved = timefield.like((times_next.level != state.times.level).astype(jnp.float32), x) > 0
         after = SamplerState(jnp.where(moved, x, state.x), times_next, solver_carry, schedule_carry)
         return after, None if trace is None else trace(state, pred)
 
-    return jax.lax.scan(body, state, jnp.arange(num_steps))
+    return jax.lax.scan(body, state, (jnp.arange(num_steps), noise))
+
+
+def _check_noise(solver: Solver, noise: Array, num_steps: int, x: Image) -> None:
+    draws = getattr(solver, "draws", 0)
+    if not draws:
+        raise ValueError(f"expected a solver that draws noise, such as DDIM with eta > 0, got noise for {solver}")
+    wanted = (num_steps, *((draws,) if draws > 1 else ()), *x.shape)
+    if jnp.shape(noise) != wanted:
+        raise ValueError(f"expected noise of shape {wanted}, one for each step, got {jnp.shape(noise)}")
 
 
 def _check_distinct(schedule: Schedule, times: Times) -> None:

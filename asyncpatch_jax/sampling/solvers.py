@@ -18,6 +18,10 @@ class Solver(Protocol):
     """Moves an image from one field to the next; a frozen dataclass of settings.
 
     A cell that does not move may come back with rounding errors: the loop holds it bit for bit.
+
+    A solver that draws noise says in `draws` how often a step does (no such attribute, or 0: never). Its `step` then
+    has one argument more, `noise=None`: recorded noise in the place of the keys', [b, h, w, c], or [draws, b, h, w, c]
+    of one that draws several times.
     """
 
     def init(self, x: Image) -> Any:
@@ -58,16 +62,21 @@ class DDIM:
         if self.eta < 0:
             raise ValueError(f"expected eta >= 0, got {self.eta}")
 
+    @property
+    def draws(self) -> int:
+        """How often a step draws noise."""
+        return int(self.eta > 0)
+
     def init(self, x: Image) -> None:
         return None
 
-    def step(self, denoise, pred, x, times, times_next, keys, carry):
+    def step(self, denoise, pred, x, times, times_next, keys, carry, noise=None):
         t, t_next = timefield.like(times.level, x), timefield.like(times_next.level, x)
         alpha_next, sigma_next = self.process.alpha(t_next), self.process.sigma(t_next)
         if self.eta == 0:
             return alpha_next * pred.x0 + sigma_next * pred.eps, carry
         s = jnp.minimum(self.eta * _posterior_spread(self.process, t, t_next), sigma_next)
-        noise = keys_lib.normal(keys, x.shape[1:])
+        noise = keys_lib.normal(keys, x.shape[1:]) if noise is None else noise
         kept = jnp.sqrt(jnp.maximum(sigma_next**2 - s**2, 0.0))
         return alpha_next * pred.x0 + kept * pred.eps + s * noise, carry
 

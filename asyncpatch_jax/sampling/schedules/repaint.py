@@ -1,6 +1,6 @@
 """RePaint: inpainting with a network that knows synchronous times only, by going down and up again. A baseline."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +58,9 @@ class RePaint:
     mask: Any  # Float[Array, "b|1 h w 1"], 1 = generate
     eta: float = struct.field(pytree_node=False, default=1.0)
 
+    # for the step down, the jump up, and the known pixels
+    draws: ClassVar[int] = 3
+
     def init(self, x: Image) -> None:
         return None
 
@@ -70,14 +73,16 @@ class RePaint:
         times_next: Times,
         keys: ImageKeys,
         carry: None,
+        noise: Float[Array, "3 b h w c"] | None = None,
     ) -> tuple[Image, None]:
-        key_step, key_up, key_known = keys_lib.split(keys, 3)
+        if noise is None:
+            noise = jnp.stack([keys_lib.normal(key, x.shape[1:]) for key in keys_lib.split(keys, 3)])
         grid = jnp.asarray(self.grid, jnp.float32).reshape(1, 1, 1, -1)
         below = jnp.where(grid < times.level, grid, 0.0).max(-1, keepdims=True)
         down = Times(below, below)
-        x, _ = DDIM(self.process, self.eta).step(denoise, pred, x, times, down, key_step, None)
-        x = renoise(self.process, x, keys_lib.normal(key_up, x.shape[1:]), below, times_next.level)
-        noised = diffuse(self.process, self.known, keys_lib.normal(key_known, x.shape[1:]), times_next.level)
+        x, _ = DDIM(self.process, self.eta).step(denoise, pred, x, times, down, keys, None, noise[0])
+        x = renoise(self.process, x, noise[1], below, times_next.level)
+        noised = diffuse(self.process, self.known, noise[2], times_next.level)
         return jnp.where(timefield.like(spread(self.mask, x.shape[0]), x) > 0.5, x, noised), carry
 
 
