@@ -13,21 +13,8 @@ from mypy import api
 import asyncpatch_jax
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = (
-    "asyncpatch_jax",
-    *(f"asyncpatch_jax.{name}" for name in ("data", "metrics", "models", "pretrained", "training")),
-)
-HEAVY = (
-    "tensorflow",
-    "torch",
-    "transformers",
-    "diffusers",
-    "matplotlib",
-    "sklearn",
-    "skimage",
-    "grain",
-    "ml_collections",
-)
+PACKAGES = ("data", "metrics", "models", "pretrained", "sampling", "training")
+HEAVY = ("tensorflow", "torch", "transformers", "diffusers", "matplotlib", "sklearn", "skimage", "ml_collections")
 
 
 @pytest.mark.parametrize("package", ["asyncpatch_jax", *(f"asyncpatch_jax.{name}" for name in PACKAGES)])
