@@ -1,8 +1,11 @@
 """Writing files so that a path holds either what was there before or the whole new file, never a part of one."""
 
+import functools
 import io
 import json
 import os
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -10,16 +13,23 @@ from typing import IO, Any
 import jax
 from etils import epath
 
+_MARK = ".asyncpatch."
+# of another machine that shares the disk nobody can say whether a process lives; after so long it does not
+_ABANDONED = 24 * 3600.0  # seconds
 
-def refuse_existing(path: epath.PathLike, overwrite: bool = False) -> None:
+
+def refuse_existing(path: epath.PathLike, overwrite: bool = False, *, hint: str = "") -> None:
     """Call it before the work whose result goes to `path`. An empty folder is nothing: a stopped run may leave one.
+
+    Args:
+        hint: how a user asks for overwriting, where that is possible.
 
     Raises:
         ValueError: something is there already, and `overwrite` is not set.
     """
     path = epath.Path(path)
     if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"expected a path where nothing exists yet, got {path} (ask for overwriting to replace it)")
+        raise ValueError(f"expected a path where nothing exists yet, got {path}{hint and f' ({hint})'}")
 
 
 def check_writable(path: epath.PathLike) -> None:
@@ -28,11 +38,60 @@ def check_writable(path: epath.PathLike) -> None:
     Raises:
         OSError: as `writing`.
     """
-    path = epath.Path(path)
-    probe = path.parent / f".{path.name}.{os.getpid()}.try"
-    with writing(probe) as stream:
+    with suppress(_TriedError), writing(path, overwrite=True) as stream:
         stream.write(b"\0")
-    probe.unlink(missing_ok=True)
+        raise _TriedError
+
+
+class _TriedError(Exception):
+    """Ends a write that was only to be tried."""
+
+
+def aside(path: epath.PathLike, kind: str) -> epath.Path:
+    """A hidden name beside `path` that says which process uses it, so that `left_behind` knows when nobody does."""
+    path = epath.Path(path)
+    return path.parent / f".{path.name}{_MARK}{platform.node()}-{os.getpid()}.{kind}"
+
+
+def left_behind(folder: epath.PathLike, kind: str) -> list[epath.Path]:
+    """Names of `aside` in a folder whose processes were killed; on another machine, that nobody touched for a day."""
+    folder = epath.Path(folder)
+    if "://" in str(folder) or not folder.is_dir():
+        return []  # in a bucket, a file that is not finished is not there
+    return sorted(path for path in folder.glob(f".*{_MARK}*-*.{kind}") if not _in_use(path))
+
+
+def _in_use(path: epath.Path) -> bool:
+    machine, _, number = path.stem.rpartition(_MARK)[2].rpartition("-")
+    if not (number.isascii() and number.isdecimal()):
+        return True  # not ours
+    if machine != platform.node():
+        return time.time() - os.lstat(path).st_mtime < _ABANDONED
+    if int(number) == os.getpid():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def tidy(folder: epath.PathLike) -> None:
+    """Remove the parts of files that killed processes left in a folder."""
+    for path in left_behind(folder, "part"):
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+# once in a process, since it reads all names
+_tidy_once = functools.lru_cache(256)(tidy)
+
+
+def writes() -> bool:
+    """Whether this is the one of several processes (`jax.distributed`) that writes files: the first."""
+    return not (jax.distributed.is_initialized() and jax.process_index())
 
 
 @contextmanager
@@ -47,14 +106,15 @@ def writing(path: epath.PathLike, *, overwrite: bool = False) -> Iterator[IO[byt
         ValueError: `path` exists and `overwrite` is not set.
         OSError: the file cannot be written, with its path and the reason (no space left, no permission, ...).
     """
-    if jax.distributed.is_initialized() and jax.process_index():
+    if not writes():
         yield io.BytesIO()
         return
     refuse_existing(path, overwrite)
     path = epath.Path(path)
-    part = path.parent / f".{path.name}.{os.getpid()}.part"
+    part = aside(path, "part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _tidy_once(path.parent)
         with part.open("wb") as stream:
             yield stream
         part.replace(path)

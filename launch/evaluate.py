@@ -9,7 +9,8 @@ Schedules: sync; constant=RHO, the same deviation for all (1/2 is none); tpm=FOL
 all cells on AsynDM's curve (DM_concave, as launch.text2image --schedule=concave has it). *FACTOR multiplies the
 deviations of constant and tpm (the paper's gamma). Brackets are 95 % bootstrap intervals; differences are paired with
 the first schedule. Residual is the energy at high frequencies over that of real images (1: as they have; the paper
-names it as what rewards miss). Writes evaluation.json and evaluation.md into --out.
+names it as what rewards miss). Writes evaluation.json, evaluation.md and made.json, which says how they were made, into
+--out.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.data import sources
-from asyncpatch_jax.files import check_writable, refuse_existing, write_json, writing
+from asyncpatch_jax.files import write_json, writing
 from asyncpatch_jax.metrics.intervals import Interval, bootstrap
 from asyncpatch_jax.metrics.spectrum import residual
 from asyncpatch_jax.sampling.schedules import Schedule
@@ -36,9 +37,14 @@ from asyncpatch_jax.types import Condition
 from launch.policy import pages, policies, rewarding, subjects
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Subject
-from launch.shared import build, cli
+from launch.shared import build, cli, outputs
 
 RESIDUAL = "residual"
+_FILES = ("evaluation.json", "evaluation.md")
+_RECORDED = (
+    *("denoiser", "prompts", "rewards", "schedules", "num", "seeds", "seed"),
+    *("steps", "guidance", "solver", "size", "real"),
+)
 _REAL = 2000  # real images
 
 
@@ -163,26 +169,27 @@ def main() -> None:
     values = flags.FLAGS
     if not values.denoiser:
         raise ValueError("expected --denoiser=FOLDER")
-    out = Path(values.out)
-    for name in ("evaluation.json", "evaluation.md"):
-        refuse_existing(out / name, values.overwrite)
-        check_writable(out / name)
+    planned = outputs.plan(values.out, "launch.evaluate", _FILES, overwrite=values.overwrite)
     rewards = rewarding.parse(values.rewards)
     choice = subjects.Choice(values.steps, values.guidance, values.solver, values.size)
     subject = subjects.load(values.denoiser, values.prompts, choice, sharding.make_mesh())
     entries = parse(values.schedules, subject)
     real = real_images(values.real, values.denoiser, subject)
     seeds = range(values.seed, values.seed + values.seeds)
-    found, index = evaluate(subject, rewards, entries, real, count=values.num, seeds=seeds, batch=values.batch)
-    # texts are a sample of all that one may ask for; classes are all there are
-    text = table(found, index if values.prompts else None)
-    content = {
-        name: {"scores": {key: values.tolist() for key, values in scores.of.items()}, "deviations": scores.deviations}
-        for name, scores in found.items()
-    }
-    write_json(out / "evaluation.json", {"prompts": index.tolist(), "schedules": content}, overwrite=True)
-    with writing(out / "evaluation.md", overwrite=True) as stream:
-        stream.write(f"{text}\n".encode())
+    with outputs.making(planned, {name: values[name].value for name in _RECORDED}) as out:
+        found, index = evaluate(subject, rewards, entries, real, count=values.num, seeds=seeds, batch=values.batch)
+        # texts are a sample of all that one may ask for; classes are all there are
+        text = table(found, index if values.prompts else None)
+        content = {
+            name: {
+                "scores": {key: values.tolist() for key, values in scores.of.items()},
+                "deviations": scores.deviations,
+            }
+            for name, scores in found.items()
+        }
+        write_json(out / "evaluation.json", {"prompts": index.tolist(), "schedules": content})
+        with writing(out / "evaluation.md") as stream:
+            stream.write(f"{text}\n".encode())
     print(text)
 
 
@@ -203,5 +210,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("size", None, "Pixels of a side, of a text-to-image folder.", lower_bound=1)
     flags.DEFINE_string("real", "", "Folder of real images, for the residual; of a run, its data's unless given.")
     flags.DEFINE_string("out", "evaluation", "Folder to write to.")
-    flags.DEFINE_bool("overwrite", False, "Replace the files in --out.")
+    flags.DEFINE_bool("overwrite", False, "Replace what an earlier launch.evaluate made in --out.")
     cli.main_of_flags(main, __doc__)

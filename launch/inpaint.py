@@ -7,7 +7,7 @@
 A mask marks with white what is to be generated (--convention names others). With folders, an image and a mask of the
 same name, up to the suffix, are a pair. An image of another size than the network was trained at becomes a centre
 square of that size, its mask with it; --native keeps it as it is. Known pixels come back bit for bit, unless --feather
-is given.
+is given. In a folder, made.json says how its images were made.
 """
 
 from pathlib import Path
@@ -20,10 +20,11 @@ from jaxtyping import Float, UInt8
 from asyncpatch_jax import viz
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.masks import Convention, read_mask
-from asyncpatch_jax.files import check_writable, refuse_existing
 from asyncpatch_jax.texts import composed
-from launch.shared import build, cli, inpainting, trained
+from launch.shared import build, cli, inpainting, outputs, trained
 from launch.shared.generate import image_keys
+
+_RECORDED = ("image", "mask", "convention", "graded", "native", "feather", "label", "seed")
 
 
 class Task(NamedTuple):
@@ -108,31 +109,36 @@ def main() -> None:
     if not (values.image and values.mask and values.out):
         raise ValueError("expected --image, --mask and --out")
     found = tasks(Path(values.image), Path(values.mask), Path(values.out))
-    for task in found:
-        refuse_existing(task.out, values.overwrite)
+    planned = (
+        outputs.plan(values.out, "launch.inpaint", [task.out.name for task in found], overwrite=values.overwrite)
+        if Path(values.image).is_dir()
+        else outputs.single(values.out, overwrite=values.overwrite)
+    )
     if values.feather < 0:
         raise ValueError(f"expected --feather >= 0 pixels, got {values.feather}")
     run = trained.load()
     label = trained.label(run, values.label)
     pairs = [read(task, run, values.convention, values.graded, values.native) for task in found]
-    check_writable(found[0].out)
     keys = image_keys(values.seed, len(pairs))
-    # images of one size go together
-    for shape in dict.fromkeys(pair.image.shape for pair in pairs):
-        index = np.array([i for i, pair in enumerate(pairs) if pair.image.shape == shape])
-        made = inpainting.inpaint(
-            run,
-            keys[index],
-            np.stack([pairs[i].image for i in index]),
-            np.stack([pairs[i].mask for i in index]),
-            np.full(len(index), label, np.int32),
-            batch=values.batch,
-            graded=values.graded,
-            feather=values.feather,
-        )
-        for i, image in zip(index, made, strict=True):
-            viz.save_png(found[i].out, image, overwrite=values.overwrite)
-            print(f"wrote {found[i].out}")
+    settings = {**trained.settings(run), **{name: values[name].value for name in _RECORDED}}
+    with outputs.making(planned, settings) as folder:
+        # images of one size go together
+        for shape in dict.fromkeys(pair.image.shape for pair in pairs):
+            index = np.array([i for i, pair in enumerate(pairs) if pair.image.shape == shape])
+            made = inpainting.inpaint(
+                run,
+                keys[index],
+                np.stack([pairs[i].image for i in index]),
+                np.stack([pairs[i].mask for i in index]),
+                np.full(len(index), label, np.int32),
+                batch=values.batch,
+                graded=values.graded,
+                feather=values.feather,
+            )
+            for i, image in zip(index, made, strict=True):
+                viz.save_png(folder / found[i].out.name, image, overwrite=True)
+    for task in found:
+        print(f"wrote {task.out}")
 
 
 if __name__ == "__main__":
@@ -146,5 +152,5 @@ if __name__ == "__main__":
     flags.DEFINE_float("feather", 0.0, "Blend the known side of the seam over so many pixels.")
     flags.DEFINE_string("label", None, "Class of the images, by name or number; none unless given.")
     flags.DEFINE_integer("batch", 16, "Images sampled at a time.", lower_bound=1)
-    flags.DEFINE_bool("overwrite", False, "Replace outputs that exist.")
+    flags.DEFINE_bool("overwrite", False, "Replace what an earlier launch.inpaint made as --out.")
     cli.main_of_run(main, __doc__)

@@ -3,12 +3,16 @@
   python -m launch.sample --workdir=runs/digits
   python -m launch.sample --workdir=runs/digits --schedule=autoregressive --labels=3,3,7 --guidance=2 --out=threes
 
-Writes into --out: grid.png, images/0000.png ..., samples.npz (images as uint8, labels, seed) and animation.gif, the
-first images beside their time fields. Image i depends on --seed and i alone, not on --num or --batch.
+Writes into --out: grid.png, images/0000.png ..., samples.npz (images as uint8, labels, seed), animation.gif, the first
+images beside their time fields, and made.json, which says how they were made; so does each PNG file's metadata. With
+--overwrite the files that made.json lists are replaced, all at once at the end; other files there stay. Image i depends
+on --seed and i alone, not on --num or --batch.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -16,12 +20,12 @@ from etils import epath
 from jaxtyping import Int
 
 from asyncpatch_jax import viz
-from asyncpatch_jax.files import check_writable, refuse_existing, writing
+from asyncpatch_jax.files import writing
 from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.types import Condition
 from launch.policy import policies
-from launch.shared import build, cli, pictures, trained
+from launch.shared import build, cli, outputs, pictures, trained
 from launch.shared.generate import Inputs, Result, generate, image_keys
 from launch.shared.plans import PLANS, plan
 
@@ -73,8 +77,23 @@ def sample_run(
     return Result(images, results[0].run, results[0].fields)
 
 
-def write(folder: epath.PathLike, result: Result, label: Int[np.ndarray, "b"], seed: int, title: str) -> None:
-    """Write a result's files, whatever is there under their names.
+def names(count: int) -> list[str]:
+    """The files of so many images."""
+    return [*(f"images/{i:04d}.png" for i in range(count)), "grid.png", "samples.npz", "animation.gif"]
+
+
+def write(
+    folder: epath.PathLike,
+    result: Result,
+    label: Int[np.ndarray, "b"],
+    seed: int,
+    title: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write a result's files, `names`.
+
+    Args:
+        settings: how they were made, for the metadata of PNG files.
 
     Raises:
         ValueError: images that are not finite.
@@ -82,29 +101,31 @@ def write(folder: epath.PathLike, result: Result, label: Int[np.ndarray, "b"], s
     """
     folder = epath.Path(folder)
     images = viz.to_uint8(result.images)
-    names = [f"{i:04d}.png" for i in range(len(images))]
-    for name, image in zip(names, images, strict=True):
-        viz.save_png(folder / "images" / name, image, overwrite=True)
-    for old in (folder / "images").glob("[0-9][0-9][0-9][0-9]*.png"):
-        if old.name not in names:
-            old.unlink()  # of an earlier, longer run
-    viz.save_png(folder / "grid.png", viz.grid(images, max(8, round(len(images) ** 0.5))), overwrite=True)
-    with writing(folder / "samples.npz", overwrite=True) as stream:
+
+    def text(**more: int) -> dict[str, str]:
+        return {"asyncpatch_jax": json.dumps({**settings, **more})}
+
+    for i, image in enumerate(images):
+        viz.save_png(folder / f"images/{i:04d}.png", image, text=text(image=i, label=int(label[i])))
+    viz.save_png(folder / "grid.png", viz.grid(images, max(8, round(len(images) ** 0.5))), text=text())
+    with writing(folder / "samples.npz") as stream:
         np.savez_compressed(stream, images=images, labels=label, seed=seed)
-    viz.save_animation(folder / "animation.gif", pictures.animation(result, title), overwrite=True)
+    viz.save_animation(folder / "animation.gif", pictures.animation(result, title))
 
 
 def main() -> None:
     values = flags.FLAGS
-    refuse_existing(values.out, values.overwrite)
+    planned = outputs.plan(values.out, "launch.sample", names(values.num), overwrite=values.overwrite)
     run = trained.load()
     label = parse_labels(values.labels, run, values.num)
-    check_writable(epath.Path(values.out) / "grid.png")
     follow = (
         None if values.tpm is None else partial(policies.load(values.tpm, mesh=run.mesh).schedule, gamma=values.gamma)
     )
-    result = sample_run(run, values.schedule, label, values.seed, values.batch, follow)
-    write(values.out, result, label, values.seed, f"{values.schedule}, {run.config.sample.steps} steps")
+    settings = {**trained.settings(run), "schedule": values.schedule}
+    settings |= {name: values[name].value for name in ("seed", "num", "labels", "tpm", "gamma")}
+    with outputs.making(planned, settings) as folder:
+        result = sample_run(run, values.schedule, label, values.seed, values.batch, follow)
+        write(folder, result, label, values.seed, f"{values.schedule}, {run.config.sample.steps} steps", settings)
     print(f"wrote grid.png, animation.gif, samples.npz and images/ ({len(label)} PNG files) into {values.out}")
 
 
@@ -117,5 +138,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 64, "Images sampled at a time.", lower_bound=1)
     flags.DEFINE_list("labels", [], "Classes by name or number, in turn; all of them unless given.")
     flags.DEFINE_string("out", "samples", "Folder to write to.")
-    flags.DEFINE_bool("overwrite", False, "Replace the files in --out.")
+    flags.DEFINE_bool("overwrite", False, "Replace what an earlier launch.sample made in --out.")
     cli.main_of_run(main, __doc__)

@@ -8,8 +8,9 @@
 
 FOLDER holds Stable Diffusion 1.5, 2.1, XL or 3.5, FLUX.1-dev or Kontext: `python -m launch.check_checkpoint FOLDER`
 says whether it will load, and on what. Writes into --out: grid.png, images/0000.png ... with the settings in each
-file's metadata, and with --show fields/0000.png ..., the time field and the objects' attention along the run. Image i
-of a prompt has the seed --seed + i, and depends on nothing else.
+file's metadata, with --show fields/0000.png ..., the time field and the objects' attention along the run, and
+made.json, which lists these files. With --overwrite they are replaced, all at once at the end; other files there stay.
+Image i of a prompt has the seed --seed + i, and depends on nothing else.
 """
 
 import dataclasses
@@ -18,7 +19,6 @@ import json
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -34,7 +33,6 @@ from asyncpatch_jax import sharding, viz
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.masks import Convention, read_mask
 from asyncpatch_jax.data.prompts import Prompt, read_prompts
-from asyncpatch_jax.files import check_writable, refuse_existing
 from asyncpatch_jax.pretrained import settings as settings_lib
 from asyncpatch_jax.pretrained.folders.loading import Pretrained, describe, load_pretrained
 from asyncpatch_jax.pretrained.pipelines import Made, ready, text2image
@@ -43,7 +41,7 @@ from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.pretrained.text.objects import noun_phrases
 from asyncpatch_jax.sampling.schedules import curves
 from launch.policy import policies
-from launch.shared import cli
+from launch.shared import cli, outputs
 
 _MOMENTS = 8
 _ARRAYS = ("image", "mask", "object_masks", "noise", "fresh_noise")
@@ -230,22 +228,25 @@ def mesh_of(text: str | None) -> Mesh | None:
     return sharding.make_mesh(**{"data": 1} | {name: int(size) for name, size in parts.items()})
 
 
-def write(out: Path, i: int, request: Request, made: Made, text: dict[str, str], *, show: bool) -> None:
+def names(count: int, *, show: bool) -> list[str]:
+    """The files of so many images."""
+    folders = ("images", "fields") if show else ("images",)
+    return [*(f"{folder}/{i:04d}.png" for folder in folders for i in range(count)), "grid.png"]
+
+
+def write(out: epath.Path, i: int, request: Request, made: Made, text: dict[str, str], *, show: bool) -> None:
     """The files of image i."""
-    viz.save_png(out / "images" / f"{i:04d}.png", made.image, text=text, overwrite=True)
+    viz.save_png(out / "images" / f"{i:04d}.png", made.image, text=text)
     if show:
-        viz.save_png(out / "fields" / f"{i:04d}.png", shown(made, request.objects), overwrite=True)
+        viz.save_png(out / "fields" / f"{i:04d}.png", shown(made, request.objects))
 
 
 def main(folder: str) -> None:
     values = flags.FLAGS
-    refuse_existing(values.out, values.overwrite)
     given = prompts(values)
+    files = names(len(given) * values.num, show=values.show)
+    planned = outputs.plan(values.out, "launch.text2image", files, overwrite=values.overwrite)
     mesh = mesh_of(values.mesh)
-    if jax.process_count() > 1:  # the first process shall not begin to write before the last has looked
-        multihost_utils.sync_global_devices("text2image")
-    out = Path(values.out)
-    check_writable(epath.Path(out) / "grid.png")
     # what the machine decides is recorded as if it had been asked for
     values.dtype = values.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     values.mesh = mesh and ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
@@ -261,16 +262,15 @@ def main(folder: str) -> None:
     print(f"{len(wanted)} images, {settings.num_steps} steps each; the first batch compiles", flush=True)
     each, whole = record(folder, wanted, settings, values)
     small = []
-    for i, made in enumerate(tqdm(images, total=len(wanted), unit="image", disable=jax.process_index() > 0)):
-        write(out, i, wanted[i], made, each[i], show=values.show)
-        small.append(made.image)
-    for old in [*out.glob("images/*.png"), *out.glob("fields/*.png")]:
-        unwanted = old.parent.name == "fields" and not values.show
-        if old.stem.isdigit() and (unwanted or int(old.stem) >= len(small)):
-            old.unlink(missing_ok=True)  # of an earlier run
-    columns = values.num if values.num > 1 else math.ceil(len(small) ** 0.5)
-    viz.save_png(out / "grid.png", viz.grid(np.stack(small), columns), text=whole, overwrite=True)
-    print(f"wrote grid.png and images/ ({len(small)} PNG files){' and fields/' if values.show else ''} into {out}")
+    with outputs.making(planned, json.loads(whole["asyncpatch_jax"])) as out:
+        for i, made in enumerate(tqdm(images, total=len(wanted), unit="image", disable=jax.process_index() > 0)):
+            write(out, i, wanted[i], made, each[i], show=values.show)
+            small.append(made.image)
+        columns = values.num if values.num > 1 else math.ceil(len(small) ** 0.5)
+        viz.save_png(out / "grid.png", viz.grid(np.stack(small), columns), text=whole)
+    print(
+        f"wrote grid.png and images/ ({len(small)} PNG files){' and fields/' if values.show else ''} into {values.out}"
+    )
 
 
 def define_flags() -> None:
@@ -309,7 +309,7 @@ def define_flags() -> None:
     flags.DEFINE_string("mesh", None, "Devices, such as data=1,fsdp=4,tensor=2; unless given all, by fsdp.")
     flags.DEFINE_bool("show", False, "Also write the time fields and the objects' attention along each run.")
     flags.DEFINE_string("out", "images", "Folder to write to.")
-    flags.DEFINE_bool("overwrite", False, "Replace the files in --out.")
+    flags.DEFINE_bool("overwrite", False, "Replace what an earlier launch.text2image made in --out.")
 
 
 if __name__ == "__main__":

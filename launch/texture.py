@@ -7,9 +7,10 @@
 Both are inpainting with input guidance (at scale 1 unless given): a window of the size that the network was trained at
 goes over the canvas, always on where most is known; what is known stays at time 0 and guides the rest. --image is a
 file, or a photograph that scikit-image and scikit-learn ship (brick, grass, gravel, ...). Without one, the whole of
---size is made from nothing.
+--size is made from nothing. The files say how they were made, in their metadata; so does made.json beside several.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,7 @@ from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import viz
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.sources import PHOTOS, photo
-from asyncpatch_jax.files import check_writable, refuse_existing
-from launch.shared import build, cli, trained, windows
+from launch.shared import build, cli, outputs, trained, windows
 from launch.shared.generate import image_keys
 from launch.shared.inpainting import inpaint
 
@@ -99,15 +99,17 @@ def main() -> None:
     values = flags.FLAGS
     if not values.out or bool(values.image) == bool(values.size):
         raise ValueError("expected --out, and either --image with --expand, or --size")
-    several = values.num > 1
-    out = Path(values.out)
-    paths = [out / f"{i:04d}.png" for i in range(values.num)] if several else [out]
-    for path in paths:
-        if path.suffix.lower() != ".png":
-            raise ValueError(f"expected --out that ends in .png, got {path}")
-        if values.image and path.resolve() == Path(values.image).resolve():
-            raise ValueError(f"expected --out beside --image, got {path} for both")
-        refuse_existing(path, values.overwrite)
+    several, out = values.num > 1, Path(values.out)
+    names = [f"{i:04d}.png" for i in range(values.num)] if several else [out.name]
+    if not several and out.suffix.lower() != ".png":
+        raise ValueError(f"expected --out that ends in .png, got {out}")
+    if not several and values.image and out.resolve() == Path(values.image).resolve():
+        raise ValueError(f"expected --out beside --image, got {out} for both")
+    planned = (
+        outputs.plan(out, "launch.texture", names, overwrite=values.overwrite)
+        if several
+        else outputs.single(out, overwrite=values.overwrite)
+    )
     run = trained.load()
     if values.input_guidance is None:
         run.config.sample.input_guidance = 1.0
@@ -119,13 +121,17 @@ def main() -> None:
         width, height = numbers("size", values.size, 2)
         canvas, known = np.zeros((height, width, run.shape[2]), np.uint8), np.zeros((height, width), bool)
     overlap = run.shape[0] // 2 if values.overlap is None else values.overlap
-    check_writable(paths[0])
-    images = paint(
-        run, canvas, known, count=values.num, label=label, seed=values.seed, overlap=overlap, batch=values.batch
-    )
-    for path, image in zip(paths, images, strict=True):
-        viz.save_png(path, image, overwrite=values.overwrite)
-        print(f"wrote {path}")
+    settings = {**trained.settings(run), "overlap": overlap}
+    settings |= {name: values[name].value for name in ("seed", "num", "label", "image", "crop", "expand", "size")}
+    with outputs.making(planned, settings) as folder:
+        images = paint(
+            run, canvas, known, count=values.num, label=label, seed=values.seed, overlap=overlap, batch=values.batch
+        )
+        for i, (name, image) in enumerate(zip(names, images, strict=True)):
+            text = {"asyncpatch_jax": json.dumps({**settings, "variant": i}, ensure_ascii=False)}
+            viz.save_png(folder / name, image, text=text, overwrite=True)
+    for name in names:
+        print(f"wrote {out / name if several else out}")
 
 
 if __name__ == "__main__":
@@ -139,5 +145,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num", 1, "Variants; with several, --out is a folder.", lower_bound=1)
     flags.DEFINE_integer("batch", 16, "Variants sampled at a time.", lower_bound=1)
     flags.DEFINE_string("out", None, "PNG file to write, or the folder for several.")
-    flags.DEFINE_bool("overwrite", False, "Replace outputs that exist.")
+    flags.DEFINE_bool("overwrite", False, "Replace what an earlier launch.texture made as --out.")
     cli.main_of_run(main, __doc__)

@@ -75,7 +75,16 @@ def test_sampling_writes_what_it_says_and_images_do_not_depend_on_the_batch(comm
     code, out, _ = command("sample", "--num=3", "--batch=2", "--labels=7,1", f"--out={tmp_path / 'a'}")
     assert code == 0
     assert "3 PNG files" in out
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["animation.gif", "grid.png", "images", "samples.npz"]
+    files = ["animation.gif", "grid.png", "images", "made.json", "samples.npz"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == files
+    made = json.loads((tmp_path / "a" / "made.json").read_text())
+    assert made["command"] == "launch.sample"
+    wanted = {"schedule": "sync", "seed": 0, "labels": ["7", "1"], "checkpoint": 0, "workdir": "run", "tpm": None}
+    assert wanted.items() <= made["settings"].items()
+    assert made["settings"]["sample"]["steps"] == 3
+    with Image.open(tmp_path / "a" / "images" / "0001.png") as image:
+        said = json.loads(image.text["asyncpatch_jax"])
+    assert said == made["settings"] | {"image": 1, "label": 1}
     with np.load(tmp_path / "a" / "samples.npz") as written:
         images = written["images"]
         assert written["labels"].tolist() == [7, 1, 7]
@@ -88,13 +97,15 @@ def test_sampling_writes_what_it_says_and_images_do_not_depend_on_the_batch(comm
 
     code, _, err = command("sample", f"--out={tmp_path / 'a'}")
     assert code == 1
-    assert "nothing exists yet" in err
+    assert "--overwrite replaces" in err
+    photo = _save(tmp_path / "a" / "images" / "20240101_dog.png", _digit())
     code, _, _ = command("sample", "--num=2", "--batch=1", "--labels=7,1", f"--out={tmp_path / 'a'}", "--overwrite")
     assert code == 0
     with np.load(tmp_path / "a" / "samples.npz") as written:
         # compiled for another batch: the same to rounding
         assert np.abs(written["images"].astype(int) - images[:2]).max() <= 1
-    assert len(list((tmp_path / "a" / "images").iterdir())) == 2
+    assert sorted(p.name for p in (tmp_path / "a" / "images").iterdir()) == ["0000.png", "0001.png", photo.name]
+    assert np.array_equal(_pixels(photo), _digit())
 
 
 @pytest.mark.parametrize(
@@ -166,8 +177,14 @@ def test_a_folder_of_pairs_is_matched_by_name(command, tmp_path):
     base = ["inpaint", f"--image={tmp_path / 'images'}", f"--mask={tmp_path / 'masks'}", "--batch=1"]
     code, _, err = command(*base, f"--out={tmp_path / 'out'}")
     assert code == 0, err
+    assert set(json.loads((tmp_path / "out" / "made.json").read_text())["files"]) == {"0.png", "1.png"}
     for i, known in enumerate([_hole() > 0, _hole() == 0]):
         assert np.array_equal(_pixels(tmp_path / "out" / f"{i}.png")[known], _digit(i)[known])
+
+    # a folder that holds something else is left alone
+    (tmp_path / "out" / "made.json").unlink()
+    code, _, err = command(*base, f"--out={tmp_path / 'out'}", "--overwrite")
+    assert (code, "made.json lists" in err) == (1, True)
 
     _save(tmp_path / "images" / "lonely.png", _digit())
     _save(tmp_path / "masks" / "alone.png", _hole())
@@ -232,6 +249,8 @@ def test_outpainting_keeps_the_image_and_fills_the_canvas(command, tmp_path):
     assert made[8:].std() > 0
     assert made[:, :3].std() > 0
     assert made[:, 11:].std() > 0
+    with Image.open(out) as image:
+        assert json.loads(image.text["asyncpatch_jax"])["expand"] == ["3", "4", "0", "2"]
     code, said, err = command("texture", "--size=12,8", "--num=2", "--steps=2", "--batch=1", f"--out={tmp_path / 't'}")
     assert code == 0, err
     first, second = (_pixels(tmp_path / "t" / f"000{i}.png") for i in range(2))

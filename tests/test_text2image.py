@@ -88,12 +88,14 @@ def test_files_say_how_they_were_made(command, folder, tmp_path):
     # nothing is replaced unless asked for, and the same command makes the same
     code, _, err = command(*asked)
     assert code == 1
-    assert "nothing exists yet" in err
+    assert "--overwrite replaces" in err
+    Image.fromarray(first).save(made / "images" / "².png")
     code, _, err = command(folder, "--prompt=a red dog", "--objects=dog", "--omega=0.5", *asked[3:], "--overwrite")
     assert code == 0, err
     assert np.abs(pixels(made / "images" / "0000.png").astype(int) - first).max() <= 1
     # of the longer run before, nothing is left
-    assert sorted(path.name for path in made.rglob("0*.png")) == sorted(2 * each[:2])
+    assert sorted(path.name for path in made.rglob("*.png")) == sorted([*each[:2], *each[:2], "grid.png", "².png"])
+    assert json.loads((made / "made.json").read_text())["settings"]["omega"] == 0.5
 
 
 def test_a_part_of_an_image(command, folder, tmp_path):

@@ -1,5 +1,7 @@
 """The flags that name a trained run and say how to sample from it: the same for every main that needs one."""
 
+from typing import Any
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -45,6 +47,11 @@ def load() -> build.Run:
     run.config.sample.update({name: given[name] for name in _SETTINGS if given.get(name) is not None})
     check(run)
     return run
+
+
+def settings(run: build.Run) -> dict[str, Any]:
+    """What the images of a run depend on, beside their own flags: for the record of what was made."""
+    return {"workdir": str(flags.FLAGS.workdir), "checkpoint": run.step, "sample": run.config.sample.to_dict()}
 
 
 def check(run: build.Run) -> None:
