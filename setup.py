@@ -17,6 +17,7 @@ CORE = [
     "lazy_loader>=0.6",
     "etils[epath]>=1.13",
     "pillow>=11",
+    "msgspec>=0.22",
 ]
 TRAIN = [
     "grain>=0.2.18",

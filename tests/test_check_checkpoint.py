@@ -64,7 +64,7 @@ def test_everything_that_is_wrong_is_told_at_once(folder):
     shutil.copytree(folder / "vae", folder / "text_encoder_3")
     (folder / "tokenizer" / "merges.txt").unlink()
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    scheduler.write_text(scheduler.read_text().replace("FlowMatchEuler", "FlowMatchHeun"))
+    scheduler.write_text(scheduler.read_text().replace("FlowMatchEuler", "FlowMatchLCM"))
     found = inspect(folder)
     assert not found.loads
     problems = {part.name: "; ".join(part.problems) for part in found.components}

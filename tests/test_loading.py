@@ -249,7 +249,7 @@ def test_broken_shards_are_named(sd):
     with pytest.raises(ValueError, match=f"expected all 2 files of .*index.json, got none named {shards[1]}"):
         load_component(folder)
     index.write_text("{}")
-    with pytest.raises(ValueError, match=r"expected a weight_map in .*index.json"):
+    with pytest.raises(ValueError, match=r"expected the setting 'weight_map' in .*index.json, got none"):
         load_component(folder)
 
 

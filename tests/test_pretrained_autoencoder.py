@@ -233,7 +233,7 @@ def test_large_images_go_tile_by_tile(four):
     [
         ({"act_fn": "relu"}, "act_fn = 'silu'"),
         ({"latents_mean": [0.0] * 4}, "latents_mean = None"),
-        ({"up_block_types": ["AttnUpDecoderBlock2D"] * 3}, "up_block_types to be 3 times 'UpDecoderBlock2D'"),
+        ({"up_block_types": ["AttnUpDecoderBlock2D"] * 3}, r"up_block_types\[0\] as one of 'UpDecoderBlock2D' in"),
         ({"out_channels": 4}, "out_channels = in_channels = 3, got 4"),
     ],
 )

@@ -149,7 +149,7 @@ def test_a_bfloat16_text_encoder_is_close():
         ({"architectures": ["BertModel"]}, "BertModel"),
         ({"hidden_act": "relu6"}, "relu6"),
         ({"num_attention_heads": 3}, "3 heads divide"),
-        ({"eos_token_id": [1, 2]}, "one eos_token_id"),
+        ({"eos_token_id": [1, 2]}, "eos_token_id as int"),
         ({"rope_theta": 5}, "rope_theta"),
     ],
 )

@@ -381,9 +381,12 @@ def test_maps_that_no_layer_has_are_refused():
     [
         ({"conv_in_kernel": 5}, "conv_in_kernel = 3"),
         ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type"),
-        ({"addition_embed_type": "image"}, "'text_time', got 'image'"),
+        ({"addition_embed_type": "image"}, "addition_embed_type as one of 'text_time' .* got 'image'"),
         ({"attention_head_dim": [1, 2]}, "attention_head_dim to be a whole number or 3 of them"),
-        ({"up_block_types": ["UpBlock2D"] * 2 + ["AttnUpBlock2D"]}, "up_block_types to be 3 out of"),
+        (
+            {"up_block_types": ["UpBlock2D"] * 2 + ["AttnUpBlock2D"]},
+            r"up_block_types\[2\] as one of 'UpBlock2D', .* got 'AttnUpBlock2D'",
+        ),
         ({"cross_attention_dim": [12, 12, 16]}, "one cross_attention_dim"),
         ({"surprise": 1}, "unknown setting surprise"),
     ],

@@ -145,18 +145,30 @@ def test_a_run_of_flow_match_euler(dynamic):
     ("config", "message"),
     [
         (
-            {"_class_name": "HeunDiscreteScheduler"},
-            "expected a scheduler out of DDIMScheduler, .*HeunDiscreteScheduler",
+            {"_class_name": "EDMEulerScheduler"},
+            "expected a scheduler out of DDIMScheduler, .*EDMEulerScheduler",
         ),
         ({"_class_name": "DDIMScheduler"}, "expected clip_sample = False"),
         ({"_class_name": "PNDMScheduler", "trained_betas": [0.1]}, "expected trained_betas = None"),
-        ({"_class_name": "PNDMScheduler", "beta_schedule": "sigmoid"}, "expected betas out of"),
-        ({"_class_name": "PNDMScheduler", "prediction_type": "flow_prediction"}, "expected a prediction_type out of"),
-        ({"_class_name": "PNDMScheduler", "timestep_spacing": "karras"}, "expected timestep_spacing out of"),
+        (
+            {"_class_name": "PNDMScheduler", "beta_schedule": "sigmoid"},
+            "beta_schedule as one of 'linear', .* got 'sigmoid'",
+        ),
+        (
+            {"_class_name": "PNDMScheduler", "prediction_type": "flow_prediction"},
+            "prediction_type as one of 'epsilon', .* got 'flow_prediction'",
+        ),
+        (
+            {"_class_name": "PNDMScheduler", "timestep_spacing": "karras"},
+            "timestep_spacing as one of 'leading', .* got 'karras'",
+        ),
         ({"_class_name": "PNDMScheduler", "surprise": 3}, "unknown setting surprise = 3"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_karras_sigmas": True}, "expected use_karras_sigmas"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 0.0}, "expected shift > 0"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "time_shift_type": "cubic"}, "expected time_shift_type"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "expected invert_sigmas"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 0.0},
+            "shift as float > 0.0 in the scheduler_config.json of FlowMatchEulerDiscreteScheduler, got 0.0",
+        ),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "time_shift_type": "cubic"}, "time_shift_type as one of"),
     ],
 )
 def test_what_is_not_implemented_is_named(config, message):

@@ -3,7 +3,6 @@
 Say next to a number which CLIP it is from, which of the three scales it has, and what stands before the text.
 """
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,13 +13,14 @@ import numpy as np
 from etils import epath
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, UInt8
+from msgspec import Struct
 
+from asyncpatch_jax import schema
 from asyncpatch_jax.metrics.pixels import MEAN, STD, Pixels, preprocess
 from asyncpatch_jax.pretrained.folders.loading import Component, load_component
 from asyncpatch_jax.pretrained.networks.clip import CLIPModel
 from asyncpatch_jax.pretrained.text.tokenizers import Tokenizer, read_tokenizer
 from asyncpatch_jax.sampling.batches import batched
-from asyncpatch_jax.texts import read_text
 
 BATCH = 32  # images at a time
 
@@ -38,6 +38,14 @@ class ClipScores(NamedTuple):
     percent: Float[np.ndarray, "b"]
 
 
+class _Preprocessing(Struct, frozen=True):
+    """How a preprocessor_config.json makes pixels of images; 3 is Pillow's bicubic."""
+
+    image_mean: tuple[float, float, float] = tuple(MEAN)
+    image_std: tuple[float, float, float] = tuple(STD)
+    resample: int = 3
+
+
 def read_clip(folder: epath.PathLike, dtype: Any = jnp.float32) -> tuple[Component, Tokenizer]:
     """A folder of transformers' `CLIPModel` with its tokenizer, such as clip-vit-large-patch14.
 
@@ -50,10 +58,10 @@ def read_clip(folder: epath.PathLike, dtype: Any = jnp.float32) -> tuple[Compone
         raise ValueError(f"expected a CLIPModel in {folder}, got {type(component.module).__name__}")
     settings = folder / "preprocessor_config.json"
     if settings.exists():
-        content = json.loads(read_text(settings))
+        content = schema.read(settings, _Preprocessing)
         for key, want in (("image_mean", MEAN), ("image_std", STD), ("resample", 3)):
-            if not np.allclose(content.get(key, want), want, atol=1e-6):
-                raise ValueError(f"expected {key} = {want} in {settings}, got {content[key]}")
+            if not np.allclose(got := getattr(content, key), want, atol=1e-6):
+                raise ValueError(f"expected {key} = {want} in {settings}, got {got}")
     return component, read_tokenizer(folder)
 
 

@@ -20,11 +20,11 @@ from etils import epath
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
+from asyncpatch_jax import schema
 from asyncpatch_jax.metrics.clip import BATCH, clip_score, cosines, read_clip
 from asyncpatch_jax.metrics.conversion import SOURCES
 from asyncpatch_jax.metrics.pixels import letterbox, preprocess
 from asyncpatch_jax.metrics.rewards import Reward, from_callable
-from asyncpatch_jax.pretrained.folders import families
 from asyncpatch_jax.pretrained.folders.loading import Component, load_component, resolve
 from asyncpatch_jax.pretrained.text.tokenizers import read_tokenizer
 from asyncpatch_jax.sampling.batches import batched
@@ -53,7 +53,7 @@ def read_reward(name: str, folder: epath.PathLike, dtype: Any = jnp.float32) -> 
         if not os.fspath(folder):
             raise ValueError("no folder was named")
         path = resolve(folder)
-        made_for = families.read_json(path / "config.json").get("_reward", "clip_score")
+        made_for = schema.read_json(path / "config.json").get("_reward", "clip_score")
         if made_for != name:
             raise ValueError(f"expected a folder of {name}, got one of {made_for}")
         score = REWARDS[name](path, dtype)

@@ -52,7 +52,7 @@ def network(request: dict[str, Any]) -> Network:
     """
     mesh, config = _mesh(request), request["denoiser"]
     built, params = _module(config, mesh)
-    return Network(request["family"], built, params, families.example(config, built)[2], mesh)
+    return Network(request["family"], built, params, families.example(built)[2], mesh)
 
 
 def _mesh(request: dict[str, Any]) -> Mesh:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from asyncpatch_jax import schema
 from asyncpatch_jax.files import check_writable, refuse_existing, write_json
 from asyncpatch_jax.pretrained.folders import families
 from asyncpatch_jax.pretrained.folders.presets import PRESETS
@@ -134,10 +135,10 @@ def of_folder(folder: Path, place: Place) -> Subject:
     Raises:
         ValueError: it is of no known family, or a file is missing or no JSON.
     """
-    index = families.read_json(folder / "model_index.json")
+    index = schema.read_json(folder / "model_index.json")
     names = families.components(index)
-    parts = {name: families.read_json(folder / name / "config.json") for name in names}
-    parts["scheduler"] = families.read_json(folder / "scheduler" / "scheduler_config.json")
+    parts = {name: schema.read_json(folder / name / "config.json") for name in names}
+    parts["scheduler"] = schema.read_json(folder / "scheduler" / "scheduler_config.json")
     return subject(folder.name, parts, families.family(index), place)
 
 

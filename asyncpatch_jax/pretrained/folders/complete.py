@@ -21,7 +21,7 @@ def check_complete(pretrained: Pretrained) -> None:
     if missing := [name for name in needed if name not in pretrained.components]:
         raise ValueError(f"expected the components {', '.join(needed)} of {family}, got none for {', '.join(missing)}")
     expect_tokenizers(family, pretrained.components, pretrained.tokenizers)
-    cond = families.example(pretrained.denoiser.config, pretrained.denoiser.module)[2]
+    cond = families.example(pretrained.denoiser.module)[2]
     tokens, pooled = embedding_widths(family, pretrained.components, cond.tokens.shape[-1])
     told = None if cond.pooled is None else cond.pooled.shape[-1]
     if (tokens, pooled) != (cond.tokens.shape[-1], told):

@@ -1,17 +1,19 @@
 """Which module a config.json is of, and what the folders of each family of text-to-image networks hold."""
 
+import functools
 import importlib
-import json
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from msgspec import Struct, field
 
-from asyncpatch_jax.texts import read_text
+from asyncpatch_jax import schema
+from asyncpatch_jax.pretrained.networks import configuration
 
 # classes of diffusers and transformers, and of rewards -> the file that implements them
 _CLASSES = {
@@ -69,30 +71,22 @@ _IGNORED = {
 }
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+class _Index(Struct, frozen=True):
+    """What of a model_index.json is no component."""
 
-    Raises:
-        ValueError: no JSON object in it; or there is no such file. Names it.
-    """
-    text = read_text(file)
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {file}, got {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object in {file}, got {type(content).__name__}")
-    return content
+    pipeline: str = field(name="_class_name")
+    force_zeros_for_empty_prompt: bool = True
 
 
 def family(index: Mapping[str, Any]) -> str:
     """The family that a model_index.json is of: "sd", "sdxl", "sd3", "flux" or "kontext".
 
     Raises:
-        ValueError: another pipeline; names those that there are.
+        ValueError: another pipeline; names those that there are. Or a setting of another type.
     """
+    name = schema.convert(index, _Index, "model_index.json").pipeline
     pipelines = {f"{name}{task}Pipeline": family for name, family in _PIPELINES.items() for task in _TASKS}
-    if (name := index.get("_class_name")) not in pipelines:
+    if name not in pipelines:
         raise ValueError(f"expected a pipeline out of {', '.join(pipelines)}, got {name!r}")
     return pipelines[name]
 
@@ -119,7 +113,7 @@ def class_name(config: Mapping[str, Any]) -> str:
     Raises:
         ValueError: none that is implemented; names those that are.
     """
-    name = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    name = configuration.class_name(config)
     if name not in _CLASSES:
         raise ValueError(f"expected a config.json of {', '.join(_CLASSES)}, got {name!r}")
     return name
@@ -131,11 +125,7 @@ def module(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
     Raises:
         ValueError: a class or a setting that is not implemented, or a setting that is missing, by name.
     """
-    try:
-        return _file(config).from_config(config, dtype)
-    except KeyError as error:
-        name = class_name(config)
-        raise ValueError(f"expected the setting {error} in the config.json of {name}, got none") from error
+    return _file(config).from_config(config, dtype)
 
 
 def shapes(config: Mapping[str, Any]) -> Any:
@@ -144,13 +134,17 @@ def shapes(config: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: as `module`.
     """
-    built = module(config)
-    return jax.eval_shape(built.init, jax.random.key(0), *example(config, built))["params"]
+    return _shapes(module(config))
 
 
-def example(config: Mapping[str, Any], built: nn.Module) -> tuple[Any, ...]:
-    """Inputs of the smallest legal size for the module that `module(config)` has built."""
-    return _file(config).example(built)
+@functools.lru_cache(maxsize=32)
+def _shapes(built: nn.Module) -> Any:
+    return jax.eval_shape(built.init, jax.random.key(0), *example(built))["params"]
+
+
+def example(built: nn.Module) -> tuple[Any, ...]:
+    """Inputs of the smallest legal size for a module that `module` has built."""
+    return sys.modules[type(built).__module__].example(built)
 
 
 def _file(config: Mapping[str, Any]) -> ModuleType:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from asyncpatch_jax import sharding
+from asyncpatch_jax import schema, sharding
 from asyncpatch_jax.pretrained.folders import complete, families, loading, names, schedulers, tensors
 from asyncpatch_jax.pretrained.folders.schedulers import Scheduler
 from asyncpatch_jax.pretrained.networks.axes import logical_axes
@@ -74,14 +74,14 @@ def inspect(folder: str | os.PathLike, *, variant: str | None = None) -> Folder:
     if not (path / "model_index.json").is_file():
         raise ValueError(f"expected a folder with a model_index.json, or with one network's config.json, got {path}")
     problems: list[str] = []
-    index = _tried(problems, families.read_json, path / "model_index.json")
+    index = _tried(problems, schema.read_json, path / "model_index.json")
     family = None if index is None else _tried(problems, families.family, index)
     if index is None or family is None:
         return Folder(path, None, [], None, problems)
     wanted = families.COMPONENTS[family]
     listed = _tried(problems, families.components, index) or [name for name in wanted if (path / name).is_dir()]
     components = [_component(name, path / name, wanted[name], variant) for name in listed]
-    config = _tried(problems, families.read_json, path / "scheduler" / "scheduler_config.json")
+    config = _tried(problems, schema.read_json, path / "scheduler" / "scheduler_config.json")
     scheduler = None if config is None else _tried(problems, schedulers.from_config, config)
     for name, entry in index.items():
         if name.startswith("tokenizer") and isinstance(entry, list) and all(entry):
@@ -116,7 +116,7 @@ def _tried(problems: list[str], call: Callable[..., Any], *args: Any) -> Any:
 
 def _component(name: str, folder: Path, wanted: str | None, variant: str | None) -> Inspected:
     problems: list[str] = []
-    config = _tried(problems, families.read_json, folder / "config.json")
+    config = _tried(problems, schema.read_json, folder / "config.json")
     class_name = None if config is None else _tried(problems, families.class_name, config)
     if wanted is not None and class_name is not None:
         _tried(problems, loading.check_class, folder, wanted)

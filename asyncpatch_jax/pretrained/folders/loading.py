@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from asyncpatch_jax import sharding
+from asyncpatch_jax import schema, sharding
 from asyncpatch_jax.pretrained.folders import families, names, schedulers, tensors
 from asyncpatch_jax.pretrained.folders.names import Slot
 from asyncpatch_jax.pretrained.folders.schedulers import Scheduler
@@ -89,13 +89,16 @@ def describe(folder: str | os.PathLike, dtype: Any = jnp.bfloat16) -> Pretrained
         ValueError: as `load_pretrained`, but for what is wrong with the tensors.
     """
     folder = resolve(folder)
-    index = families.read_json(folder / "model_index.json")
-    family = families.family(index)
-    scheduler_config = families.read_json(folder / "scheduler" / "scheduler_config.json")
-    scheduler = schedulers.from_config(scheduler_config, whole=family in ("flux", "kontext"))
+    index = schema.read_json(folder / "model_index.json")
+    with schema.within(folder / "model_index.json"):
+        family = families.family(index)
+        listed = families.components(index)
+    scheduler_config = schema.read_json(folder / "scheduler" / "scheduler_config.json")
+    with schema.within(folder / "scheduler" / "scheduler_config.json"):
+        scheduler = schedulers.from_config(scheduler_config, whole=family in ("flux", "kontext"))
     wanted = families.COMPONENTS[family]
     components = {}
-    for name in families.components(index):
+    for name in listed:
         check_class(folder / name, wanted[name])
         components[name] = _described(folder / name, dtype)
     tokenizers = {
@@ -118,11 +121,13 @@ def load_component(
 
 def _described(folder: Path, dtype: Any) -> Component:
     """A component whose parameters are shapes, of the type that they will have."""
-    config = families.read_json(folder / "config.json")
+    config = schema.read_json(folder / "config.json")
     if config.get("force_upcast") and np.dtype(dtype) == np.float16:
         dtype = jnp.float32
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), families.shapes(config))
-    return Component(families.module(config, dtype), shapes, config)
+    with schema.within(folder / "config.json"):
+        module = families.module(config, dtype)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), families.shapes(config))
+    return Component(module, shapes, config)
 
 
 def check_class(folder: Path, wanted: str) -> None:
@@ -131,7 +136,10 @@ def check_class(folder: Path, wanted: str) -> None:
     Raises:
         ValueError: names folder and classes.
     """
-    if (got := families.class_name(families.read_json(folder / "config.json"))) != wanted:
+    config = schema.read_json(folder / "config.json")
+    with schema.within(folder / "config.json"):
+        got = families.class_name(config)
+    if got != wanted:
         raise ValueError(f"expected a {wanted} in {folder}, got a {got}")
 
 
@@ -230,4 +238,4 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def latent_channels(pretrained: Pretrained) -> int:
     """Channels of the latents of an image."""
-    return families.example(pretrained.denoiser.config, pretrained.denoiser.module)[0].shape[-1]
+    return families.example(pretrained.denoiser.module)[0].shape[-1]

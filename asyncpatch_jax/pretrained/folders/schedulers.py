@@ -3,29 +3,51 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from msgspec import Meta, Struct, field
 
-from asyncpatch_jax.pretrained.networks.configuration import check
 from asyncpatch_jax.process import Discrete, Kind, Process, RectifiedFlow
+from asyncpatch_jax.schema import Settings, convert
 
+_FURTHEST = 20
 _SPACINGS = ("leading", "trailing", "linspace")
 _KINDS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-# what diffusers' schedulers of discrete levels do where config.json does not say it: (timestep_spacing,
-# set_alpha_to_one, clip_sample). All of them sample the same process, and it is sampled here by DDIM's grid.
-_DISCRETE: dict[str, tuple[str, bool, bool]] = {
-    "DDIMScheduler": ("leading", True, True),
-    "DDPMScheduler": ("leading", True, True),
-    "PNDMScheduler": ("leading", False, False),
-    "EulerDiscreteScheduler": ("linspace", True, False),
-    "EulerAncestralDiscreteScheduler": ("linspace", True, False),
-    "DPMSolverMultistepScheduler": ("linspace", True, False),
+
+
+class _Usual(NamedTuple):
+    """What a class of diffusers does where its config.json does not say it."""
+
+    spacing: str = "linspace"
+    to_clean: bool = True
+    clip: bool = False
+    betas: tuple[float, float] = (0.0001, 0.02)
+
+
+_LATENT = (0.00085, 0.012)
+# All of them sample the same process, and it is sampled here by this library's solvers at DDIM's times
+_DISCRETE: dict[str, _Usual] = {
+    "DDIMScheduler": _Usual("leading", clip=True),
+    "DDPMScheduler": _Usual("leading", clip=True),
+    "PNDMScheduler": _Usual("leading", to_clean=False),
+    "EulerDiscreteScheduler": _Usual(),
+    "EulerAncestralDiscreteScheduler": _Usual(),
+    "DPMSolverMultistepScheduler": _Usual(),
+    "DPMSolverSinglestepScheduler": _Usual(),
+    "DPMSolverSDEScheduler": _Usual(betas=_LATENT),
+    "UniPCMultistepScheduler": _Usual(),
+    "DEISMultistepScheduler": _Usual(),
+    "SASolverScheduler": _Usual(),
+    "LMSDiscreteScheduler": _Usual(),
+    "HeunDiscreteScheduler": _Usual(betas=_LATENT),
+    "KDPM2DiscreteScheduler": _Usual(betas=_LATENT),
+    "KDPM2AncestralDiscreteScheduler": _Usual(betas=_LATENT),
 }
-_FLOW = "FlowMatchEulerDiscreteScheduler"
+_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 
 
 @dataclass(frozen=True)
@@ -116,6 +138,10 @@ class Flow:
             raise ValueError("expected the image's number of tokens, by which this scheduler shifts times, got None")
         (low, first), (high, last) = self.mu
         mu = first + (tokens - low) * (last - first) / (high - low)
+        # beyond e^20, and at or below 0, all times of a run would be the same
+        if not (-_FURTHEST <= mu <= _FURTHEST if self.exponential else mu > 0):
+            kind = f"from -{_FURTHEST} to {_FURTHEST}" if self.exponential else "above 0"
+            raise ValueError(f"expected a shift of times whose mu is {kind} for {tokens} tokens, got {mu:g}")
         return math.exp(mu) if self.exponential else mu
 
     def timestep(self, t: jax.Array) -> jax.Array:
@@ -173,108 +199,126 @@ def from_config(config: Mapping[str, Any], *, whole: bool = False) -> Scheduler:
     Raises:
         ValueError: a class or a setting that is not implemented, by name.
     """
-    name = config.get("_class_name")
-    if name == _FLOW:
-        return _flow(config, whole)
-    if name in _DISCRETE:
-        return _discrete(config, *_DISCRETE[name])
-    raise ValueError(f"expected a scheduler out of {', '.join([*_DISCRETE, _FLOW])}, got {name!r}")
+    name = _class_name(config)
+    return _flow(config, name, whole) if name in _FLOW else _discrete(config, name)
 
 
-def _discrete(config: Mapping[str, Any], spacing: str, to_clean: bool, clip: bool) -> Scheduler:
-    used = {
-        "num_train_timesteps",
-        "beta_start",
-        "beta_end",
-        "beta_schedule",
-        "prediction_type",
-        "timestep_spacing",
-        "steps_offset",
-        "set_alpha_to_one",
-        "rescale_betas_zero_snr",
-    }
-    fixed = {
+def notes(config: Mapping[str, Any]) -> list[str]:
+    """What a scheduler_config.json asks for that is not followed here: how its own solver goes through the process.
+
+    Raises:
+        ValueError: as `from_config`.
+    """
+    name, found = _class_name(config), []
+    if name not in ("DDIMScheduler", _FLOW[0]):
+        like = "flow-match Euler's" if name in _FLOW else "DDIM's"
+        found.append(f"{name} is a solver: its process is sampled by the solver that is asked for, at {like} times")
+    found += [f"{key} is not followed: it places the steps of another solver" for key in _SPACED if config.get(key)]
+    if config.get("final_sigmas_type", "zero") != "zero":
+        found.append("final_sigmas_type is not followed: the last step ends as set_alpha_to_one says")
+    return found
+
+
+class _Named(Struct, frozen=True):
+    name: str = field(name="_class_name")
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    name = convert(config, _Named, "a scheduler_config.json").name
+    if name not in _DISCRETE and name not in _FLOW:
+        raise ValueError(f"expected a scheduler out of {', '.join([*_DISCRETE, *_FLOW])}, got {name!r}")
+    return name
+
+
+_Levels = Annotated[int, Meta(ge=1, le=100_000)]
+_Beta = Annotated[float, Meta(ge=1e-9, lt=1)]
+_Shift = Annotated[float, Meta(gt=0, le=1000)]
+_Mu = Annotated[float, Meta(ge=-20, le=20)]
+# where another solver would place its steps between the same two ends; it is not asked here
+_SPACED = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+)
+
+
+class DiscreteConfig(Settings):
+    """A scheduler_config.json of discrete levels; None is as the class has it, see `_DISCRETE`."""
+
+    num_train_timesteps: _Levels = 1000
+    beta_start: _Beta | None = None
+    beta_end: _Beta | None = None
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
+    steps_offset: Annotated[int, Meta(ge=0, lt=100_000)] = 0
+    set_alpha_to_one: bool | None = None
+    rescale_betas_zero_snr: bool = False
+
+    fixed: ClassVar[Mapping[str, Any]] = {
         "clip_sample": False,
         "thresholding": False,
         "trained_betas": None,
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
-        "use_lu_lambdas": False,
         "use_flow_sigmas": False,
         "timestep_type": "discrete",
-        "final_sigmas_type": "zero",
     }
     # settings of other solvers than ours
-    ignored = {
-        "skip_prk_steps",
-        "interpolation_type",
-        "sample_max_value",
-        "dynamic_thresholding_ratio",
-        "clip_sample_range",
-        "variance_type",
-        "sigma_min",
-        "sigma_max",
-        "algorithm_type",
-        "solver_type",
-        "solver_order",
-        "lower_order_final",
-        "euler_at_final",
-        "lambda_min_clipped",
-        "flow_shift",
-        "time_shift_type",
-    }
-    name = config["_class_name"]
-    check({"clip_sample": clip, **config}, name, used, fixed, ignored)
-    if (prediction := config.get("prediction_type", "epsilon")) not in _KINDS:
-        raise ValueError(f"expected a prediction_type out of {', '.join(_KINDS)}, got {prediction!r}")
+    ignored: ClassVar[frozenset[str]] = frozenset(_SPACED) | {
+        "skip_prk_steps", "interpolation_type", "sample_max_value", "dynamic_thresholding_ratio", "clip_sample_range",
+        "variance_type", "sigma_min", "sigma_max", "algorithm_type", "solver_type", "solver_order", "solver_p",
+        "lower_order_final", "euler_at_final", "final_sigmas_type", "lambda_min_clipped", "flow_shift",
+        "time_shift_type", "predict_x0", "disable_corrector", "use_corrector", "noise_sampler_seed",
+    }  # fmt: skip
+
+
+def _discrete(config: Mapping[str, Any], name: str) -> Scheduler:
+    usual = _DISCRETE[name]
+    given = convert({"clip_sample": usual.clip, **config}, DiscreteConfig, f"the scheduler_config.json of {name}")
     process = Discrete(
-        config.get("num_train_timesteps", 1000),
-        config.get("beta_start", 0.0001),
-        config.get("beta_end", 0.02),
-        config.get("beta_schedule", "linear"),
-        config.get("rescale_betas_zero_snr", False),
+        given.num_train_timesteps,
+        given.beta_start or usual.betas[0],
+        given.beta_end or usual.betas[1],
+        given.beta_schedule,
+        given.rescale_betas_zero_snr,
     )
     leveled = Leveled(
         process,
-        config.get("timestep_spacing", spacing),
-        config.get("steps_offset", 0),
-        config.get("set_alpha_to_one", to_clean),
+        given.timestep_spacing or usual.spacing,
+        given.steps_offset,
+        usual.to_clean if given.set_alpha_to_one is None else given.set_alpha_to_one,
     )
-    return Scheduler(process, _KINDS[prediction], leveled)
+    return Scheduler(process, _KINDS[given.prediction_type], leveled)
 
 
-def _flow(config: Mapping[str, Any], whole: bool) -> Scheduler:
-    used = {
-        "num_train_timesteps",
-        "shift",
-        "use_dynamic_shifting",
-        "base_shift",
-        "max_shift",
-        "base_image_seq_len",
-        "max_image_seq_len",
-        "time_shift_type",
-    }
-    fixed = {
-        "invert_sigmas": False,
-        "shift_terminal": None,
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
-        "stochastic_sampling": False,
-    }
-    check(config, _FLOW, used, fixed, set())
-    if (kind := config.get("time_shift_type", "exponential")) not in ("exponential", "linear"):
-        raise ValueError(f"expected time_shift_type = 'exponential' or 'linear', got {kind!r}")
-    line = (
-        (config.get("base_image_seq_len", 256), config.get("base_shift", 0.5)),
-        (config.get("max_image_seq_len", 4096), config.get("max_shift", 1.15)),
-    )
+class FlowConfig(Settings):
+    """A scheduler_config.json of rectified flow."""
+
+    num_train_timesteps: _Levels = 1000
+    shift: _Shift = 1.0
+    use_dynamic_shifting: bool = False
+    base_shift: _Mu = 0.5
+    max_shift: _Mu = 1.15
+    base_image_seq_len: Annotated[int, Meta(ge=1, lt=2**24)] = 256
+    max_image_seq_len: Annotated[int, Meta(ge=1, lt=2**24)] = 4096
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
+
+    fixed: ClassVar[Mapping[str, Any]] = {"invert_sigmas": False, "shift_terminal": None, "stochastic_sampling": False}
+    ignored: ClassVar[frozenset[str]] = frozenset(_SPACED)
+
+
+def _flow(config: Mapping[str, Any], name: str, whole: bool) -> Scheduler:
+    given = convert(config, FlowConfig, f"the scheduler_config.json of {name}")
+    if given.use_dynamic_shifting and given.base_image_seq_len == given.max_image_seq_len:
+        raise ValueError(
+            f"expected a max_image_seq_len other than base_image_seq_len, got {given.max_image_seq_len} for both"
+        )
+    line = (given.base_image_seq_len, given.base_shift), (given.max_image_seq_len, given.max_shift)
     spaced = Flow(
-        num_train_steps=config.get("num_train_timesteps", 1000),
-        shift=config.get("shift", 1.0),
-        mu=line if config.get("use_dynamic_shifting", False) else None,
-        exponential=kind == "exponential",
+        num_train_steps=given.num_train_timesteps,
+        shift=given.shift,
+        mu=line if given.use_dynamic_shifting else None,
+        exponential=given.time_shift_type == "exponential",
         whole=whole,
     )
     return Scheduler(RectifiedFlow(), "velocity", spaced)

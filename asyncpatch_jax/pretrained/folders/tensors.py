@@ -4,16 +4,17 @@ The format (github.com/huggingface/safetensors): 8 bytes with the length of a JS
 and place of each tensor, then the tensors' bytes in row order.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from msgspec import Meta, Struct
 
-from asyncpatch_jax.texts import read_text
+from asyncpatch_jax import schema
 
 FLOATS: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -30,6 +31,23 @@ _ROWS, _BYTES = 256, 2**20
 _MOST = 2**27  # bytes of a header; what is more is no header
 
 
+_Bytes = Annotated[int, Meta(ge=0, lt=2**60)]
+
+
+class _Entry(Struct, frozen=True):
+    """Of one tensor in a header."""
+
+    dtype: str
+    shape: Annotated[tuple[_Bytes, ...], Meta(max_length=8)]
+    data_offsets: tuple[_Bytes, _Bytes]
+
+
+class _Index(Struct, frozen=True):
+    """Which of several files has which tensor."""
+
+    weight_map: dict[str, str]
+
+
 class Tensor(NamedTuple):
     """Where a tensor lies."""
 
@@ -40,7 +58,7 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return _count(self.shape) * _SIZES[self.dtype]
+        return math.prod(self.shape) * _SIZES[self.dtype]
 
 
 def header(file: Path) -> dict[str, Tensor]:
@@ -54,12 +72,10 @@ def header(file: Path) -> dict[str, Tensor]:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(_MOST, size - 8):
             raise ValueError(f"expected a safetensors file, got {file}: its header is cut off, or it is something else")
-        try:
-            content = json.loads(stream.read(length))
-            content.pop("__metadata__", None)
-            found = {name: _tensor(file, 8 + length, entry) for name, entry in content.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"expected a safetensors file, got {file}: its header says {error}") from error
+        with schema.within(f"expected a safetensors file, got {file}"):
+            entries = schema.decode(stream.read(length).decode(), "its header")
+            entries.pop("__metadata__", None)
+            found = {name: _tensor(file, 8 + length, name, entry) for name, entry in entries.items()}
     end = 8 + length
     for name, tensor in sorted(found.items(), key=lambda item: item[1].offset):
         if tensor.offset != end:
@@ -71,14 +87,14 @@ def header(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _tensor(file: Path, data: int, entry: Mapping[str, Any]) -> Tensor:
-    start, stop = entry["data_offsets"]
-    tensor = Tensor(file, entry["dtype"], tuple(entry["shape"]), data + start)
-    if tensor.dtype not in _SIZES:
-        raise ValueError(f"the unknown type {tensor.dtype}")
-    if stop - start != tensor.nbytes:
-        raise ValueError(f"{stop - start} bytes for {tensor.dtype}{list(tensor.shape)}")
-    return tensor
+def _tensor(file: Path, data: int, name: str, content: Any) -> Tensor:
+    entry = schema.convert(content, _Entry, f"its header's {name}")
+    (start, stop), shape = entry.data_offsets, entry.shape
+    if entry.dtype not in _SIZES:
+        raise ValueError(f"expected a type out of {', '.join(_SIZES)} of {name}, got the unknown type {entry.dtype}")
+    if stop - start != math.prod(shape) * _SIZES[entry.dtype]:
+        raise ValueError(f"expected as many bytes as {name} has, got {stop - start} bytes for {entry.dtype}{[*shape]}")
+    return Tensor(file, entry.dtype, shape, data + start)
 
 
 def find(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
@@ -106,11 +122,10 @@ def find(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
-    try:
-        where = dict(json.loads(read_text(index))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"expected a weight_map in {index}, got {error}") from error
+    where = schema.read(index, _Index).weight_map
     names = sorted(set(where.values()))
+    if outside := [name for name in names if PurePosixPath(name).name != name or PureWindowsPath(name).name != name]:
+        raise ValueError(f"expected names of files beside {index} in its weight_map, got {outside[0]!r}")
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise ValueError(f"expected all {len(names)} files of {index}, got none named {', '.join(missing[:5])}")
     found: dict[str, Tensor] = {}
@@ -155,11 +170,11 @@ def blocks(out: np.ndarray, tensor: Tensor, index: tuple[slice, ...]) -> Iterato
     dtype, shape, offset = _float(tensor), tensor.shape, tensor.offset
     while shape and (shape[0] == 1 or index[0].stop - index[0].start == 1):
         # blocks are rows of the first axis that has any
-        offset += index[0].start * _count(shape[1:]) * dtype.itemsize
+        offset += index[0].start * math.prod(shape[1:]) * dtype.itemsize
         out, shape, index = out[0, ...], shape[1:], index[1:]
     if not shape:
         shape, index, out = (1,), (slice(0, 1),), out.reshape(1)
-    row = _count(shape[1:]) * dtype.itemsize
+    row = math.prod(shape[1:]) * dtype.itemsize
     rows = max(1, min(_ROWS, _BYTES // max(row, 1)))
     for start in range(index[0].start, index[0].stop, rows):
         stop = min(start + rows, index[0].stop)
@@ -169,7 +184,7 @@ def blocks(out: np.ndarray, tensor: Tensor, index: tuple[slice, ...]) -> Iterato
 
 
 def _copy(out: np.ndarray, block: Tensor, index: tuple[slice, ...]) -> None:
-    dtype, count = _float(block), _count(block.shape)
+    dtype, count = _float(block), math.prod(block.shape)
     values = np.fromfile(block.file, dtype, count, offset=block.offset)
     if values.size != count:
         raise ValueError(f"expected {count} numbers at byte {block.offset} of {block.file}, got {values.size}")
@@ -185,7 +200,3 @@ def _float(tensor: Tensor) -> np.dtype:
     if tensor.dtype not in FLOATS:
         raise ValueError(f"expected weights as {', '.join(FLOATS)}, got {tensor.dtype} in {tensor.file}")
     return FLOATS[tensor.dtype]
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))

@@ -5,19 +5,21 @@ Parameters and numbers are those of diffusers' `AutoencoderKL`. `encode` and `de
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Key
+from msgspec import Meta
 
 from asyncpatch_jax import keys as random_keys
 from asyncpatch_jax.models.attention import Heads, attend
-from asyncpatch_jax.pretrained.networks.configuration import check
+from asyncpatch_jax.pretrained.networks.configuration import Channels, Count, Few, Widths, expect_divides, read
 from asyncpatch_jax.pretrained.networks.layers import GroupNorm, wide
 from asyncpatch_jax.pretrained.networks.resnet2d import Changed, Downsample, Features, ResnetBlock, Upsample, conv
 from asyncpatch_jax.pretrained.networks.tiling import tiled
+from asyncpatch_jax.schema import Settings
 from asyncpatch_jax.types import Image
 
 # of all its norms, in no config.json
@@ -256,12 +258,26 @@ def tiled_decode(
     return tiled(partial(_images, vae, params), latents, tile, overlap, size_in=1, size_out=vae.factor)
 
 
-_USED = {
-    *("in_channels", "latent_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "force_upcast"),
-    *("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention", "scaling_factor", "shift_factor"),
-    *("down_block_types", "up_block_types", "out_channels"),
-}
-_FIXED = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
+class Config(Settings):
+    """A `vae/config.json`. Defaults are diffusers'."""
+
+    block_out_channels: Widths
+    down_block_types: tuple[Literal["DownEncoderBlock2D"], ...]
+    up_block_types: tuple[Literal["UpDecoderBlock2D"], ...]
+    in_channels: Channels = 3
+    out_channels: Channels = 3
+    latent_channels: Channels = 4
+    layers_per_block: Few = 1
+    norm_num_groups: Count = 32
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+    scaling_factor: Annotated[float, Meta(gt=0, le=1e6)] = 0.18215
+    shift_factor: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
+    force_upcast: bool = False
+
+    fixed: ClassVar[Mapping[str, Any]] = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
+    ignored: ClassVar[frozenset[str]] = frozenset({"sample_size"})
 
 
 def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> AutoencoderKL:
@@ -270,28 +286,28 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Autoenco
     With its `force_upcast`, it computes in float32 even if `dtype` is bfloat16.
 
     Raises:
-        ValueError: a setting that is not implemented.
+        ValueError: a setting that is missing or not implemented.
     """
-    check(config, "AutoencoderKL", _USED, _FIXED, {"sample_size"})
-    widths = tuple(config["block_out_channels"])
-    for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if list(config[name]) != [kind] * len(widths):
-            raise ValueError(f"expected {name} to be {len(widths)} times {kind!r}, got {list(config[name])}")
-    channels = config.get("in_channels", 3)
-    if config.get("out_channels", 3) != channels:
-        raise ValueError(f"expected out_channels = in_channels = {channels}, got {config.get('out_channels', 3)}")
+    given = read(config, Config, "AutoencoderKL")
+    levels, channels = len(given.block_out_channels), given.in_channels
+    for name in ("down_block_types", "up_block_types"):
+        if (got := len(getattr(given, name))) != levels:
+            raise ValueError(f"expected {name} of {levels} levels, as block_out_channels has, got {got}")
+    if given.out_channels != channels:
+        raise ValueError(f"expected out_channels = in_channels = {channels}, got {given.out_channels}")
+    expect_divides("block_out_channels", given.block_out_channels, given.norm_num_groups, "groups")
     return AutoencoderKL(
         channels=channels,
-        latent_channels=config.get("latent_channels", 4),
-        widths=widths,
-        layers=config.get("layers_per_block", 1),
-        groups=config.get("norm_num_groups", 32),
-        quant=config.get("use_quant_conv", True),
-        post_quant=config.get("use_post_quant_conv", True),
-        attend=config.get("mid_block_add_attention", True),
-        scale=float(config.get("scaling_factor", 0.18215)),
-        shift=float(config.get("shift_factor") or 0.0),
-        dtype=wide(dtype) if config.get("force_upcast", False) else dtype,
+        latent_channels=given.latent_channels,
+        widths=given.block_out_channels,
+        layers=given.layers_per_block,
+        groups=given.norm_num_groups,
+        quant=given.use_quant_conv,
+        post_quant=given.use_post_quant_conv,
+        attend=given.mid_block_add_attention,
+        scale=given.scaling_factor,
+        shift=given.shift_factor or 0.0,
+        dtype=wide(dtype) if given.force_upcast else dtype,
     )
 
 

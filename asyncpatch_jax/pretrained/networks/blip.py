@@ -6,19 +6,26 @@ Names of parameters are those of the published file without its prefix `blip.`; 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from asyncpatch_jax.models.attention import attend
-from asyncpatch_jax.pretrained.networks.configuration import TRANSFORMERS, check
+from asyncpatch_jax.pretrained.networks.configuration import (
+    TRANSFORMERS,
+    Count,
+    Length,
+    Side,
+    Vocabulary,
+    Width,
+    expect_divides,
+    read,
+)
 from asyncpatch_jax.pretrained.networks.layers import ACTIVATIONS, LayerNorm, stacked, wide
+from asyncpatch_jax.schema import Settings
 
-_SHARED = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
-_VISION = _SHARED | {"image_size", "patch_size"}
-_TEXT = _SHARED | {"vocab_size", "max_position_embeddings"}
 # timm's norms in the image encoder, BERT's in the text encoder
 _VISION_EPS, _TEXT_EPS = 1e-6, 1e-12
 _GELU = ACTIVATIONS["gelu"]
@@ -151,15 +158,44 @@ class ImageReward(nn.Module):
         return nn.Dense(1, dtype=wide(self.text.dtype), name="head")(first)[:, 0]
 
 
-def _shared(config: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    if config["hidden_size"] % config["num_attention_heads"]:
-        heads = config["num_attention_heads"]
-        raise ValueError(f"expected a hidden_size that {heads} heads divide, got {config['hidden_size']}")
+class Layers(Settings):
+    """What both encoders' settings say; none has a default."""
+
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Count
+    num_attention_heads: Count
+
+    fixed: ClassVar[Mapping[str, Any]] = {"hidden_act": "gelu"}
+    ignored: ClassVar[frozenset[str]] = TRANSFORMERS
+
+
+class TextConfig(Layers):
+    vocab_size: Vocabulary
+    max_position_embeddings: Length
+
+
+class VisionConfig(Layers):
+    image_size: Side
+    patch_size: Side
+
+
+class Config(Settings):
+    """The config.json that `launch.convert_reward` writes."""
+
+    text_config: dict[str, Any]
+    vision_config: dict[str, Any]
+
+    ignored: ClassVar[frozenset[str]] = TRANSFORMERS
+
+
+def _shared(given: Layers, dtype: Any) -> dict[str, Any]:
+    expect_divides("a hidden_size", [given.hidden_size], given.num_attention_heads, "heads")
     return {
-        "width": config["hidden_size"],
-        "mlp": config["intermediate_size"],
-        "layers": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
+        "width": given.hidden_size,
+        "mlp": given.intermediate_size,
+        "layers": given.num_hidden_layers,
+        "heads": given.num_attention_heads,
         "dtype": dtype,
     }
 
@@ -170,15 +206,14 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> ImageRew
     Raises:
         ValueError: a setting that is missing or not implemented.
     """
-    check(config, "ImageReward", {"text_config", "vision_config"}, {}, TRANSFORMERS)
-    text, vision = (config.get(name) or {} for name in ("text_config", "vision_config"))
-    for part, name, settings in ((text, "text", _TEXT), (vision, "vision", _VISION)):
-        check(part, f"ImageReward's {name}_config", settings, {"hidden_act": "gelu"}, TRANSFORMERS)
-        if missing := sorted(settings - part.keys()):
-            raise ValueError(f"expected {', '.join(missing)} in ImageReward's {name}_config, got none")
+    both = read(config, Config, "ImageReward")
+    text = read(both.text_config, TextConfig, "ImageReward's text encoder")
+    vision = read(both.vision_config, VisionConfig, "ImageReward's image encoder")
+    if vision.patch_size > vision.image_size:
+        raise ValueError(f"expected a patch_size within image_size = {vision.image_size}, got {vision.patch_size}")
     return ImageReward(
-        TextEncoder(text["vocab_size"], positions=text["max_position_embeddings"], **_shared(text, dtype)),
-        VisionTransformer(size=vision["image_size"], patch=vision["patch_size"], **_shared(vision, dtype)),
+        TextEncoder(text.vocab_size, positions=text.max_position_embeddings, **_shared(text, dtype)),
+        VisionTransformer(size=vision.image_size, patch=vision.patch_size, **_shared(vision, dtype)),
     )
 
 

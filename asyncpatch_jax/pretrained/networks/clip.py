@@ -5,41 +5,28 @@ the public files, with the prefix `text_model.`; the layers of an encoder are st
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from asyncpatch_jax.models.attention import attend
-from asyncpatch_jax.pretrained.networks.configuration import TRANSFORMERS, check
+from asyncpatch_jax.pretrained.networks.configuration import (
+    TRANSFORMERS,
+    Count,
+    Epsilon,
+    Id,
+    Length,
+    Side,
+    Vocabulary,
+    Width,
+    class_name,
+    expect_divides,
+    read,
+)
 from asyncpatch_jax.pretrained.networks.layers import ACTIVATIONS, LayerNorm
-
-# transformers' own, which a config.json leaves out
-_TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "projection_dim": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "eos_token_id": 49407,
-}
-_VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "projection_dim": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-_IGNORED = TRANSFORMERS | {"attention_dropout", "dropout", "initializer_factor", "initializer_range"}
+from asyncpatch_jax.schema import Settings
 
 
 class TextFeatures(NamedTuple):
@@ -200,46 +187,83 @@ class CLIPModel(nn.Module):
         return texts, images, jnp.exp(scale)
 
 
-def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    if config["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(f"expected a hidden_act of {sorted(ACTIVATIONS)}, got {config['hidden_act']!r}")
-    if config["hidden_size"] % config["num_attention_heads"]:
-        heads = config["num_attention_heads"]
-        raise ValueError(f"expected a hidden_size that {heads} heads divide, got {config['hidden_size']}")
+Activation = Literal["silu", "swish", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu"]
+_IGNORED = TRANSFORMERS | {"attention_dropout", "dropout", "initializer_factor", "initializer_range"}
+
+
+class TextConfig(Settings):
+    """A text encoder's config.json. Defaults are transformers'."""
+
+    vocab_size: Vocabulary = 49408
+    hidden_size: Width = 512
+    intermediate_size: Width = 2048
+    projection_dim: Width = 512
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 8
+    max_position_embeddings: Length = 77
+    hidden_act: Activation = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+    eos_token_id: Id = 49407
+
+    # what ids mean to the tokenizer is the tokenizer's to say
+    ignored: ClassVar[frozenset[str]] = _IGNORED | {"bos_token_id", "pad_token_id"}
+
+
+class VisionConfig(Settings):
+    """An image encoder's config.json. Defaults are transformers'."""
+
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    projection_dim: Width = 512
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 12
+    image_size: Side = 224
+    patch_size: Side = 32
+    hidden_act: Activation = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+
+    fixed: ClassVar[Mapping[str, Any]] = {"num_channels": 3}
+    ignored: ClassVar[frozenset[str]] = _IGNORED
+
+
+class Config(Settings):
+    """The config.json of both encoders together; old files hold each twice, and the second one counts."""
+
+    text_config: dict[str, Any] | None = None
+    vision_config: dict[str, Any] | None = None
+    text_config_dict: dict[str, Any] | None = None
+    vision_config_dict: dict[str, Any] | None = None
+    projection_dim: Width = 512
+
+    ignored: ClassVar[frozenset[str]] = _IGNORED | {"logit_scale_init_value"}
+
+
+def _shared(given: TextConfig | VisionConfig, dtype: Any) -> dict[str, Any]:
+    expect_divides("a hidden_size", [given.hidden_size], given.num_attention_heads, "heads")
     return {
-        "width": config["hidden_size"],
-        "mlp": config["intermediate_size"],
-        "layers": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "act": config["hidden_act"],
-        "eps": config["layer_norm_eps"],
+        "width": given.hidden_size,
+        "mlp": given.intermediate_size,
+        "layers": given.num_hidden_layers,
+        "heads": given.num_attention_heads,
+        "act": given.hidden_act,
+        "eps": given.layer_norm_eps,
+        "dtype": dtype,
     }
 
 
-def _text(config: Mapping[str, Any], dtype: Any) -> TextModel:
-    # what ids mean to the tokenizer is the tokenizer's to say
-    check(config, "CLIPTextModel", set(_TEXT), {}, _IGNORED | {"bos_token_id", "pad_token_id"})
-    config = {**_TEXT, **config}
-    if not isinstance(config["eos_token_id"], int):
-        raise ValueError(f"expected one eos_token_id, got {config['eos_token_id']!r}")
+def _text(given: TextConfig, dtype: Any) -> TextModel:
     return TextModel(
-        config["vocab_size"],
-        positions=config["max_position_embeddings"],
-        eos=config["eos_token_id"],
-        dtype=dtype,
-        **_shared(config),
+        given.vocab_size,
+        positions=given.max_position_embeddings,
+        eos=given.eos_token_id,
+        **_shared(given, dtype),
     )
 
 
-def _vision(config: Mapping[str, Any], dtype: Any) -> VisionModel:
-    check(config, "CLIPVisionModel", set(_VISION), {"num_channels": 3}, _IGNORED)
-    config = {**_VISION, **config}
-    return VisionModel(size=config["image_size"], patch=config["patch_size"], dtype=dtype, **_shared(config))
-
-
-def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    # old files hold both, and the second one counts
-    return {**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
+def _vision(given: VisionConfig, dtype: Any) -> VisionModel:
+    if given.patch_size > given.image_size:
+        raise ValueError(f"expected a patch_size within image_size = {given.image_size}, got {given.patch_size}")
+    return VisionModel(size=given.image_size, patch=given.patch_size, **_shared(given, dtype))
 
 
 def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
@@ -248,21 +272,23 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Modul
     Raises:
         ValueError: another architecture, or a setting that is not implemented.
     """
-    (architecture,) = config.get("architectures") or (None,)
-    match architecture:
+    match name := class_name(config):
         case "CLIPTextModel":
-            return CLIPTextModel(_text(config, dtype))
+            return CLIPTextModel(_text(read(config, TextConfig, name), dtype))
         case "CLIPTextModelWithProjection":
-            return CLIPTextModel(_text(config, dtype), {**_TEXT, **config}["projection_dim"])
+            text = read(config, TextConfig, name)
+            return CLIPTextModel(_text(text, dtype), text.projection_dim)
         case "CLIPVisionModelWithProjection":
-            return CLIPVisionModel(_vision(config, dtype), {**_VISION, **config}["projection_dim"])
+            vision = read(config, VisionConfig, name)
+            return CLIPVisionModel(_vision(vision, dtype), vision.projection_dim)
         case "CLIPModel":
-            parts = {f"{name}_config{suffix}" for name in ("text", "vision") for suffix in ("", "_dict")}
-            check(config, "CLIPModel", parts | {"projection_dim"}, {}, _IGNORED | {"logit_scale_init_value"})
-            text, vision = _text(_part(config, "text"), dtype), _vision(_part(config, "vision"), dtype)
-            return CLIPModel(text, vision, config.get("projection_dim", 512))
+            both = read(config, Config, name)
+            text = read({**(both.text_config or {}), **(both.text_config_dict or {})}, TextConfig, "CLIPTextModel")
+            vision = {**(both.vision_config or {}), **(both.vision_config_dict or {})}
+            vision = read(vision, VisionConfig, "CLIPVisionModel")
+            return CLIPModel(_text(text, dtype), _vision(vision, dtype), both.projection_dim)
     known = "CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection or CLIPModel"
-    raise ValueError(f"expected architectures of one of {known} in config.json, got {config.get('architectures')!r}")
+    raise ValueError(f"expected architectures of one of {known} in config.json, got {name!r}")
 
 
 def example(module: nn.Module) -> tuple[Array, ...]:

@@ -5,7 +5,7 @@ single loop.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
+from msgspec import Meta
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.models.times import LevelTimes, modulation
-from asyncpatch_jax.pretrained.networks.configuration import check
+from asyncpatch_jax.pretrained.networks.configuration import Channels, Count, Width, read
 from asyncpatch_jax.pretrained.networks.joint import (
     JointBlock,
     Stream,
@@ -37,25 +38,15 @@ from asyncpatch_jax.pretrained.networks.joint import (
 from asyncpatch_jax.pretrained.networks.layers import stacked, wide
 from asyncpatch_jax.pretrained.networks.rotary import Rotation, rotation
 from asyncpatch_jax.pretrained.networks.times import level_times
+from asyncpatch_jax.schema import Settings
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.types import Condition, FewTimes, Image, Spans, TimeField
 
-# diffusers' own, which a config.json may leave out
-_DEFAULTS = {
-    "in_channels": 64,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "guidance_embeds": False,
-    "axes_dims_rope": (16, 56, 56),
-    "out_channels": None,
-}
 # latents of a token, along rows and columns
 _PACK = 2
+# channels of a head that turn in pairs
+_Turning = Annotated[int, Meta(ge=2, le=2**17, multiple_of=2)]
 
 
 class SingleBlock(nn.Module):
@@ -235,32 +226,48 @@ def _mirrored(times: LevelTimes, grid: Grid, reference: Grid) -> LevelTimes:
     return LevelTimes(emb[:, 0], grid=emb.shape[1:3])
 
 
+class Config(Settings):
+    """The config.json of a `FluxTransformer2DModel`. Defaults are diffusers'."""
+
+    in_channels: Channels = 64
+    num_layers: Count = 19
+    num_single_layers: Count = 38
+    attention_head_dim: Width = 128
+    num_attention_heads: Count = 24
+    joint_attention_dim: Width = 4096
+    pooled_projection_dim: Width = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: tuple[_Turning, _Turning, _Turning] = (16, 56, 56)
+    out_channels: Channels | None = None
+
+    fixed: ClassVar[Mapping[str, Any]] = {"patch_size": 1}
+
+
 def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> FluxTransformer:
     """The module of a `FluxTransformer2DModel`'s config.json.
 
     Raises:
         ValueError: a setting that is not implemented.
     """
-    check(config, "FluxTransformer2DModel", set(_DEFAULTS), {"patch_size": 1}, set())
-    config = {**_DEFAULTS, **config}
-    channels, axes = config["in_channels"], tuple(config["axes_dims_rope"])
-    if config["out_channels"] not in (None, channels) or channels % _PACK**2:
+    given = read(config, Config, "FluxTransformer2DModel")
+    channels, axes = given.in_channels, given.axes_dims_rope
+    if given.out_channels not in (None, channels) or channels % _PACK**2:
         raise ValueError(
             f"expected in_channels that are a multiple of {_PACK**2} and as many out_channels, got {channels} and "
-            f"{config['out_channels']}: networks of FLUX's tools, such as Fill, are not implemented"
+            f"{given.out_channels}: networks of FLUX's tools, such as Fill, are not implemented"
         )
-    if len(axes) != 3 or sum(axes) != config["attention_head_dim"]:
-        raise ValueError(f"expected axes_dims_rope of 3 that add up to {config['attention_head_dim']}, got {axes}")
+    if sum(axes) != given.attention_head_dim:
+        raise ValueError(f"expected axes_dims_rope of 3 that add up to {given.attention_head_dim}, got {axes}")
     return FluxTransformer(
-        heads=config["num_attention_heads"],
-        head_width=config["attention_head_dim"],
-        depth=config["num_layers"],
-        depth_single=config["num_single_layers"],
+        heads=given.num_attention_heads,
+        head_width=given.attention_head_dim,
+        depth=given.num_layers,
+        depth_single=given.num_single_layers,
         channels=channels // _PACK**2,
         axes=axes,
-        guided=bool(config["guidance_embeds"]),
-        context_width=config["joint_attention_dim"],
-        pooled_width=config["pooled_projection_dim"],
+        guided=given.guidance_embeds,
+        context_width=given.joint_attention_dim,
+        pooled_width=given.pooled_projection_dim,
         dtype=dtype,
     )
 

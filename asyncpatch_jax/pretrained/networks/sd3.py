@@ -5,7 +5,7 @@ Module names are those of diffusers' `SD3Transformer2DModel`. Layers of one kind
 
 from collections.abc import Mapping
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
+from msgspec import Meta
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.models.times import LevelTimes
-from asyncpatch_jax.pretrained.networks.configuration import check
+from asyncpatch_jax.pretrained.networks.configuration import Channels, Count, Few, Side, Width, read
 from asyncpatch_jax.pretrained.networks.joint import (
     JointBlock,
     Streams,
@@ -29,23 +30,8 @@ from asyncpatch_jax.pretrained.networks.joint import (
 )
 from asyncpatch_jax.pretrained.networks.layers import stacked, wide
 from asyncpatch_jax.pretrained.networks.times import level_times
+from asyncpatch_jax.schema import Settings
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
-
-# diffusers' own, which a config.json may leave out
-_DEFAULTS = {
-    "patch_size": 2,
-    "in_channels": 16,
-    "num_layers": 18,
-    "attention_head_dim": 64,
-    "num_attention_heads": 18,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1152,
-    "pooled_projection_dim": 2048,
-    "out_channels": 16,
-    "pos_embed_max_size": 96,
-    "dual_attention_layers": (),
-    "qk_norm": None,
-}
 
 
 class PatchEmbedding(nn.Module):
@@ -160,32 +146,53 @@ class SD3Transformer(nn.Module):
         return grid
 
 
+class Config(Settings):
+    """The config.json of a `SD3Transformer2DModel`. Defaults are diffusers'."""
+
+    patch_size: Few = 2
+    in_channels: Channels = 16
+    num_layers: Count = 18
+    attention_head_dim: Width = 64
+    num_attention_heads: Count = 18
+    joint_attention_dim: Width = 4096
+    caption_projection_dim: Width = 1152
+    pooled_projection_dim: Width = 2048
+    out_channels: Channels | None = 16
+    pos_embed_max_size: Annotated[int, Meta(ge=1, le=4096)] = 96
+    dual_attention_layers: Annotated[tuple[Annotated[int, Meta(ge=0, le=512)], ...], Meta(max_length=512)] = ()
+    qk_norm: Literal["rms_norm"] | None = None
+    sample_size: Side | None = 128
+
+
 def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> SD3Transformer:
     """The module of a `SD3Transformer2DModel`'s config.json.
 
     Raises:
         ValueError: a setting that is not implemented.
     """
-    check(config, "SD3Transformer2DModel", set(_DEFAULTS), {}, {"sample_size"})
-    config = {**_DEFAULTS, **config}
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    if config["caption_projection_dim"] != width:
-        got = config["caption_projection_dim"]
-        raise ValueError(f"expected caption_projection_dim = {width}, heads times their width, got {got}")
-    if config["qk_norm"] not in (None, "rms_norm"):
-        raise ValueError(f"expected qk_norm = 'rms_norm' or none, got {config['qk_norm']!r}")
+    given = read(config, Config, "SD3Transformer2DModel")
+    width = given.num_attention_heads * given.attention_head_dim
+    if given.caption_projection_dim != width:
+        raise ValueError(
+            f"expected caption_projection_dim = {width}, heads times their width, got {given.caption_projection_dim}"
+        )
+    if max(given.dual_attention_layers, default=0) >= given.num_layers:
+        raise ValueError(
+            f"expected dual_attention_layers below num_layers = {given.num_layers}, got "
+            f"{max(given.dual_attention_layers)}"
+        )
     return SD3Transformer(
-        heads=config["num_attention_heads"],
-        head_width=config["attention_head_dim"],
-        depth=config["num_layers"],
-        dual=tuple(config["dual_attention_layers"]),
-        qk_norm=config["qk_norm"] is not None,
-        channels_in=config["in_channels"],
-        channels_out=config["out_channels"] or config["in_channels"],
-        patch=config["patch_size"],
-        table=config["pos_embed_max_size"],
-        context_width=config["joint_attention_dim"],
-        pooled_width=config["pooled_projection_dim"],
+        heads=given.num_attention_heads,
+        head_width=given.attention_head_dim,
+        depth=given.num_layers,
+        dual=given.dual_attention_layers,
+        qk_norm=given.qk_norm is not None,
+        channels_in=given.in_channels,
+        channels_out=given.out_channels or given.in_channels,
+        patch=given.patch_size,
+        table=given.pos_embed_max_size,
+        context_width=given.joint_attention_dim,
+        pooled_width=given.pooled_projection_dim,
         dtype=dtype,
     )
 

@@ -6,16 +6,26 @@ of relative positions, which the first one has and all of them use.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
+from msgspec import Meta
 
-from asyncpatch_jax.pretrained.networks.configuration import TRANSFORMERS, check
+from asyncpatch_jax.pretrained.networks.configuration import (
+    TRANSFORMERS,
+    Count,
+    Epsilon,
+    Vocabulary,
+    Width,
+    class_name,
+    read,
+)
 from asyncpatch_jax.pretrained.networks.layers import ACTIVATIONS, RMSNorm, wide
+from asyncpatch_jax.schema import Settings
 
 
 def buckets(length: int, num: int, furthest: int) -> Int[np.ndarray, "{2*length-1}"]:
@@ -108,46 +118,52 @@ class T5Encoder(nn.Module):
         return RMSNorm(self.eps, self.dtype, name="encoder.final_layer_norm")(x)
 
 
+class Config(Settings):
+    """An encoder's config.json. Defaults are transformers'; T5 v1.0, which has no gate, does not name its MLP."""
+
+    feed_forward_proj: Literal["gated-gelu"]
+    vocab_size: Vocabulary = 32128
+    d_model: Width = 512
+    d_kv: Width = 64
+    d_ff: Width = 2048
+    num_layers: Count = 6
+    num_heads: Count = 8
+    relative_attention_num_buckets: Annotated[int, Meta(ge=4, le=2**12, multiple_of=2)] = 32
+    relative_attention_max_distance: Annotated[int, Meta(ge=2, le=2**20)] = 128
+    layer_norm_epsilon: Epsilon = 1e-6
+
+    fixed: ClassVar[Mapping[str, Any]] = {"dense_act_fn": "gelu_new", "is_gated_act": True}
+    ignored: ClassVar[frozenset[str]] = TRANSFORMERS | {
+        "pad_token_id", "bos_token_id", "eos_token_id", "dropout_rate", "classifier_dropout", "initializer_factor",
+        "num_decoder_layers", "n_positions", "scale_decoder_outputs",
+    }  # fmt: skip
+
+
 def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> T5Encoder:
     """The encoder that a config.json describes.
 
     Raises:
         ValueError: another architecture, or a setting that is not implemented.
     """
-    if config.get("architectures") not in (["T5EncoderModel"], ["T5ForConditionalGeneration"]):
+    if (name := class_name(config)) not in ("T5EncoderModel", "T5ForConditionalGeneration"):
+        raise ValueError(f"expected architectures = ['T5EncoderModel'] in config.json, got {name}")
+    given = read(config, Config, "T5EncoderModel")
+    # half of the buckets of each direction are for one distance each, the others reach from there to the furthest
+    if given.relative_attention_max_distance <= given.relative_attention_num_buckets // 4:
         raise ValueError(
-            f"expected architectures = ['T5EncoderModel'] in config.json, got {config.get('architectures')}"
+            f"expected relative_attention_max_distance > {given.relative_attention_num_buckets // 4}, a quarter of the "
+            f"buckets, got {given.relative_attention_max_distance}"
         )
-    defaults = {
-        "vocab_size": 32128,
-        "d_model": 512,
-        "d_kv": 64,
-        "d_ff": 2048,
-        "num_layers": 6,
-        "num_heads": 8,
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "layer_norm_epsilon": 1e-6,
-    }
-    fixed = {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": True}
-    ignored = {
-        "pad_token_id", "bos_token_id", "eos_token_id", "dropout_rate", "classifier_dropout", "initializer_factor",
-        "num_decoder_layers", "n_positions", "scale_decoder_outputs",
-    }  # fmt: skip
-    check(config, "T5EncoderModel", set(defaults), fixed, TRANSFORMERS | ignored)
-    if config.get("feed_forward_proj") != "gated-gelu":
-        raise ValueError("expected feed_forward_proj = 'gated-gelu' (T5 v1.1) in config.json, got none (T5 v1.0)")
-    config = {**defaults, **config}
     return T5Encoder(
-        vocab=config["vocab_size"],
-        width=config["d_model"],
-        mlp=config["d_ff"],
-        layers=config["num_layers"],
-        heads=config["num_heads"],
-        head_width=config["d_kv"],
-        num_buckets=config["relative_attention_num_buckets"],
-        furthest=config["relative_attention_max_distance"],
-        eps=config["layer_norm_epsilon"],
+        vocab=given.vocab_size,
+        width=given.d_model,
+        mlp=given.d_ff,
+        layers=given.num_layers,
+        heads=given.num_heads,
+        head_width=given.d_kv,
+        num_buckets=given.relative_attention_num_buckets,
+        furthest=given.relative_attention_max_distance,
+        eps=given.layer_norm_epsilon,
         dtype=dtype,
     )
 

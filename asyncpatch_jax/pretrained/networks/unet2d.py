@@ -3,21 +3,33 @@
 Parameters and numbers are those of diffusers' `UNet2DConditionModel`. Time enters through the residual blocks alone.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
+from msgspec import Meta
 
 from asyncpatch_jax import timefield
-from asyncpatch_jax.pretrained.networks.configuration import check
+from asyncpatch_jax.pretrained.networks.configuration import (
+    Channels,
+    Count,
+    Epsilon,
+    Few,
+    Side,
+    Width,
+    Widths,
+    expect_divides,
+    read,
+)
 from asyncpatch_jax.pretrained.networks.layers import GroupNorm, TimestepEmbedding, sinusoid, wide
 from asyncpatch_jax.pretrained.networks.resnet2d import conv
 from asyncpatch_jax.pretrained.networks.times import level_times
 from asyncpatch_jax.pretrained.networks.transformer2d import Maps, Reading
 from asyncpatch_jax.pretrained.networks.unet2d_blocks import DownBlock, Layers, Level, MidBlock, UpBlock
+from asyncpatch_jax.schema import Settings
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
@@ -175,96 +187,126 @@ class UNet2DCondition(nn.Module):
         return aux
 
 
-_USED = {
-    *("in_channels", "out_channels", "block_out_channels", "layers_per_block", "down_block_types", "up_block_types"),
-    *("transformer_layers_per_block", "attention_head_dim", "num_attention_heads", "cross_attention_dim"),
-    *("norm_num_groups", "norm_eps", "use_linear_projection", "flip_sin_to_cos", "freq_shift"),
-    *("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
-}
-_FIXED = {
-    "act_fn": "silu",
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "encoder_hid_dim_type": None,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "only_cross_attention": False,
-    "resnet_time_scale_shift": "default",
-    "time_embedding_type": "positional",
-    "attention_type": "default",
-    "resnet_out_scale_factor": 1.0,
-}
-_IGNORED = {"sample_size", "dropout", "upcast_attention", "addition_embed_type_num_heads"}
-_DEPTHS = {
-    "DownBlock2D": False,
-    "CrossAttnDownBlock2D": True,
-    "UpBlock2D": False,
-    "CrossAttnUpBlock2D": True,
-}
+_Counts = Annotated[tuple[Count, ...], Meta(max_length=8)]
+
+
+class Config(Settings):
+    """A `unet/config.json`; one number stands for all levels. Defaults are diffusers'."""
+
+    block_out_channels: Widths
+    down_block_types: tuple[Literal["DownBlock2D", "CrossAttnDownBlock2D"], ...]
+    up_block_types: tuple[Literal["UpBlock2D", "CrossAttnUpBlock2D"], ...]
+    in_channels: Channels = 4
+    out_channels: Channels = 4
+    sample_size: Side | None = None
+    layers_per_block: Few | Annotated[tuple[Few, ...], Meta(max_length=8)] = 2
+    transformer_layers_per_block: Count | _Counts = 1
+    # the public files call the number of heads their dimension
+    attention_head_dim: Count | _Counts | None = 8
+    num_attention_heads: Count | _Counts | None = None
+    cross_attention_dim: Width | Widths = 1280
+    norm_num_groups: Count = 32
+    norm_eps: Epsilon = 1e-5
+    use_linear_projection: bool = False
+    flip_sin_to_cos: bool = True
+    freq_shift: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    addition_embed_type: Literal["text_time"] | None = None
+    addition_time_embed_dim: Width | None = None
+    projection_class_embeddings_input_dim: Width | None = None
+
+    fixed: ClassVar[Mapping[str, Any]] = {
+        "act_fn": "silu",
+        "center_input_sample": False,
+        "class_embed_type": None,
+        "conv_in_kernel": 3,
+        "conv_out_kernel": 3,
+        "downsample_padding": 1,
+        "dual_cross_attention": False,
+        "encoder_hid_dim_type": None,
+        "mid_block_scale_factor": 1,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "only_cross_attention": False,
+        "resnet_time_scale_shift": "default",
+        "time_embedding_type": "positional",
+        "attention_type": "default",
+        "resnet_out_scale_factor": 1.0,
+    }
+    ignored: ClassVar[frozenset[str]] = frozenset({"dropout", "upcast_attention", "addition_embed_type_num_heads"})
 
 
 def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> UNet2DCondition:
     """The network of a `unet/config.json`.
 
     Raises:
-        ValueError: a setting that is not implemented, or lists of unequal length.
+        ValueError: a setting that is missing or not implemented, or lists of unequal length.
     """
-    check(config, "UNet2DCondition", _USED, _FIXED, _IGNORED)
-    widths = tuple(config["block_out_channels"])
+    given = read(config, Config, "UNet2DConditionModel")
+    widths = given.block_out_channels
     levels = len(widths)
 
-    def each(name: str, default: Any) -> tuple[int, ...]:
+    def each(name: str) -> tuple[Any, ...]:
         """A setting of every level; one number stands for all."""
-        value = config.get(name)
-        value = default if value is None else value
-        value = (value,) * levels if isinstance(value, int) else tuple(value)
-        if len(value) != levels or not all(isinstance(part, int) for part in value):
+        value = getattr(given, name)
+        value = (value,) * levels if isinstance(value, int) else value
+        if value is None or len(value) != levels:
             raise ValueError(f"expected {name} to be a whole number or {levels} of them, got {config.get(name)!r}")
         return value
 
-    # the public files call the number of heads their dimension
-    heads = each("num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim", 8)
-    layers, depths = each("layers_per_block", 2), each("transformer_layers_per_block", 1)
-    contexts = each("cross_attention_dim", 1280)
+    heads = each("num_attention_heads" if given.num_attention_heads else "attention_head_dim")
+    layers, depths, contexts = (
+        each(name) for name in ("layers_per_block", "transformer_layers_per_block", "cross_attention_dim")
+    )
     if len(set(contexts)) > 1:
         raise ValueError(f"expected one cross_attention_dim for all levels, got {contexts}")
+    expect_divides("block_out_channels", widths, given.norm_num_groups, "groups")
+    _expect_sines("block_out_channels[0]", widths[0], given.freq_shift)
 
-    def way(name: str, kinds: Sequence[str], order: Sequence[int]) -> tuple[Level, ...]:
-        allowed = [kind for kind in _DEPTHS if kind.endswith("DownBlock2D") == (name == "down_block_types")]
-        if len(kinds) != levels or not set(kinds) <= set(allowed):
-            raise ValueError(f"expected {name} to be {levels} out of {allowed}, got {list(kinds)}")
-        pairs = zip(order, kinds, strict=True)
-        return tuple(Level(widths[i], layers[i], depths[i] if _DEPTHS[kind] else 0, heads[i]) for i, kind in pairs)
+    def way(name: str, order: range) -> tuple[Level, ...]:
+        kinds = getattr(given, name)
+        if len(kinds) != levels:
+            raise ValueError(f"expected {name} of {levels} levels, as block_out_channels has, got {len(kinds)}")
+        found = []
+        for i, kind in zip(order, kinds, strict=True):
+            depth = depths[i] if kind.startswith("CrossAttn") else 0
+            if depth:
+                expect_divides(f"block_out_channels[{i}]", widths[i : i + 1], heads[i], "heads")
+            found.append(Level(widths[i], layers[i], depth, heads[i]))
+        return tuple(found)
 
+    expect_divides("block_out_channels[-1]", widths[-1:], heads[-1], "heads")
     return UNet2DCondition(
-        in_channels=config.get("in_channels", 4),
-        out_channels=config.get("out_channels", 4),
-        down=way("down_block_types", config["down_block_types"], range(levels)),
-        up=way("up_block_types", config["up_block_types"], range(levels)[::-1]),
+        in_channels=given.in_channels,
+        out_channels=given.out_channels,
+        down=way("down_block_types", range(levels)),
+        up=way("up_block_types", range(levels)[::-1]),
         mid=Level(widths[-1], 1, depths[-1], heads[-1]),
         context=contexts[0],
-        groups=config.get("norm_num_groups", 32),
-        eps=float(config.get("norm_eps", 1e-5)),
-        linear=config.get("use_linear_projection", False),
-        flip_sin_to_cos=config.get("flip_sin_to_cos", True),
-        freq_shift=float(config.get("freq_shift", 0)),
-        added=_added(config),
+        groups=given.norm_num_groups,
+        eps=given.norm_eps,
+        linear=given.use_linear_projection,
+        flip_sin_to_cos=given.flip_sin_to_cos,
+        freq_shift=given.freq_shift,
+        added=_added(given),
         dtype=dtype,
     )
 
 
-def _added(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    kind = config.get("addition_embed_type")
-    if kind is None:
+def _expect_sines(name: str, width: int, shift: float) -> None:
+    if width % 2 or width // 2 <= shift:
+        raise ValueError(f"expected an even {name}, more than {2 * shift:g}, for sines and cosines, got {width}")
+
+
+def _added(given: Config) -> tuple[int, int] | None:
+    if given.addition_embed_type is None:
         return None
-    if kind != "text_time":
-        raise ValueError(f"expected addition_embed_type = None or 'text_time', got {kind!r}")
-    each = config["addition_time_embed_dim"]
-    return each, config["projection_class_embeddings_input_dim"] - 6 * each
+    each, both = given.addition_time_embed_dim, given.projection_class_embeddings_input_dim
+    if each is None or both is None or both <= 6 * each:
+        raise ValueError(
+            "expected addition_time_embed_dim for each of 6 sizes, and a wider projection_class_embeddings_input_dim "
+            f"with the text beside them, got {each} and {both}"
+        )
+    _expect_sines("addition_time_embed_dim", each, given.freq_shift)
+    return each, both - 6 * each
 
 
 def example(model: UNet2DCondition) -> tuple[Image, TimeField, Condition]:

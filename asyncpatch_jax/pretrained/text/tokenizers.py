@@ -3,7 +3,6 @@
 transformers and tokenizers, which read the files, are the extra `text` of the package.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int32
+from msgspec import UNSET, Struct, UnsetType
 
+from asyncpatch_jax import schema
 from asyncpatch_jax.texts import read_text
 
 
@@ -77,6 +78,24 @@ class Tokenizer:
         return self.backend.encode(text).offsets
 
 
+class _Token(Struct, frozen=True):
+    """A special token, written out."""
+
+    content: str
+
+
+class _Config(Struct, frozen=True):
+    """What a tokenizer_config.json or a special_tokens_map.json says that is read here.
+
+    added_tokens_decoder: in newer files, which hold all that the map of older ones holds.
+    """
+
+    model_max_length: int | float | None = None
+    tokenizer_class: str | None = None
+    pad_token: str | _Token | UnsetType | None = UNSET
+    added_tokens_decoder: dict[str, Any] | None = None
+
+
 def read_tokenizer(folder: epath.PathLike, length: int | None = None) -> Tokenizer:
     """A folder of CLIP's (vocab.json and merges.txt, or tokenizer.json), T5's (tokenizer.json or spiece.model), BERT's
     (vocab.txt).
@@ -93,11 +112,12 @@ def read_tokenizer(folder: epath.PathLike, length: int | None = None) -> Tokeniz
     """
     folder = epath.Path(folder)
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    config = json.loads(read_text(folder / "tokenizer_config.json")) if "tokenizer_config.json" in present else {}
-    length = config.get("model_max_length") if length is None else length
+    settings = folder / "tokenizer_config.json"
+    config = schema.read(settings, _Config) if settings.name in present else _Config()
+    length = config.model_max_length if length is None else length
     whole = "tokenizer.json" in present
     read: Callable[[epath.Path], tuple[Any, int | None]]
-    if {"vocab.json", "merges.txt"} <= present or (whole and config.get("tokenizer_class", "").startswith("CLIP")):
+    if {"vocab.json", "merges.txt"} <= present or (whole and (config.tokenizer_class or "").startswith("CLIP")):
         read = partial(_of_transformers, "CLIPTokenizer")
     elif "vocab.txt" in present:
         read = partial(_of_transformers, "BertTokenizer")
@@ -160,10 +180,13 @@ def _sentencepiece(folder: epath.Path) -> tuple[Any, int]:
     return tokenizer.backend_tokenizer, tokenizer.pad_token_id
 
 
-def _pad_token(folder: epath.Path, config: dict[str, Any]) -> str:
+def _pad_token(folder: epath.Path, config: _Config) -> str:
     # the order of transformers: the map holds what older versions know, and counts for them alone
     table = folder / "special_tokens_map.json"
-    if "added_tokens_decoder" not in config and table.exists():
-        config = {**config, **json.loads(read_text(table))}
-    token = config.get("pad_token", "<pad>")
-    return token["content"] if isinstance(token, dict) else token
+    token = config.pad_token
+    if config.added_tokens_decoder is None and table.exists():
+        of_map = schema.read(table, _Config).pad_token
+        token = token if of_map is UNSET else of_map
+    if token is None:
+        raise ValueError(f"expected a pad_token in {folder}, got null")
+    return "<pad>" if token is UNSET else token.content if isinstance(token, _Token) else token
