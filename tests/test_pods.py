@@ -104,6 +104,8 @@ def test_what_is_missing_is_named(script):
     assert (
         "expected --config.workdir=gs://" in script("vm", "--dry-run", "start", "--config.workdir=runs/a", **PLACE)[2]
     )
+    assert "expected a command of launch/" in script("vm", "--dry-run", "start", "fly", "--out=gs://b/o", **PLACE)[2]
+    assert "--out=gs://" in script("vm", "--dry-run", "start", "text2image", "--out=o", **PLACE)[2]
     assert "number of the job" in script("slurm", "--dry-run", "stop")[2]
 
 
@@ -123,7 +125,39 @@ def test_a_dry_run_prints_what_would_be_called(script):
     assert one[4:] == ["create", "run1", *where, "--accelerator-type=v6e-64", "--runtime-version=v2-alpha-tpuv6e",
                        "--node-id=run1"]  # fmt: skip
     four = said(script("queued", "--dry-run", "create", **PLACE, SLICES="4", SPOT="1", VERSION="other")[1])[0]
-    assert four[-4:] == ["--runtime-version=other", "--node-count=4", "--node-prefix=run1", "--spot"]
+    assert four[-4:] == ["--spot", "--runtime-version=other", "--node-count=4", "--node-prefix=run1"]
+
+
+COMMANDS = [
+    ("train_tpm", "--config=a", "--config.workdir=gs://b/run 1"),
+    ("text2image", "a folder", "--prompt=it's $HOME", "--out=gs://b/o"),
+    ("sample", "--workdir=gs://b/run 1"),
+    ("evaluate", "--out=gs://b/o"),
+    ("studies.text", "--out=gs://b/o"),
+]
+
+
+@pytest.mark.parametrize("job", COMMANDS, ids=[job[0] for job in COMMANDS])
+def test_every_script_takes_any_command(script, tools, job):
+    tools("python3", f'exec {sys.executable} "$@"')
+    more = {"CLUSTER": "c", "IMAGE": "i", "TOPOLOGY": "v6e:4x4", "NODES": "2", "GPUS": "8"}
+    found = {}
+    for name in ("vm", "queued", "xpk", "slurm", "gke"):
+        code, out, err = script(name, "--dry-run", "start", *job, **{**PLACE, **more})
+        assert code == 0, err
+        if name == "gke":
+            (part,) = yaml.safe_load(out)["spec"]["replicatedJobs"]
+            found[name] = part["template"]["spec"]["template"]["spec"]["containers"][0]["args"]
+        else:
+            (words,) = said(out)
+            found[name] = words if name == "slurm" else shlex.split(words[-1].removeprefix("--command="))
+    for name, words in found.items():
+        assert [word.replace("$$", "$") for word in words[-len(job) :]] == list(job), name
+    # and what is run with them on each machine
+    for action in ("start", "foreground"):
+        code, out, err = script("worker", "--dry-run", action, *job)
+        assert code == 0, err
+        assert said(out)[0][1:] == ["-m", f"launch.{job[0]}", *job[1:]]
 
 
 @pytest.mark.parametrize("name", ["vm", "queued"])
@@ -143,7 +177,7 @@ def test_a_job_from_install_to_delete_on_two_machines(script, tools, tmp_path):
     tools(
         "git",
         'for word in "$@"; do [[ $word != --output=* ]] || tar -czf "${word#*=}" -C '
-        + f"{FOLDER.parent.parent} launch/tpu; done",
+        + f"{FOLDER.parent.parent} launch/tpu launch/train.py; done",
     )
     tools("gcloud", f"""
         {record(tmp_path / "gcloud")}
@@ -159,7 +193,7 @@ def test_a_job_from_install_to_delete_on_two_machines(script, tools, tmp_path):
     assert code == 0, err
     installs = [call for call in recorded(calls) if call[:3] == ["python3", "-m", "uv"]]
     assert [call[3] for call in installs] == ["venv", "pip"] * 2
-    assert installs[-1][-2:] == ["-e", ".[tpu,train]"]
+    assert installs[-1][-2:] == ["-e", ".[tpu,train,text]"]
 
     for worker in (0, 1):
         python = tmp_path / f"worker{worker}/asyncpatch_jax/venv/bin/python"
@@ -178,7 +212,7 @@ def test_a_job_from_install_to_delete_on_two_machines(script, tools, tmp_path):
     assert "runs here already" in err
     code, out, err = script("vm", "stop", **PLACE)
     assert (code, out.count("stopped")) == (0, 2), err
-    assert all((tmp_path / f"worker{n}/asyncpatch_jax/train.log").read_text() == "saved\n" for n in (0, 1))
+    assert all((tmp_path / f"worker{n}/asyncpatch_jax/job.log").read_text() == "saved\n" for n in (0, 1))
     assert "no job runs" in script("vm", "stop", **PLACE)[1]
     assert script("vm", "delete", **PLACE)[0] == 0
     assert [call[4] for call in recorded(tmp_path / "gcloud")] == ["scp", "ssh", "ssh", "ssh", "ssh", "ssh", "delete"]
@@ -202,12 +236,16 @@ def test_waiting_ends_with_the_slices_or_with_the_reason(script, tools, tmp_path
     assert code == 0 or f"got {last}" in err
 
 
-@pytest.mark.parametrize(("program", "asked", "code"), [("exit 0", False, 0), ("exit 3", False, 3), ("wait", True, 75)])
+@pytest.mark.parametrize(
+    ("program", "asked", "code"), [("exit 0", False, 0), ("exit 3", False, 3), ("wait", True, 75), ("killed", True, 75)]
+)
 def test_a_container_that_was_stopped_asks_to_be_started_again(tools, tmp_path, program, asked, code):
     ready = tmp_path / "ready"
-    body = program if not asked else f"trap 'exit 0' TERM; touch {ready}; while true; do sleep 0.05; done"
+    trap = "trap 'exit 0' TERM; " if program == "wait" else ""
+    body = program if not asked else f"{trap}touch {ready}; while true; do sleep 0.05; done"
     home = tmp_path / "app"
     shutil.copytree(FOLDER, home / "launch/tpu")
+    (home / "launch/train.py").touch()
     tools("python3", body)
     env = {"PATH": str(tmp_path / "bin")}
     process = subprocess.Popen(["bash", home / "launch/tpu/worker.sh", "foreground", "--config=a"], env=env)
@@ -338,7 +376,5 @@ def test_checkpoints_of_a_bucket_are_not_a_local_folder(monkeypatch):
     checkpoints.check_room(TrainState(jnp.zeros(()), weights, (), weights))  # more than any disk has
 
 
-def test_the_scripts_are_installed_with_the_package():
-    source = (FOLDER.parent.parent / "setup.py").read_text()
-    assert '"launch.tpu": ["*.sh", "*.yaml", "Dockerfile*"]' in source
+def test_the_scripts_can_be_called_by_their_names():
     assert all(os.access(FOLDER / f"{name}.sh", os.X_OK) for name in (*MAINS, "slurm_job"))

@@ -1,4 +1,4 @@
-"""The manifest of a training job on GKE, printed; `gke.sh start` submits it.
+"""The manifest of a job on GKE, printed; `gke.sh start` submits it.
 
   python launch/tpu/jobset.py --name=run1 --image=IMAGE --topology=v6e:8x8 -- --config=... --config.workdir=gs://...
 
@@ -80,7 +80,7 @@ def manifest(
     """The JobSet as YAML.
 
     Args:
-        arguments: of launch.train.
+        arguments: a command of launch/ (train unless one is named) and its arguments.
         spot: only on spot machines.
 
     Raises:
@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--chips_per_host", type=int, default=None, help="8 for a 2x4 on a single host")
     parser.add_argument("--spot", action="store_true", help="only on spot machines")
-    parser.add_argument("arguments", nargs="+", help="of launch.train, after --")
+    parser.add_argument("arguments", nargs="+", help="a command (train unless named) and its arguments, after --")
     try:
         sys.stdout.write(manifest(**vars(parser.parse_args(argv))))
     except ValueError as error:

@@ -2,6 +2,20 @@
 # Sourced by vm.sh and queued.sh: what is done in the same way on machines that are reached by `ssh_to` and `copy_to`.
 
 code=asyncpatch_jax
+variable PROJECT "the Google Cloud project"
+variable ZONE "such as us-east5-b"
+tool gcloud
+# shellcheck disable=SC2034  # for the script that sources this, like those of `slice`
+where=(--project="$PROJECT" --zone="$ZONE")
+
+# slice: sets `version` and `slice`, what both ways of making one are told
+slice() {
+  variable TYPE "such as v6e-64"
+  # shellcheck disable=SC2034
+  version=${VERSION:-$(runtime "$TYPE")}
+  slice=(--accelerator-type="$TYPE")
+  [[ -z ${SPOT:-} ]] || slice+=(--spot)
+}
 
 # runtime TYPE: the system image for an accelerator type
 runtime() {
@@ -16,10 +30,10 @@ runtime() {
 
 # install: the committed code goes to every machine; changes that are not committed do not
 install() {
-  local home archive
-  home=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+  local archive
   archive=${TMPDIR:-/tmp}/$code.tar.gz
   tool git
+  # shellcheck disable=SC2154  # shell.sh has it
   run git -C "$home" archive --format=tar.gz --output="$archive" HEAD
   copy_to "$archive" "$code.tar.gz"
   ssh_to all "mkdir -p $code && tar -xzf $code.tar.gz -C $code && bash $code/launch/tpu/worker.sh install"
@@ -32,7 +46,7 @@ on_machines() {
   case $action in
     install) install ;;
     start)
-      expect_workdir gs:// "$@"
+      check_job gs:// "$@"
       ssh_to all "bash $code/launch/tpu/worker.sh start $(quoted "$@")"
       ;;
     logs) ssh_to 0 "bash $code/launch/tpu/worker.sh logs" ;;

@@ -4,22 +4,20 @@
 #   queued.sh [--dry-run] create             put a request for the slices into the queue
 #   queued.sh [--dry-run] wait               return when they are there; fails when they never will be
 #   queued.sh [--dry-run] install            copy the committed code to every machine, and install it there
-#   queued.sh [--dry-run] start ARGUMENTS    python -m launch.train ARGUMENTS on every machine, in the background
+#   queued.sh [--dry-run] start JOB          run a job on every machine, in the background
 #   queued.sh [--dry-run] logs               follow the first machine's log
 #   queued.sh [--dry-run] stop               save a checkpoint and end the job; the same `start` continues it
 #   queued.sh [--dry-run] delete             delete the slices and the request
+#
+# JOB is [COMMAND] ARGUMENTS: python -m launch.COMMAND ARGUMENTS, launch.train unless another one is named, as in
+# `start evaluate --workdir=gs://...`.
 #
 # Variables: PROJECT, ZONE, NAME (of the request), TYPE (as v6e-64; create); optional SLICES (1), SPOT=1, VERSION
 # (runtime version), POLL (60: seconds between two looks at the queue).
 # A preempted spot slice is gone: delete, create, wait, install and start again with the same arguments; the job
 # continues from its last checkpoint. --dry-run prints the commands and calls nothing.
-set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/action.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/machines.sh"
-options "$@"
-shift "$taken"
-action=${1:-}
-[[ $# -eq 0 ]] || shift
 
 queued=(gcloud compute tpus queued-resources)
 
@@ -46,23 +44,16 @@ wait_for_slices() {
   done
 }
 
-[[ -n $action ]] || fail "expected an action; see --help"
-variable PROJECT "the Google Cloud project"
-variable ZONE "such as us-east5-b"
 variable NAME "of the request"
-tool gcloud
-where=(--project="$PROJECT" --zone="$ZONE")
 slices=${SLICES:-1}
 [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "expected SLICES to be a number of at least 1, got $slices"
 
 case $action in
   create)
-    variable TYPE "such as v6e-64"
-    version=${VERSION:-$(runtime "$TYPE")}
-    command=("${queued[@]}" create "$NAME" "${where[@]}" --accelerator-type="$TYPE" --runtime-version="$version")
-    if [[ $slices == 1 ]]; then command+=(--node-id="$NAME"); else command+=(--node-count="$slices" --node-prefix="$NAME"); fi
-    [[ -z ${SPOT:-} ]] || command+=(--spot)
-    run "${command[@]}"
+    slice
+    nodes=(--node-id="$NAME")
+    [[ $slices == 1 ]] || nodes=(--node-count="$slices" --node-prefix="$NAME")
+    run "${queued[@]}" create "$NAME" "${where[@]}" "${slice[@]}" --runtime-version="$version" "${nodes[@]}"
     ;;
   wait) wait_for_slices ;;
   delete) run "${queued[@]}" delete "$NAME" "${where[@]}" --force --quiet ;;

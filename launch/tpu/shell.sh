@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: --help, --dry-run, and errors that say what is missing. Works with bash 3.2 (macOS).
+# Sourced by the scripts beside it: what they all do. Works with bash 3.2 (macOS).
 
 dry_run=
+home=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd) # of the code
 
 fail() {
   echo "error: $*" >&2
@@ -10,20 +11,6 @@ fail() {
 
 # the comment at the top of the script
 usage() { sed -n -e '/^[^#]/q' -e '/^$/q' -e '2,$s/^# \{0,1\}//p' "$0"; }
-
-# options ARG...: sets dry_run; `$taken` is how many of the arguments were options
-options() {
-  taken=0
-  while [[ ${1:-} == -* ]]; do
-    case $1 in
-      -h | --help) usage && exit 0 ;;
-      --dry-run) dry_run=1 ;;
-      *) fail "expected --help or --dry-run before the action, got $1" ;;
-    esac
-    taken=$((taken + 1))
-    shift
-  done
-}
 
 # variable NAME MEANING: it must be set
 variable() { [[ -n ${!1:-} ]] || fail "expected the variable $1 ($2), got none; see --help"; }
@@ -47,18 +34,33 @@ run() {
   fi
 }
 
-# expect_workdir PREFIX ARG...: the arguments of launch.train must name a folder that all machines see
-expect_workdir() {
-  local prefix=$1 arg
-  shift
-  for arg in "$@"; do
-    [[ $arg != --config.workdir="$prefix"?* ]] || return 0
-  done
-  fail "expected --config.workdir=$prefix... among the arguments of launch.train, got: $*"
+# job [COMMAND] ARG...: sets `job` to what Python is to run: -m launch.COMMAND ARG..., launch.train without a name
+job() {
+  local module=train
+  if [[ $# -gt 0 && $1 != -* ]]; then
+    module=$1
+    shift
+  fi
+  [[ -f $home/launch/${module//.//}.py ]] || fail "expected a command of launch/ (python -m launch lists them), got $module"
+  # shellcheck disable=SC2034  # for the script that sources this
+  job=(-m "launch.$module" "$@")
 }
 
-# stoppable COMMAND...: pass SIGTERM on to it, and return 75 (try again) if it ended well because of that: a scheduler
-# that sees 0 would take the job for done
+# check_job PREFIX [COMMAND] ARG...: there must be such a command, and it must write to a folder that all machines see
+check_job() {
+  local prefix=$1 arg
+  shift
+  job "$@"
+  for arg in "$@"; do
+    case $arg in
+      --config.workdir="$prefix"?* | --workdir="$prefix"?* | --out="$prefix"?*) return 0 ;;
+    esac
+  done
+  fail "expected --config.workdir=$prefix..., --workdir=$prefix... or --out=$prefix... among the arguments, got: $*"
+}
+
+# stoppable COMMAND...: pass SIGTERM on to it, and return 75 (try again) if it ended because of that, well (0) or by the
+# signal (143): a scheduler that sees 0 would take the job for done
 stoppable() {
   local asked='' child code
   "$@" &
@@ -71,6 +73,6 @@ stoppable() {
     kill -0 "$child" 2>/dev/null || break
   done
   trap - TERM
-  if [[ -n $asked && $code == 0 ]]; then code=75; fi
+  if [[ -n $asked && ($code == 0 || $code == 143) ]]; then code=75; fi
   return "$code"
 }

@@ -3,38 +3,28 @@
 #
 #   vm.sh [--dry-run] create             make the slice
 #   vm.sh [--dry-run] install            copy the committed code to every machine of it, and install it there
-#   vm.sh [--dry-run] start ARGUMENTS    python -m launch.train ARGUMENTS on every machine, in the background
+#   vm.sh [--dry-run] start JOB          run a job on every machine, in the background
 #   vm.sh [--dry-run] logs               follow the first machine's log
 #   vm.sh [--dry-run] stop               save a checkpoint and end the job; the same `start` continues it
 #   vm.sh [--dry-run] delete             delete the slice: what is not in a bucket is lost
 #
+# JOB is [COMMAND] ARGUMENTS: python -m launch.COMMAND ARGUMENTS, launch.train unless another one is named, as in
+# `start evaluate --workdir=gs://...`.
+#
 # Variables: PROJECT, ZONE, NAME (of the slice), TYPE (as v6e-64; create); optional SPOT=1, VERSION (runtime version).
 # --dry-run prints the commands and calls nothing.
-set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/action.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/machines.sh"
-options "$@"
-shift "$taken"
-action=${1:-}
-[[ $# -eq 0 ]] || shift
 
 ssh_to() { run gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"; }
 copy_to() { run gcloud compute tpus tpu-vm scp "$1" "$NAME:$2" "${where[@]}" --worker=all; }
 
-[[ -n $action ]] || fail "expected an action; see --help"
-variable PROJECT "the Google Cloud project"
-variable ZONE "such as us-east5-b"
 variable NAME "of the slice"
-tool gcloud
-where=(--project="$PROJECT" --zone="$ZONE")
 
 case $action in
   create)
-    variable TYPE "such as v6e-64"
-    version=${VERSION:-$(runtime "$TYPE")}
-    command=(gcloud compute tpus tpu-vm create "$NAME" "${where[@]}" --accelerator-type="$TYPE" --version="$version")
-    [[ -z ${SPOT:-} ]] || command+=(--spot)
-    run "${command[@]}"
+    slice
+    run gcloud compute tpus tpu-vm create "$NAME" "${where[@]}" "${slice[@]}" --version="$version"
     ;;
   delete) run gcloud compute tpus tpu-vm delete "$NAME" "${where[@]}" --quiet ;;
   *) on_machines "$action" "$@" ;;
