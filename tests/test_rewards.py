@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from asyncpatch_jax.metrics import classifier, combine, composed, from_callable
 
@@ -33,11 +34,42 @@ def test_any_function_is_a_reward(channels):
         (0.5, r"4 scores of the reward mine, got an array of \(\)"),
         ([1.0, 2.0, np.nan, np.inf], "got nan for image 2, 'c'"),
         ([1.0, -np.inf, 2.0, 3.0], "got -inf for image 1, 'b'"),
+        ([1.0, 2.0, 3.0, 1e300], "the reward mine, got inf for image 3"),
+        (list("abcd"), "numbers of the reward mine, got <U1 such as 'a'"),
+        (["1.0"] * 4, "numbers of the reward mine, got <U3 such as '1.0'"),
+        (None, "numbers of the reward mine, got object such as None"),
+        ([1.0, None, 2.0, 3.0], "numbers of the reward mine, got object such as 1.0"),
+        ([1j] * 4, "numbers of the reward mine, got complex128"),
+        ([[1.0], [1.0, 2.0], [], []], "of the reward mine, got what numpy does not read"),
+        (ZeroDivisionError("no image"), "of the reward mine, got an error: ZeroDivisionError: no image"),
+        (ConnectionError("refused"), "of the reward mine, got an error: ConnectionError: refused"),
+        (ValueError("expected more, got less"), "of the reward mine, got an error: expected more, got less"),
     ],
+    ids=str,
 )
-def test_what_a_function_must_not_return(result, said):
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_a_function_must_not_return(result, said, alone):
+    """Whichever way: its own error, or an answer; alone, or as one of several."""
+
+    def mine(images, prompts):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    reward = (
+        from_callable("mine", mine)
+        if alone
+        else composed({"good": brightness, "mine": mine}, {"good": 1.0, "mine": 1.0})
+    )
     with pytest.raises(ValueError, match=said):
-        from_callable("mine", lambda images, prompts: result)(some_images(), list("abcd"))
+        reward(some_images(), list("abcd"))
+
+
+@pytest.mark.parametrize("answer", [[True, False], np.arange(2), jnp.ones(2, jnp.bfloat16), torch.ones(2)], ids=str)
+def test_numbers_of_any_type_are_scores(answer):
+    scores = from_callable("mine", lambda images, prompts: answer)(some_images(2), ["a", "b"])
+    assert scores.dtype == np.float32
+    assert scores.tolist() == [float(value) for value in answer]
 
 
 @pytest.mark.parametrize(("prompts", "said"), [(["a"], "4 images, got 1"), ("abcd", "4 images, got one text")])
@@ -136,9 +168,9 @@ def test_weights_of_other_metrics(weights, said):
 
 
 def test_scores_of_other_images():
-    with pytest.raises(ValueError, match=r"lengths \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"lengths \{'a': 3, 'b': 2\}"):
         combine({"a": np.arange(3.0), "b": np.arange(2.0)}, {"a": 1.0, "b": 1.0})
-    with pytest.raises(ValueError, match=r"lengths \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"lengths \{'a': 3, 'groups': 2\}"):
         combine({"a": np.arange(3.0)}, {"a": 1.0}, np.arange(2))
     with pytest.raises(ValueError, match="finite scores of a"):
         combine({"a": np.array([1.0, np.nan])}, {"a": 1.0})

@@ -1,5 +1,7 @@
 """BERTScore against a computation by hand, and the vision model's score, on tiny random networks of transformers."""
 
+import json
+import shutil
 import sys
 
 import numpy as np
@@ -43,6 +45,19 @@ def bert(tmp_path_factory):
     )
     tiny.randomised(transformers.BertModel(config), seed=0).save_pretrained(folder)
     return folder
+
+
+def test_no_code_of_a_folder_is_run(bert, tmp_path, monkeypatch):
+    """A model that transformers has not, with its code beside it; nobody is asked either."""
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    (folder / "code.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
+    content = json.loads((folder / "config.json").read_text())
+    content |= {"auto_map": {"AutoConfig": "code.Own", "AutoModel": "code.Own"}, "model_type": "own"}
+    (folder / "config.json").write_text(json.dumps(content))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match=r"that transformers' own code reads, got .*bert: .*contains custom code"):
+        read_bert(folder, 1)
+    assert not (tmp_path / "ran").exists()
 
 
 def by_hand(a, b):

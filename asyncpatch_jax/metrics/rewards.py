@@ -5,6 +5,7 @@ A reward is a function on the host, `(images, prompts) -> [b]`; what runs on an 
 
 from collections.abc import Callable, Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
@@ -23,13 +24,18 @@ def from_callable(name: str, function: Callable[[UInt8[np.ndarray, "b h w c"], S
         function: `(images, prompts)` to one finite number for each image, as anything that numpy reads.
 
     Raises:
-        ValueError: (by the reward) images that are not of 8 bits, not one prompt for each, or not one finite number for
-            each.
+        ValueError: (by the reward) images that are not of 8 bits or not one prompt for each; an error of the function,
+            or what is not one finite number for each image: names the reward.
     """
 
     def reward(images: np.ndarray, prompts: Sequence[str]) -> Float[np.ndarray, "b"]:
         _check(images, prompts)
-        scores = np.asarray(function(images, prompts), np.float32)
+        try:
+            found = function(images, prompts)
+        except Exception as error:  # whatever a service or another library raises
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            raise ValueError(f"expected scores of the reward {name}, got an error: {kind}{error}") from error
+        scores = _numbers(name, found)
         if scores.shape != (len(images),):
             raise ValueError(f"expected {len(images)} scores of the reward {name}, got an array of {scores.shape}")
         if not np.isfinite(scores).all():
@@ -101,10 +107,11 @@ def combine(
             not finite or of different lengths.
     """
     check_weights(weights, scores)
-    lengths = {len(values) for values in scores.values()} | ({len(groups)} if groups is not None else set())
-    if len(lengths) > 1:
-        raise ValueError(f"expected a score of each metric for each image (and a group), got lengths {sorted(lengths)}")
-    total = np.zeros(lengths.pop(), np.float64)
+    lengths = {name: len(values) for name, values in scores.items()}
+    lengths |= {"groups": len(groups)} if groups is not None else {}
+    if len({*lengths.values()}) > 1:
+        raise ValueError(f"expected a score of each metric for each image (and a group), got lengths {lengths}")
+    total = np.zeros(len(next(iter(scores.values()))), np.float64)
     groups = np.zeros(len(total), np.int64) if groups is None else groups
     for name, values in scores.items():
         if not np.isfinite(values).all():
@@ -113,16 +120,31 @@ def combine(
     return (total / sum(abs(weight) for weight in weights.values())).astype(np.float32)
 
 
+def _numbers(name: str, found: object) -> Float[np.ndarray, "..."]:
+    try:
+        array = np.asarray(found)
+    except Exception as error:  # ragged lists; arrays of other libraries on devices that numpy does not reach
+        raise ValueError(f"expected numbers of the reward {name}, got what numpy does not read: {error}") from error
+    # numpy counts the narrow floats of ml_dtypes, which JAX has, to no kind of its own
+    if array.dtype.kind not in "fiub" and not jnp.issubdtype(array.dtype, jnp.floating):
+        first = next(iter(array.reshape(-1).tolist()), None)
+        raise ValueError(f"expected numbers of the reward {name}, got {array.dtype} such as {first!r}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
 def composed(rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> Reward:
     """Several rewards as one: `combine` of their scores over the batch that it is called with.
 
     Raises:
-        ValueError: other names in `weights` than in `rewards`, or weights that are not finite or all 0.
+        ValueError: other names in `weights` than in `rewards`, or weights that are not finite or all 0; (by the reward)
+            as `from_callable`, by the name of the one that fails.
     """
     check_weights(weights, rewards)
+    named = {name: from_callable(name, reward) for name, reward in rewards.items()}
 
     def score(images: UInt8[np.ndarray, "b h w c"], prompts: Sequence[str]) -> Float[np.ndarray, "b"]:
-        return combine({name: reward(images, prompts) for name, reward in rewards.items()}, weights)
+        return combine({name: reward(images, prompts) for name, reward in named.items()}, weights)
 
     return score
 

@@ -72,12 +72,12 @@ def read_bert(folder: epath.PathLike, layer: int) -> Embed:
 
     Raises:
         ImportError: PyTorch or the extra `text` is not installed.
-        ValueError: no such folder, or fewer layers.
+        ValueError: no such folder, one that needs code of its own, or fewer layers.
     """
     torch, transformers = _libraries()
     folder = _existing(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = _read(transformers.AutoTokenizer, folder)
+    model = _read(transformers.AutoModel, folder).eval()
     if not 0 <= layer <= model.config.num_hidden_layers:
         raise ValueError(f"expected a layer from 0 to {model.config.num_hidden_layers}, got {layer}")
 
@@ -106,12 +106,12 @@ def read_vlm(folder: epath.PathLike, dtype: str = "auto", device: str = "cpu") -
 
     Raises:
         ImportError: PyTorch or the extra `text` is not installed; Qwen2.5-VL also needs torchvision.
-        ValueError: no such folder.
+        ValueError: no such folder, or one that needs code of its own.
     """
     _, transformers = _libraries()
     folder = _existing(folder)
-    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    model = _read(transformers.AutoModelForImageTextToText, folder, dtype=dtype)
+    processor = _read(transformers.AutoProcessor, folder)
     return VisionLanguage(model.to(device).eval(), processor)
 
 
@@ -189,6 +189,14 @@ def _existing(folder: epath.PathLike) -> str:
     if not epath.Path(folder).is_dir():
         raise ValueError(f"expected a folder of a model, got {folder}")
     return str(folder)
+
+
+def _read(kind: Any, folder: str, **settings: Any) -> Any:
+    """What transformers reads; nothing is downloaded, and no code of the folder's own is run."""
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **settings)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"expected a folder that transformers' own code reads, got {folder}: {error}") from error
 
 
 def _libraries() -> tuple[Any, Any]:
