@@ -6,7 +6,8 @@
   python -m launch.train --config=configs/digits.py --config.workdir=runs/wide --config.model.base=64
 
 Writes into config.workdir: checkpoints/ (the last few, with the data's position), samples/ (pictures), TensorBoard
-files and run.json. Stop it with Ctrl-C or SIGTERM: it saves first, and the same command continues where it was.
+files and run.json. Stop it with Ctrl-C or SIGTERM: it saves first, and the same command continues where it was. While
+it draws pictures all is saved, and it stops at once.
 """
 
 import functools
@@ -122,8 +123,10 @@ def _fit(
     def on_sample(done: int, state: TrainState) -> None:
         now = network._replace(params=state.ema, step=done)
         folder = samples_folder(workdir, done)
+        writer.flush()  # from here on, a signal ends this process at once
         if done == steps:
             bar.close()
+            print("drawing the last pages; all is saved, and to stop now loses nothing", flush=True)
             _write_pages(folder, now, shown, key)
         else:
             pictures.write_samples(folder, now, key)

@@ -35,13 +35,15 @@ from launch.policy import iteration, pages, policies, rewarding, subjects
 from launch.policy.policies import Policy
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Asked, Subject
-from launch.shared import build, cli
+from launch.shared import build, cli, processes
 
 # settings that may change between two starts
 _FREE = (
     *("workdir", "mesh", "train.steps", "train.checkpoint_every", "train.log_every"),
     *("train.sample_every", "train.held_out", "train.keep"),
 )
+
+_REWARDING = 3600.0  # seconds that rewards may take
 
 # of an iteration's images
 _SIZES = ("prompts", "noises", "draws")
@@ -108,7 +110,8 @@ class Trainer:
         if jax.process_index() == 0:
             found = np.stack([reward(images, texts) for reward in self.rewards.of.values()])
         if jax.process_count() > 1:
-            found = np.asarray(multihost_utils.broadcast_one_to_all(found))
+            with processes.waiting("the first process's rewards", _REWARDING):
+                found = np.asarray(multihost_utils.broadcast_one_to_all(found))
         return dict(zip(self.rewards.of, found, strict=True))
 
     def check(self) -> None:
@@ -229,6 +232,10 @@ def _fit(trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Che
         shown = {name.split("/")[1]: f"{value:.4f}" for name, value in metrics.items() if name.startswith("reward/")}
         bar.set_postfix({**shown, "deviation": f"{metrics['deviation']:+.3f}"}, refresh=False)
 
+    def on_sample(done: int, state: TrainState) -> None:
+        writer.flush()  # from here on, a signal ends this process at once
+        _pages(trainer, done, state)
+
     with bar:
         _, finished = loop.fit(
             state,
@@ -241,7 +248,7 @@ def _fit(trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Che
             sample_every=config.train.sample_every,
             on_step=lambda done: bar.update(1),
             on_log=on_log,
-            on_sample=partial(_pages, trainer),
+            on_sample=on_sample,
         )
     writer.close()
     return finished

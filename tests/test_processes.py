@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -132,7 +133,8 @@ def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_p
 
 def test_sigterm_ends_a_program_that_does_not_ask_for_it():
     environment = {**os.environ, "COORDINATOR_ADDRESS": free_address(), "NUM_PROCESSES": "2"}
-    wait = "import sys, time; from launch import processes; processes.start(); print('up', file=sys.stderr, flush=True)"
+    wait = "import sys, time; from launch.shared import processes; processes.start(); "
+    wait += "print('up', file=sys.stderr, flush=True)"
     pair = [
         subprocess.Popen(
             [sys.executable, "-c", f"{wait}; time.sleep(300)"],
@@ -158,12 +160,16 @@ def test_where_other_processes_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: object())
     explicit = {"COORDINATOR_ADDRESS": "host:1", "NUM_PROCESSES": "4", "PROCESS_ID": "2"}
     arguments = {"coordinator_address": "host:1", "num_processes": 4, "process_id": 2}
-    step = {"SLURM_STEP_NODELIST": "a,b", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+    job = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+    step = {**job, "SLURM_STEP_NODELIST": "a,b", "SLURM_STEP_NUM_TASKS": "2"}
     assert processes.settings({}, tmp_path) is None
     assert processes.settings({**explicit, **step}) == arguments
     assert processes.settings(step) == {}
-    assert processes.settings({**step, "SLURM_NTASKS": "1"}, tmp_path) is None
-    assert processes.settings({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, tmp_path) is None  # the batch script itself
+    assert processes.settings({**step, "SLURM_STEP_NUM_TASKS": "1"}, tmp_path) is None
+    assert processes.settings(job, tmp_path) is None  # the batch script itself
+    assert processes.settings({**job, "SLURM_STEP_NODELIST": "a"}, tmp_path) is None  # an interactive shell
+    with pytest.raises(ValueError, match="SLURM_STEP_NUM_TASKS, got '2x'"):
+        processes.settings({**step, "SLURM_STEP_NUM_TASKS": "2x"}, tmp_path)
     for wrong in ({"NUM_PROCESSES": "2"}, {**explicit, "PROCESS_ID": "first"}):
         with pytest.raises(ValueError, match="an address and two numbers in COORDINATOR_ADDRESS, NUM_PROCESSES"):
             processes.settings(wrong)
@@ -180,3 +186,31 @@ def test_a_tpu_is_told_from_other_devices(monkeypatch, tmp_path, device, vendor,
     assert processes.settings({}, tmp_path) == ({} if has else None)
     assert processes.settings({"JAX_PLATFORMS": ""}, tmp_path) == ({} if has else None)
     assert processes.settings({"JAX_PLATFORMS": "cpu"}, tmp_path) is None
+
+
+def test_who_waits_for_others_says_so_and_stops_waiting():
+    code = "from launch.shared import processes as p; p.LIMIT, p.PATIENCE = 2.0, 0.2; p.start()"
+    address = free_address()
+    environment = {**os.environ, "COORDINATOR_ADDRESS": address, "NUM_PROCESSES": "2", "PROCESS_ID": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90
+    )
+    assert done.returncode == 1, done.stderr
+    others = f"the other processes, 2 in all, to join at {address} (COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID)"
+    assert done.stderr.splitlines() == [
+        f"waiting for {others}, for at most 2 seconds",
+        f"error: expected {others} within 2 seconds, got no answer",
+    ]
+
+
+def test_a_wait_that_ends_in_time_says_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(processes, "PATIENCE", 0.05)
+    with processes.waiting("others", 0.5):
+        pass
+    time.sleep(0.1)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(os, "_exit", lambda code: print("left", code))
+    with processes.waiting("others", 0.1):
+        time.sleep(0.3)
+    out, err = capsys.readouterr()
+    assert (out, err.count("others")) == ("left 1\n", 2)

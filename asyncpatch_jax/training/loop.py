@@ -1,8 +1,11 @@
 """The training loop: steps, logs, checkpoints and pictures, and a clean end whatever happens."""
 
+import os
 import signal
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -35,6 +38,36 @@ class StopSignal:
     def __exit__(self, *error: object) -> None:
         self._restore()
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within this block, of which nothing can be lost, a signal ends the process whatever it is in.
+
+        Python's own handlers wait for the end of what is compiled or computed, which may take minutes; a thread that
+        reads from a pipe does not.
+        """
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        done = threading.Event()
+
+        def watch() -> None:
+            if os.read(reader, 1) and not done.is_set():
+                print("stopped as asked to; all is saved, and the same command continues from here", flush=True)
+                os._exit(0)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            if self.requested:  # just before
+                os.write(writer, b"\0")
+            yield
+        finally:
+            done.set()
+            signal.set_wakeup_fd(before)
+            os.close(writer)
+            thread.join()
+            os.close(reader)
+
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -51,6 +84,10 @@ class Agreement:
 
     def __init__(self) -> None:
         self._asked: deque[jax.Array] = deque()
+
+    def now(self, requested: bool) -> bool:
+        """The same without running ahead, where the host waits anyway."""
+        return requested if jax.process_count() == 1 else bool(sharding.any_process(requested))
 
     def __call__(self, requested: bool) -> bool:
         if jax.process_count() == 1:
@@ -99,12 +136,13 @@ def fit(
     on_log: Callable[[int, dict[str, float]], None],
     on_sample: Callable[[int, TrainState], None],
 ) -> tuple[TrainState, bool]:
-    """Train from `state.step` to `steps`; returns the state, and whether all steps were done.
+    """Train from `state.step` to `steps`; returns the state, and whether all was done.
 
     The host looks at the metrics only when it logs or saves, so that the device never waits. A checkpoint is written
-    every `checkpoint_every` steps, at the end, and at once on SIGTERM or Ctrl-C (of several processes, to any one of
-    them: two steps later, in all), if all parameters and averages are finite; pictures are made every `sample_every`
-    steps and at the end (0: never), after the checkpoint of that step.
+    every `checkpoint_every` steps, at the end, before pictures, and at once on SIGTERM or Ctrl-C (of several processes,
+    to any one of them: two steps later, in all), if all parameters and averages are finite; pictures are made every
+    `sample_every` steps and at the end (0: never), and left alone at once if a signal comes.
+    All is done, unless a signal came before the last step or its pictures.
 
     Args:
         batches: a Grain iterator of batches.
@@ -132,7 +170,8 @@ def fit(
             on_step(done)
             # read once: a signal that comes later in this round must find the next one, not an end without a checkpoint
             stopping, last = agree(stop.requested), done == steps
-            log, save = last or done % log_every == 0, last or stopping or done % checkpoint_every == 0
+            show = bool(sample_every) and (last or done % sample_every == 0)
+            log, save = last or done % log_every == 0, last or stopping or show or done % checkpoint_every == 0
             if log or save:
                 values = jax.device_get(recent)
                 check_finite(done, values, checkpoints.advice)
@@ -149,7 +188,11 @@ def fit(
                 checkpoints.save(done, state, batches)
             if stopping and not last:
                 break
-            if sample_every and (last or done % sample_every == 0):
-                on_sample(done, state)
+            if show:
+                checkpoints.wait()
+                if agree.now(stop.requested):
+                    return state, False
+                with stop.at_once():
+                    on_sample(done, state)
     checkpoints.wait()
     return state, done >= steps

@@ -24,6 +24,7 @@ from etils import epath
 
 import asyncpatch_jax
 from asyncpatch_jax import files
+from launch.shared import processes
 
 RECORD = "made.json"
 _OVERWRITE = "--overwrite replaces what an earlier command made"
@@ -101,6 +102,7 @@ def making(planned: Plan, settings: Mapping[str, Any]) -> Iterator[epath.Path]:
         ValueError: own files came into the way meanwhile; the error says where the new set is.
     """
     folder, command, names, swapped = planned
+    processes.together(f"write to {folder}")  # the first shall not begin before the last has looked at what is there
     if not files.writes():
         yield folder
         return

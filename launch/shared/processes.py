@@ -1,14 +1,20 @@
 """Several processes as one program: started where the environment says so, one of them speaks."""
 
+import atexit
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
+LIMIT = 300.0  # seconds that other processes are waited for
+PATIENCE = 10.0  # seconds until that is said
 _GOOGLE = "0x1ae0"  # a PCI vendor
 _EXPLICIT = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
 
@@ -19,14 +25,15 @@ def settings(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str
     In this order:
 
     - COORDINATOR_ADDRESS (host:port of process 0), NUM_PROCESSES and PROCESS_ID, on any machines
-    - a step of a SLURM job (srun) with more than one task: what it sets
+    - a step of a SLURM job (srun) with more than one task: what it sets. An interactive shell or a batch script is of a
+      job with several tasks too, but alone
     - a TPU, unless JAX_PLATFORMS names another platform: what Cloud TPU's metadata or GKE's variables say
 
     Args:
         root: of the file system that lists the machine's devices.
 
     Raises:
-        ValueError: only some of the first three are set, or not to numbers.
+        ValueError: only some of the first three are set, or not to numbers; or SLURM's number of tasks is none.
     """
     given = [name for name in _EXPLICIT if environment.get(name)]
     if given:
@@ -36,8 +43,12 @@ def settings(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str
         except (KeyError, ValueError) as error:
             got = {name: environment[name] for name in given}
             raise ValueError(f"expected an address and two numbers in {', '.join(_EXPLICIT)}, got {got}") from error
-    if "SLURM_STEP_NODELIST" in environment and environment.get("SLURM_NTASKS", "1") != "1":
-        return {}
+    if "SLURM_STEP_NODELIST" in environment:
+        tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+        if not (tasks.isascii() and tasks.isdecimal()):
+            raise ValueError(f"expected a number of tasks in SLURM_STEP_NUM_TASKS, got {tasks!r}")
+        if int(tasks) > 1:
+            return {}
     wanted = (environment.get("JAX_PLATFORMS") or "tpu").startswith("tpu") and importlib.util.find_spec("libtpu")
     return {} if wanted and _has_tpu(root) else None
 
@@ -49,14 +60,48 @@ def _has_tpu(root: Path) -> bool:
     return bool(devices) and _GOOGLE in vendors
 
 
+@contextmanager
+def waiting(what: str, limit: float | None = None) -> Iterator[None]:
+    """A block that waits for other processes: after a while says for what, and after `limit` seconds (default: `LIMIT`)
+    ends this process, with an error.
+
+    In a thread, and by leaving at once: what waits may be deep in a library, which answers to nothing.
+    """
+    limit, done = LIMIT if limit is None else limit, threading.Event()
+
+    def watch() -> None:
+        if not done.wait(min(PATIENCE, limit)):
+            print(f"waiting for {what}, for at most {limit:.0f} seconds", file=sys.stderr, flush=True)
+            if not done.wait(max(limit - PATIENCE, 0.0)):
+                print(f"error: expected {what} within {limit:.0f} seconds, got no answer", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def together(what: str) -> None:
+    """Wait until all processes have come here, so that what one does after it follows what the others did before.
+
+    Args:
+        what: all are about to do, such as "write to FOLDER".
+    """
+    if jax.process_count() > 1:
+        with waiting(f"the other processes, {jax.process_count()} in all, to {what}"):
+            multihost_utils.sync_global_devices(what)
+
+
 def start() -> None:
     """Join the other processes, if there are any; all but the first are silent from here on, but for errors.
 
-    Call it before anything asks for devices.
+    Call it before anything asks for devices. If the others do not come, this process ends (`waiting`).
 
     Raises:
         ValueError: as `settings`.
-        RuntimeError: the others do not answer.
+        RuntimeError: the others refuse.
     """
     arguments = settings(os.environ)
     if arguments is None:
@@ -65,6 +110,26 @@ def start() -> None:
     # its service catches SIGTERM for programs that ask it; here the training loop has a handler of its own, and
     # everything else is to end
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(**arguments)
+    # JAX's own end of patience is an abort with a stack of C++
+    with waiting(_others(arguments)):
+        jax.distributed.initialize(**arguments, initialization_timeout=int(LIMIT) + 60)
+    atexit.register(_leave)
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
+
+
+def _others(arguments: Mapping[str, Any]) -> str:
+    if arguments:
+        return (
+            f"the other processes, {arguments['num_processes']} in all, to join at {arguments['coordinator_address']} "
+            "(COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID)"
+        )
+    if "SLURM_STEP_NODELIST" in os.environ:
+        where = f"SLURM_STEP_NUM_TASKS={os.environ['SLURM_STEP_NUM_TASKS']} on {os.environ['SLURM_STEP_NODELIST']}"
+        return f"the other tasks of this SLURM step ({where}) to join"
+    return "the other hosts of this TPU to join, as its metadata lists them (start the program on all of them)"
+
+
+def _leave() -> None:
+    with waiting("the other processes to end"):
+        jax.distributed.shutdown()
