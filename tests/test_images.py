@@ -6,18 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from asyncpatch_jax.data.images import check_pixels, read_image, scan_folder
+from asyncpatch_jax.data.images import check_pixels, read_image
+from tests.image_files import stored
 
 few = settings(max_examples=25, deadline=None)
 sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))
 channels = st.sampled_from([1, 3, 4])
-
-
-def stored(image, **options):
-    file = io.BytesIO()
-    image.save(file, **{"format": "png", **options})
-    file.seek(0)
-    return file
 
 
 def noise(shape, seed=0, top=256):
@@ -142,78 +136,3 @@ def test_check_pixels():
         with pytest.raises(ValueError, match=r"got 1 others of 12, the first .* at \(0, 1, 0, 2\)"):
             check_pixels(pixels)
     check_pixels(np.array([255.0]), 0.0, 255.0)
-
-
-def write(folder, **files):
-    for name, content in files.items():
-        path = folder / name.replace("__", "/").replace("_", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            Image.fromarray(np.full((4, 5), content, np.uint8)).save(path)
-
-
-def test_classes_are_the_first_level_of_subdirectories(tmp_path):
-    write(tmp_path, dog__b_png=1, dog__deep__a_jpg=2, cat__z_png=3, cat___hidden_png=b"x", _git__x=b"", empty__x_png=4)
-    (tmp_path / "empty" / "x.png").unlink()
-    found = scan_folder(tmp_path)
-    assert [str(file.relative_to(tmp_path)) for file in found.files] == ["cat/z.png", "dog/b.png", "dog/deep/a.jpg"]
-    assert found.labels == (0, 1, 1)
-    assert found.class_names == ("cat", "dog")
-    assert found.skipped == ()
-
-
-def test_a_flat_folder_is_one_class(tmp_path):
-    write(tmp_path, b_png=1, a_png=2)
-    found = scan_folder(tmp_path)
-    assert ([f.name for f in found.files], found.labels) == (["a.png", "b.png"], (0, 0))
-    assert found.class_names == (tmp_path.name,)
-
-
-def jpeg():
-    return stored(Image.fromarray(noise((40, 40, 3)).astype(np.uint8)), format="jpeg").getvalue()
-
-
-def test_all_bad_files_are_named_in_one_error_or_skipped_with_a_count(tmp_path):
-    write(
-        tmp_path,
-        a__good_png=1,
-        a__cut_jpg=jpeg()[:-300],
-        b__notes_txt=b"shopping list",
-        b__empty_png=b"",
-        c__no_png=b"",
-    )
-    with pytest.raises(ValueError, match="got 4 other files of 5") as error:
-        scan_folder(tmp_path)
-    for name in ("a/cut.jpg", "b/notes.txt", "b/empty.png", "c/no.png"):
-        assert name in str(error.value)
-    assert "good" not in str(error.value)
-    with pytest.warns(UserWarning, match="skipped 4 unreadable files of 5"):
-        found = scan_folder(tmp_path, on_error="skip")
-    assert len(found.skipped) == 4
-    assert ([f.name for f in found.files], found.class_names) == (["good.png"], ("a",))
-
-
-def test_a_long_list_of_bad_files_is_cut(tmp_path):
-    write(tmp_path, **{f"f{i:02d}_png": b"" for i in range(14)})
-    with pytest.raises(ValueError, match=r"got 14 other files of 14(.|\n)*f09.png(.|\n)*and 4 more") as error:
-        scan_folder(tmp_path)
-    assert "f10.png" not in str(error.value)
-
-
-def test_wrong_folders(tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
-        scan_folder(tmp_path / "none")
-    with pytest.raises(ValueError, match="got none"):
-        scan_folder(tmp_path)
-    write(tmp_path, x_png=1, sub__y_png=2)
-    with pytest.raises(ValueError, match="a file"):
-        scan_folder(tmp_path / "x.png")
-    with pytest.raises(ValueError, match=r"got both \(x.png beside sub"):
-        scan_folder(tmp_path)
-    with pytest.raises(ValueError, match="on_error = 'raise' or 'skip'"):
-        scan_folder.__wrapped__(tmp_path, on_error="ignore")  # past the type check of the tests
-    write(tmp_path / "bad", x_png=b"")
-    with pytest.raises(ValueError, match=r"got none \(1 unreadable"):
-        scan_folder(tmp_path / "bad", on_error="skip")

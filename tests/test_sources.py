@@ -207,28 +207,44 @@ def test_folder_of_mixed_images(tmp_path):
     (tmp_path / "a" / "x.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"a/x\.png"):
         folder(tmp_path, 8)
-    with pytest.warns(UserWarning, match="skipped 1"):
+    with pytest.raises(ValueError, match=r"a/y\.jpg \(30x8 pixels, more than max_pixels = 239"):
+        folder(tmp_path, 8, max_pixels=239)
+    with pytest.warns(UserWarning, match="left out 1 of 3"):
         assert len(folder(tmp_path, 8, on_error="skip").source) == 2
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
 
 
-def write_tfds(data_dir, *, name="tiny", labelled=True, file_format="array_record", version="1.0.0", config=None):
-    """A data set in the standard layout: six 8x8 images in "train", two of them again in "test"."""
+def write_tfds(
+    data_dir,
+    *,
+    name="tiny",
+    labelled=True,
+    file_format="array_record",
+    config=None,
+    image=None,
+    label=None,
+    values=None,
+):
+    """A data set in the standard layout: six 8x8 images in "train", two of them again in "test".
+
+    `image`, `label`: features other than the usual; `values`: (images, labels) for them.
+    """
     import tensorflow_datasets
 
-    features = {"image": tensorflow_datasets.features.Image(shape=(8, 8, 3))}
+    features = {"image": image or tensorflow_datasets.features.Image(shape=(8, 8, 3))}
     if labelled:
-        features["label"] = tensorflow_datasets.features.ClassLabel(names=["cat", "dog"])
+        features["label"] = label or tensorflow_datasets.features.ClassLabel(names=["cat", "dog"])
+    images, labels = values or (PIXELS, [i % 2 for i in range(6)])
 
     def examples(indices):
         for i in indices:
-            yield i, {"image": PIXELS[i], "label": i % 2} if labelled else {"image": PIXELS[i]}
+            yield i, {"image": images[i], "label": labels[i]} if labelled else {"image": images[i]}
 
     tensorflow_datasets.dataset_builders.store_as_tfds_dataset(
         name=name,
-        version=version,
+        version="1.0.0",
         config=config,
         data_dir=data_dir,
         features=tensorflow_datasets.features.FeaturesDict(features),
@@ -311,6 +327,54 @@ def test_the_newest_version_is_read(prepared):
 def test_tfds_that_is_not_there(prepared, name, message):
     with pytest.raises(ValueError, match=message):
         tfds(name, prepared, size=8)
+
+
+@pytest.mark.parametrize("kind", ["int64", "text", "list"])
+def test_labels_that_say_no_number_of_classes_are_refused(tmp_path, kind):
+    from tensorflow_datasets import features
+
+    label, value = {
+        "int64": (features.Scalar(np.int64), 1),
+        "text": (features.Text(), "cat"),
+        "list": (features.Sequence(features.ClassLabel(num_classes=2)), [0, 1]),
+    }[kind]
+    write_tfds(tmp_path, label=label, values=(PIXELS, [value] * 6))
+    with pytest.raises(
+        ValueError, match=rf"how many classes .* in {tmp_path}/tiny/1\.0\.0, got .*prepare it again with"
+    ):
+        tfds("tiny", tmp_path, size=8)
+
+
+def test_images_that_would_be_misread_are_refused(tmp_path):
+    from tensorflow_datasets import features
+
+    floats = features.Image(shape=(8, 8, 1), dtype=np.float32)
+    write_tfds(tmp_path, name="floats", image=floats, values=(PIXELS[..., :1] / np.float32(255), [0] * 6))
+    with pytest.raises(ValueError, match=rf"uint8 or uint16 in {tmp_path}/floats/1\.0\.0, got float32"):
+        tfds("floats", tmp_path, size=8)
+    maps = features.LabeledImage(labels=3, shape=(8, 8, 1))
+    write_tfds(tmp_path, name="maps", image=maps, values=(PIXELS[..., :1] % 3, [0] * 6))
+    with pytest.raises(ValueError, match=r"an 'image' feature of pictures in .*maps/1\.0\.0, got a LabeledImage"):
+        tfds("maps", tmp_path, size=8)
+    deep = features.Image(shape=(8, 8, 1), dtype=np.uint16)
+    write_tfds(tmp_path, name="deep", image=deep, values=(PIXELS[..., :1].astype(np.uint16) * 257, [0] * 6))
+    read = {tfds("deep", tmp_path, size=8, channels=1).source[i]["image"].tobytes() for i in range(6)}
+    assert read == {image.tobytes() for image in PIXELS[..., :1]}
+
+
+def test_labels_that_are_kept_secret_are_no_class(tmp_path):
+    write_tfds(tmp_path, values=(PIXELS, [-1] * 6))
+    with pytest.raises(
+        ValueError, match=rf"labels from 0 to 1 in {tmp_path}/tiny/1\.0\.0, got -1 in record 0; .*split"
+    ):
+        tfds("tiny", tmp_path, size=8)
+
+
+def test_a_record_that_cannot_be_read_is_named(prepared):
+    with pytest.raises(ValueError, match=rf"got record 0 of {prepared}/rooms/1\.0\.0 \(8x8 pixels, more than"):
+        tfds("rooms", prepared, size=8, max_pixels=63)
+    with pytest.raises(ValueError, match="expected max_pixels from 1"):
+        tfds("rooms", prepared, size=8, max_pixels=0)
 
 
 def test_tfds_unknown_split(prepared):

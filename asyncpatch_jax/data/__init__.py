@@ -1,12 +1,15 @@
 """Images in: data sets and their batches, image files, inpainting masks."""
 
 from asyncpatch_jax.data.dataset import Augment, Dataset, Source, batches
-from asyncpatch_jax.data.images import Folder, check_pixels, read_image, resize, scan_folder
+from asyncpatch_jax.data.decoding import MAX_PIXELS
+from asyncpatch_jax.data.folders import Folder, scan_folder
+from asyncpatch_jax.data.images import check_pixels, read_image, resize
 from asyncpatch_jax.data.masks import MASKS, Convention, draw, outpaint, read_mask
 from asyncpatch_jax.data.sources import PHOTOS, digits, folder, photo, photos, tfds
 
 __all__ = [
     "MASKS",
+    "MAX_PIXELS",
     "PHOTOS",
     "Augment",
     "Convention",

@@ -5,7 +5,7 @@ import importlib.resources
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,9 @@ from etils import epath
 from PIL import Image
 
 from asyncpatch_jax.data.dataset import Dataset
-from asyncpatch_jax.data.images import OnError, check_settings, read_image, resize, scan_folder
+from asyncpatch_jax.data.decoding import MAX_PIXELS, check_max_pixels
+from asyncpatch_jax.data.folders import OnError, scan_folder
+from asyncpatch_jax.data.images import check_settings, read_image, resize
 from asyncpatch_jax.data.tfrecord import TFRecords
 
 Split = Literal["train", "test"]
@@ -146,26 +148,34 @@ class _Files:
     labels: tuple[int, ...]
     size: int
     channels: int
+    max_pixels: int
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": read_image(self.files[index], self.size, self.channels), "label": self.labels[index]}
+        image = read_image(self.files[index], self.size, self.channels, max_pixels=self.max_pixels)
+        return {"image": image, "label": self.labels[index]}
 
 
-def folder(path: str | os.PathLike[str], size: int, channels: int = 3, on_error: OnError = "raise") -> Dataset:
-    """Any directory of images, class = first-level subdirectory; see `images.scan_folder` and `images.read_image`.
+def folder(
+    path: str | os.PathLike[str],
+    size: int,
+    channels: int = 3,
+    on_error: OnError = "raise",
+    max_pixels: int = MAX_PIXELS,
+) -> Dataset:
+    """Any directory of images, class = first-level subdirectory; see `folders.scan_folder` and `images.read_image`.
 
     Images of any size and mode become size x size centre squares. Files are read when they are needed.
 
     Raises:
-        ValueError: what `scan_folder` raises; unknown number of channels, size < 1.
+        ValueError: what `scan_folder` raises; unknown number of channels, size < 1, max_pixels out of range.
     """
     check_settings(size, channels)
-    found = scan_folder(path, channels=channels, on_error=on_error)
+    found = scan_folder(path, channels=channels, on_error=on_error, max_pixels=max_pixels)
     return Dataset(
-        _Files(found.files, found.labels, size, channels),
+        _Files(found.files, found.labels, size, channels, max_pixels),
         len(found.class_names),
         found.class_names,
         (size, size, channels),
@@ -176,46 +186,84 @@ def folder(path: str | os.PathLike[str], size: int, channels: int = 3, on_error:
 class _Records:
     examples: Any  # serialised examples by index
     parse: Callable[[bytes], dict[str, Any]]
+    where: str
+    num_classes: int
     size: int
     channels: int
+    max_pixels: int
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.parse(self.examples[index])
-        image = read_image(io.BytesIO(record["image"]), self.size, self.channels)
-        return {"image": image, "label": int(record.get("label", 0))}
+        label = int(record.get("label", 0))
+        if not 0 <= label < self.num_classes:
+            hint = "; -1 stands for labels that are kept secret: take another split" if label == -1 else ""
+            raise ValueError(
+                f"expected labels from 0 to {self.num_classes - 1} in {self.where}, got {label} in record {index}{hint}"
+            )
+        stream = io.BytesIO(record["image"])
+        stream.name = f"record {index} of {self.where}"
+        return {"image": read_image(stream, self.size, self.channels, max_pixels=self.max_pixels), "label": label}
 
 
 def tfds(
-    name: str, data_dir: str | os.PathLike[str], split: str = "train", size: int = 64, channels: int = 3
+    name: str,
+    data_dir: str | os.PathLike[str],
+    split: str = "train",
+    size: int = 64,
+    channels: int = 3,
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
     """A prepared TensorFlow Datasets set, e.g. "imagenet_resized/64x64" or "lsun/bedroom"; TensorFlow reads none of it.
 
     Looks in the standard layout data_dir/name[/config]/version: the newest version there, or the one of "name:1.2.3".
-    The set needs an "image" feature; "label" is optional. `split` follows TFDS ("train", "validation", "train[:90%]",
-    ...). Images become size x size centre squares, as in `folder`. array_record is the format made for this; tfrecord,
-    which TFDS writes unless told otherwise, is read from local disks after a pass over the lengths of its records.
+    The set needs an "image" feature of 8 or 16 bit; "label" is optional, and a ClassLabel. `split` follows TFDS
+    ("train", "validation", "train[:90%]", ...). Images become size x size centre squares, as in `folder`. array_record
+    is the format made for this; tfrecord, which TFDS writes unless told otherwise, is read from local disks after a
+    pass over the lengths of its records.
 
     Raises:
         ValueError: not prepared there, or in a format that this cannot read (with the command that helps); a damaged
-            tfrecord file; no "image"; unknown split or number of channels.
+            tfrecord file; no "image", or one of floats; a "label" that says no number of classes; a first record that
+            cannot be read; unknown split or number of channels.
     """
     check_settings(size, channels)
+    check_max_pixels(max_pixels)
     import tensorflow_datasets
 
     builder = tensorflow_datasets.builder_from_directory(_version_folder(name, data_dir))
     features = dict(builder.info.features.items())
-    if not isinstance(features.get("image"), tensorflow_datasets.features.Image):
-        raise ValueError(f"expected a data set with an 'image' feature, got {name} with {', '.join(features)}")
+    where = str(builder.data_dir)
+    names = _class_names(name, features, where)
     # our own decoder reads the bytes, so that every source treats modes and sizes alike
     decoders = {"image": tensorflow_datasets.decode.SkipDecoding()}
     parse = functools.partial(builder.info.features.deserialize_example_np, decoders=decoders)
-    label = features.get("label")
-    names = tuple(label.names) if isinstance(label, tensorflow_datasets.features.ClassLabel) else (name,)
-    records = _Records(_examples(builder, name, split), parse, size, channels)
+    records = _Records(_examples(builder, name, split), parse, where, len(names), size, channels, max_pixels)
+    if len(records):
+        records[0]  # what is wrong with all of them shall show now
     return Dataset(records, len(names), names, (size, size, channels))
+
+
+def _class_names(name: str, features: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The classes of a data set; refuses features that this module would misread."""
+    from tensorflow_datasets import features as kinds
+
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, kinds.Image) or isinstance(image, kinds.LabeledImage):
+        got = f"a {type(image).__name__}" if image else f"only {', '.join(features)}"
+        raise ValueError(f"expected an 'image' feature of pictures in {where}, got {got}")
+    if image.np_dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"expected images of uint8 or uint16 in {where}, got {np.dtype(image.np_dtype)}")
+    if label is None:
+        return (name,)
+    if not isinstance(label, kinds.ClassLabel):
+        raise ValueError(
+            f"expected a 'label' feature that says how many classes there are in {where}, got {label!r}; prepare it "
+            "again with tfds.features.ClassLabel(num_classes=...) there, or without"
+        )
+    return tuple(label.names)
 
 
 def _examples(builder: Any, name: str, split: str) -> Any:

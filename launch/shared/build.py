@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from asyncpatch_jax import sharding
 from asyncpatch_jax.data import sources
 from asyncpatch_jax.data.dataset import Dataset
+from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.files import write_json
 from asyncpatch_jax.models import DiT, UNet, dit, unet
 from asyncpatch_jax.process import KINDS, Cosine, Discrete, Kind, Process, RectifiedFlow
@@ -86,15 +87,16 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
         return sources.photos(data.size, data.channels, split)
     if data.name in ("folder", "tfds") and not data.path:
         raise ValueError(f"expected --config.data.path=DIRECTORY for the data set {data.name!r}, got none")
+    most = data.get("max_pixels", MAX_PIXELS)  # runs of before have none
     if data.name == "folder":
         if split != "train":
             raise ValueError(
                 f"expected the split train of a folder, which has no other, got {split!r}; for images that were not "
                 "trained on give another folder as config.data.path"
             )
-        return sources.folder(data.path, data.size, data.channels, data.on_error)
+        return sources.folder(data.path, data.size, data.channels, data.on_error, most)
     if data.name == "tfds":
-        return sources.tfds(data.dataset, data.path, split, data.size, data.channels)
+        return sources.tfds(data.dataset, data.path, split, data.size, data.channels, most)
     raise ValueError(f"expected config.data.name out of digits, photos, folder, tfds, got {data.name!r}")
 
 
