@@ -154,10 +154,11 @@ def save(path, values):
 
 def test_greys_are_strengths_only_by_choice(tmp_path):
     path = save(tmp_path / "m.png", [[0, 51], [127, 128]])
-    np.testing.assert_array_equal(read_mask(path, (2, 2))[..., 0], [[0, 0], [0, 1]])
-    graded = read_mask(path, (2, 2), graded=True)[..., 0]
+    told = {"mask_values": (0.0, 255.0)}
+    np.testing.assert_array_equal(read_mask(path, (2, 2), **told)[..., 0], [[0, 0], [0, 1]])
+    graded = read_mask(path, (2, 2), graded=True, **told)[..., 0]
     np.testing.assert_allclose(graded, [[0, 0.2], [127 / 255, 128 / 255]], rtol=1e-6)
-    assert read_mask(path, (2, 2), size=1, graded=True)[0, 0, 0] == pytest.approx(graded.mean())
+    assert read_mask(path, (2, 2), size=1, graded=True, **told)[0, 0, 0] == pytest.approx(graded.mean())
 
 
 def test_a_mask_follows_the_crop_and_the_resize_of_its_image(tmp_path):

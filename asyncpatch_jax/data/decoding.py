@@ -77,9 +77,7 @@ def check_max_pixels(max_pixels: int) -> None:
 
 @contextmanager
 def decoded(file: ImageFile, max_pixels: int = MAX_PIXELS, *, rough: bool = False) -> Iterator[Image.Image]:
-    """The first picture of an image file in its own mode, its rotation applied.
-
-    What is raised within the block counts as the file's fault too: what a decoder made of it shows only there.
+    """The first picture of an image file in its own mode, its rotation applied; for as long as the block lasts.
 
     Args:
         rough: read all of the file, but of a JPEG compute an eighth of the pixels.
@@ -91,14 +89,14 @@ def decoded(file: ImageFile, max_pixels: int = MAX_PIXELS, *, rough: bool = Fals
     check_max_pixels(max_pixels)
     with ExitStack() as held:
         # decoders raise whatever their library raises (OSError, SyntaxError, struct.error, ...), all of it on bad bytes
-        with _faults_of(file, Exception):
+        with faults_of(file, Exception):
             image = _loaded(held.enter_context(_stream(file)), max_pixels, rough, held)
-        with _faults_of(file, ValueError, MemoryError):
-            yield image
+        yield image
 
 
 @contextmanager
-def _faults_of(file: ImageFile, *kinds: type[Exception]) -> Iterator[None]:
+def faults_of(file: ImageFile, *kinds: type[Exception]) -> Iterator[None]:
+    """What is raised within the block is the fault of a file: a ValueError that names it."""
     try:
         yield
     except kinds as error:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from asyncpatch_jax.data.decoding import MAX_PIXELS, check_max_pixels, decoded, reason, shown
+from asyncpatch_jax.data.decoding import MAX_PIXELS, check_max_pixels, decoded, faults_of, reason, shown
 from asyncpatch_jax.data.images import converted
 from asyncpatch_jax.texts import composed
 
@@ -151,7 +151,7 @@ def _problem(entry: _Entry, channels: int, max_pixels: int) -> str | None:
     if entry.problem is not None:
         return entry.problem
     try:
-        with decoded(entry.path, max_pixels, rough=True) as image:
+        with decoded(entry.path, max_pixels, rough=True) as image, faults_of(entry.path, ValueError, MemoryError):
             converted(image, channels)
     except ValueError as error:
         return reason(error.__cause__ or error)

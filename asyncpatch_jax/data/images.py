@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Num, UInt8
 from PIL import Image, ImageOps
 
-from asyncpatch_jax.data.decoding import MAX_PIXELS, ImageFile, decoded
+from asyncpatch_jax.data.decoding import MAX_PIXELS, ImageFile, decoded, faults_of
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # v / 257, rounded: 65535 becomes 255
@@ -82,7 +82,7 @@ def read_image(
             channels, size < 1.
     """
     check_settings(size, channels)
-    with decoded(path, max_pixels) as image:
+    with decoded(path, max_pixels) as image, faults_of(path, ValueError, MemoryError):
         image = converted(image, channels)
         pixels = np.asarray(image if size is None else resize(image, size))
     return pixels.reshape(*pixels.shape[:2], channels)

@@ -1,8 +1,8 @@
 """Inpainting masks: 1 = generate, 0 = keep. Drawn by name, cut from margins, or read from a file."""
 
 import functools
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 
-from asyncpatch_jax.data.images import check_settings, read_image, resize
+from asyncpatch_jax.data.decoding import MAX_PIXELS, ImageFile, decoded, shown
+from asyncpatch_jax.data.images import check_settings, resize
+from asyncpatch_jax.data.mask_values import Values, alpha_of, check_values, greys_of, strengths
 
 Shape = tuple[int, int]
 Hole = Bool[np.ndarray, "h w"]
@@ -220,13 +222,24 @@ def outpaint(
     return mask
 
 
+@contextmanager
+def _named(path: ImageFile) -> Iterator[None]:
+    """What is wrong with a mask is said with its file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}, in {shown(path)}") from error
+
+
 def read_mask(
-    path: str | os.PathLike[str],
+    path: ImageFile,
     image_shape: Shape,
     convention: Convention = "white_generate",
     *,
     size: int | None = None,
     graded: bool = False,
+    mask_values: Values | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Float[np.ndarray, "h w 1"]:
     """The mask [h, w, 1] in an image file, for an image file of `image_shape` (h, w).
 
@@ -241,27 +254,33 @@ def read_mask(
             (OpenAI's image edits); "alpha_keep": what is painted on a transparent layer is generated.
         size: side of the model's images, None for the mask's own.
         graded: keep grey values as strengths.
+        mask_values: the numbers in the file that are black and white (transparent and opaque), where they do not
+            show: (0, 1) for maps of 0 and 1. A file that has its kind's white (255; 65535 of 16 bits; 1 of floats), or
+            is all black, needs none.
+        max_pixels: refuse larger masks.
 
     Raises:
         ValueError: unreadable file, unknown convention, another size than the image, transparency that the convention
-            does not speak of (or none where it does), or nothing to generate. A full mask is valid.
+            does not speak of (or none where it does), colours, numbers that may mean two things, or nothing to
+            generate. A full mask is valid.
     """
     if convention not in get_args(Convention):
         raise ValueError(f"expected a mask convention out of {', '.join(get_args(Convention))}, got {convention!r}")
     check_settings(size, 1)
-    alpha = read_image(path, channels=4)[..., 3]
-    if alpha.shape != tuple(image_shape):
-        raise ValueError(
-            f"expected a mask of the image's {image_shape[1]}x{image_shape[0]} pixels (width x height), "
-            f"got {alpha.shape[1]}x{alpha.shape[0]} in {path}"
-        )
+    check_values(mask_values)
     by_alpha = convention.startswith("alpha")
-    if by_alpha != bool((alpha < 255).any()):
-        found = "one without" if by_alpha else "one with"
-        wanted = "with" if by_alpha else "without"
-        raise ValueError(f"expected a mask {wanted} transparency for {convention!r}, got {found}: {path}")
-    values = alpha if by_alpha else read_image(path, channels=1)[..., 0]
-    mask = values.astype(np.float32) / 255
+    with decoded(path, max_pixels) as image, _named(path):
+        if (image.height, image.width) != tuple(image_shape):
+            raise ValueError(
+                f"expected a mask of the image's {image_shape[1]}x{image_shape[0]} pixels (width x height), got "
+                f"{image.width}x{image.height}"
+            )
+        alpha = alpha_of(image)
+        if by_alpha != (alpha is not None):
+            wanted, found = ("with", "without") if by_alpha else ("without", "with")
+            raise ValueError(f"expected a mask {wanted} transparency for {convention!r}, got one {found}")
+        values, white = greys_of(image) if alpha is None else (alpha, 255.0)
+        mask = strengths(values, white, mask_values, graded)
     if convention in ("black_generate", "alpha_generate"):
         mask = 1 - mask
     if not graded:
@@ -273,5 +292,5 @@ def read_mask(
             # by the filter that resizes the image: a pixel that holds a trace of what is to be generated is not known
             mask = (np.abs(np.asarray(resize(Image.fromarray(mask), size))) > 1e-6).astype(np.float32)
     if not mask.any():
-        raise ValueError(f"expected a mask with something to generate ({convention}), got an empty one: {path}")
+        raise ValueError(f"expected a mask with something to generate ({convention}), got an empty one: {shown(path)}")
     return mask[..., None]
