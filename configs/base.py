@@ -88,6 +88,7 @@ def settings(arg: str = "") -> ConfigDict:
     train.log_every = 50
     train.sample_every = 1000  # pictures, then and at the end; 0: none at all
     train.keep = 3  # checkpoints
+    train.fall_back = True  # go on from the newest whole checkpoint if the newest is damaged; False: refuse
 
     config.mesh = mesh = ConfigDict()  # sizes multiply to the number of devices; one may be -1: what the others leave
     mesh.data = -1  # copies of the network, each on its part of the batch

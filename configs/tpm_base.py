@@ -60,6 +60,7 @@ def settings(arg: str = "") -> ConfigDict:
     train.sample_every = 500  # pages with the policy's deviations and rewards, then and at the end; 0: none
     train.held_out = 64  # images that those pages are about
     train.keep = 3
+    train.fall_back = True  # as in base.py
 
     config.mesh = mesh = ConfigDict()  # as in base.py
     mesh.data = -1

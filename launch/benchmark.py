@@ -140,7 +140,7 @@ def text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def network(config: ConfigDict, workdir: str | None, steps: int | None) -> build.Run:
+def network(config: ConfigDict, workdir: str | None, steps: int | None, *, fall_back: bool = True) -> build.Run:
     """A trained run, or the configured network with random weights.
 
     Raises:
@@ -148,7 +148,7 @@ def network(config: ConfigDict, workdir: str | None, steps: int | None) -> build
         FileNotFoundError: no run in `workdir`.
     """
     if workdir:
-        run = build.load_run(workdir)
+        run = build.load_run(workdir, fall_back=fall_back)
     else:
         run = build.untrained(config, build.dataset(config))
         run = run._replace(params=build.init_params(run.model, jax.random.key(config.seed), run.shape))
@@ -161,7 +161,7 @@ def network(config: ConfigDict, workdir: str | None, steps: int | None) -> build
 def main(config: ConfigDict) -> None:
     values = flags.FLAGS
     refuse_existing(values.out, values.overwrite)
-    run = network(config, values.workdir, values.steps)
+    run = network(config, values.workdir, values.steps, fall_back=values.fall_back)
     check_writable(values.out)
     cache.stop()
     report = benchmark(run, values.batch, values.repeats, values.parts, compile_torch=values.torch_compile)
@@ -172,6 +172,7 @@ def main(config: ConfigDict) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Benchmark the network of this trained run, instead of --config's.")
+    trained.define_fall_back()
     flags.DEFINE_integer("batch", 16, "Images at a time.", lower_bound=1)
     flags.DEFINE_integer("steps", None, "Steps of a synchronous run; config.sample.steps unless given.")
     flags.DEFINE_integer("repeats", 5, "Timed repetitions; the table shows medians.", lower_bound=1)

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from asyncpatch_jax.files import check_writable, refuse_existing, write_json
 from launch.compiler import aot, report, topology
-from launch.shared import build, cli
+from launch.shared import build, cli, records
 
 EFFORTS = ("O0", "O1", "O2", "O3", "default")
 _DOES_NOT_FIT, _FAILED = 2, 3
@@ -51,7 +51,7 @@ def classes(config: ConfigDict) -> int:
 
 def request(config: ConfigDict, program: str, where: topology.Topology, **more: Any) -> dict[str, Any]:
     """What `launch.compiler.aot.ahead` takes; `more` are "classes", "effort", and for a sampler "batch"."""
-    plain = build.plain(config)
+    plain = records.plain(config)
     return {"config": plain, "topology": where.name, "slices": where.slices, "program": program, **more}
 
 

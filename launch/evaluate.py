@@ -15,7 +15,6 @@ names it as what rewards miss). Writes evaluation.json, evaluation.md and made.j
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -33,11 +32,13 @@ from asyncpatch_jax.metrics.spectrum import residual
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.sampling.schedules.masks import everywhere
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
+from asyncpatch_jax.training import policies
 from asyncpatch_jax.types import Condition
-from launch.policy import pages, policies, rewarding, subjects
+from launch.policy import pages, rewarding, subjects
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Subject
-from launch.shared import build, cli, outputs
+from launch.shared import build, cli, outputs, trained
+from launch.shared.records import recorded
 
 RESIDUAL = "residual"
 _FILES = ("evaluation.json", "evaluation.md")
@@ -67,20 +68,23 @@ class Scores(NamedTuple):
     deviations: list[float] | None
 
 
-def parse(text: str, subject: Subject) -> list[Entry]:
+def parse(text: str, subject: Subject, *, fall_back: bool = True) -> list[Entry]:
     """The schedules of a flag.
+
+    Args:
+        fall_back: whether to use an older checkpoint of a policy if the newest is damaged.
 
     Raises:
         ValueError: an unknown name, or a number that is none.
         FileNotFoundError: a folder without a policy.
     """
-    entries = [_entry(part.strip(), subject) for part in text.split(",") if part.strip()]
+    entries = [_entry(part.strip(), subject, fall_back) for part in text.split(",") if part.strip()]
     if not entries or len({entry.name for entry in entries}) < len(entries):
         raise ValueError(f"expected schedules, each once, got {text!r}")
     return entries
 
 
-def _entry(text: str, subject: Subject) -> Entry:
+def _entry(text: str, subject: Subject, fall_back: bool) -> Entry:
     name, _, rest = text.partition("=")
     value, _, factor = rest.partition("*")
     gamma = _number(factor or "1", text)
@@ -92,7 +96,8 @@ def _entry(text: str, subject: Subject) -> Entry:
             raise ValueError(f"expected a deviation RHO of 0 ... 1 (1/2 is none), got {value} in {text!r}")
         return Entry(text, lambda base, known: ConstantDeviation(base, rho, jnp.float32(gamma)), True)
     if name == "tpm":
-        return Entry(text, partial(policies.load(value, mesh=subject.net.mesh).schedule, gamma=gamma), True)
+        policy = policies.load(value, mesh=subject.net.mesh, fall_back=fall_back)
+        return Entry(text, partial(policy.schedule, gamma=gamma), True)
     if name == "concave" and not factor:
         slower = subject.behind.concave(jnp.float32(_number(value, text)), everywhere(), (1, 1), "quadratic")
         return Entry(text, lambda base, known: slower, False)
@@ -155,8 +160,8 @@ def real_images(folder: str, denoiser: str, subject: Subject) -> UInt8[np.ndarra
     if folder:
         _, height, _, channels = subject.pictures(np.zeros((1, *subject.shape), np.float32)).shape
         source = sources.folder(folder, height, channels, "raise").source
-    elif (Path(denoiser) / "run.json").exists():
-        config = ConfigDict(build.recorded(denoiser)["config"])
+    elif (there := recorded(denoiser)) is not None:
+        config = ConfigDict(there["config"])
         source = build.dataset(config, "test" if config.data.name in ("digits", "photos") else None).source
     else:
         return None
@@ -172,8 +177,8 @@ def main() -> None:
     planned = outputs.plan(values.out, "launch.evaluate", _FILES, overwrite=values.overwrite)
     rewards = rewarding.parse(values.rewards)
     choice = subjects.Choice(values.steps, values.guidance, values.solver, values.size)
-    subject = subjects.load(values.denoiser, values.prompts, choice, sharding.make_mesh())
-    entries = parse(values.schedules, subject)
+    subject = subjects.load(values.denoiser, values.prompts, choice, sharding.make_mesh(), fall_back=values.fall_back)
+    entries = parse(values.schedules, subject, fall_back=values.fall_back)
     real = real_images(values.real, values.denoiser, subject)
     seeds = range(values.seed, values.seed + values.seeds)
     with outputs.making(planned, {name: values[name].value for name in _RECORDED}) as out:
@@ -197,6 +202,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "denoiser", None, "Folder of a run of launch.train with classes, or of a text-to-image network."
     )
+    trained.define_fall_back()
     flags.DEFINE_string("prompts", "", "File of prompts; of a run, all its classes unless given.")
     flags.DEFINE_string("rewards", "digits, digits_judge", f"{rewarding.SYNTAX}.")
     flags.DEFINE_string("schedules", "sync", "Separated by commas; differences are to the first.")

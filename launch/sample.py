@@ -11,7 +11,6 @@ on --seed and i alone, not on --num or --batch.
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from asyncpatch_jax.files import writing
 from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.types import Condition
-from launch.policy import policies
 from launch.shared import build, cli, outputs, pictures, trained
 from launch.shared.generate import Inputs, Result, generate, image_keys
 from launch.shared.plans import PLANS, plan
@@ -118,9 +116,7 @@ def main() -> None:
     planned = outputs.plan(values.out, "launch.sample", names(values.num), overwrite=values.overwrite)
     run = trained.load()
     label = parse_labels(values.labels, run, values.num)
-    follow = (
-        None if values.tpm is None else partial(policies.load(values.tpm, mesh=run.mesh).schedule, gamma=values.gamma)
-    )
+    follow = trained.follow(values.tpm, run.mesh, values.gamma)
     settings = {**trained.settings(run), "schedule": values.schedule}
     settings |= {name: values[name].value for name in ("seed", "num", "labels", "tpm", "gamma")}
     with outputs.making(planned, settings) as folder:

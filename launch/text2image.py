@@ -18,7 +18,6 @@ import importlib.metadata
 import json
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, get_args
 
 import jax
@@ -40,8 +39,7 @@ from asyncpatch_jax.pretrained.requests import Request, factor
 from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.pretrained.text.objects import noun_phrases
 from asyncpatch_jax.sampling.schedules import curves
-from launch.policy import policies
-from launch.shared import cli, outputs
+from launch.shared import cli, outputs, trained
 
 _MOMENTS = 8
 _ARRAYS = ("image", "mask", "object_masks", "noise", "fresh_noise")
@@ -251,7 +249,7 @@ def main(folder: str) -> None:
     values.dtype = values.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     values.mesh = mesh and ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     dtype = jnp.dtype(values.dtype)
-    follow = None if values.tpm is None else partial(policies.load(values.tpm, mesh=mesh).schedule, gamma=values.gamma)
+    follow = trained.follow(values.tpm, mesh, values.gamma)
     described = describe(folder, dtype)
     check_flags(values, described.family)
     settings = settings_of(values, described)
@@ -302,6 +300,7 @@ def define_flags() -> None:
     flags.DEFINE_float("strength", None, "How much all of --image may change, 0 to 1.", 0.0, 1.0)
     flags.DEFINE_multi_string("object_mask", [], "With --masks=drawn: a mask of each object; --objects may name them.")
     flags.DEFINE_string("tpm", None, "Folder of launch.train_tpm: a policy for the times that the network is told.")
+    trained.define_fall_back()
     flags.DEFINE_float("gamma", 1.0, "Factor of the policy's deviations.", lower_bound=0.0)
     flags.DEFINE_integer("batch", 4, "Images made at a time.", lower_bound=1)
     flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the networks; float32 on a CPU, else bfloat16.")

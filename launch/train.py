@@ -23,14 +23,16 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.data import dataset
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.training import loop
-from asyncpatch_jax.training.checkpoints import Checkpoints, differences, shortened, summary
+from asyncpatch_jax.training.checkpoints import Checkpoints
+from asyncpatch_jax.training.records import differences, shortened, summary
 from asyncpatch_jax.training.step import TrainState, create
-from launch.shared import build, cli, pictures, programs
+from launch.shared import build, cli, pictures, programs, records
 
-# what may change between two starts of a run, since it does not change what is learned
+# what may change between two starts of a run, since it does not change what is learned; what the data is, is compared
+# in place of where it lies
 _FREE = (
-    *("workdir", "mesh", "sample", "model.remat", "model.scan", "data.max_pixels"),
-    *("train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep"),
+    *("workdir", "mesh", "sample", "model.remat", "model.scan", "data.path", "data.on_error", "data.max_pixels"),
+    *("train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep", "train.fall_back"),
 )
 
 
@@ -42,6 +44,7 @@ def run(config: ConfigDict) -> None:
         FloatingPointError: the loss became infinite or NaN.
         OSError: the folder cannot be written, or the disk is full.
     """
+    check_same(config)  # first, as to look through a data set may take long
     data = build.dataset(config)
     mesh = build.mesh(config)
     network = build.untrained(config, data)._replace(mesh=mesh)
@@ -49,32 +52,36 @@ def run(config: ConfigDict) -> None:
     program = programs.training(config, network, mesh)
     like = program.args[0]
     batches = stream(config, data, mesh)
-    check(config, program, data)
-    build.record_run(config, data)
-    # late, as it takes seconds: TensorFlow comes with it
-    from clu import parameter_overview
-
+    check(config, program)
     workdir = epath.Path(config.workdir)
-
-    with Checkpoints(workdir / "checkpoints", keep=config.train.keep, config=build.plain(config)) as checkpoints:
+    record, settings = records.record(config, data), config.train
+    with Checkpoints(
+        workdir / "checkpoints", keep=settings.keep, record=record, fall_back=settings.fall_back
+    ) as checkpoints:
         checkpoints.check_room(like)
         if checkpoints.latest is None:
             start = functools.partial(create, optimizer=build.optimizer(config))
             state = jax.jit(start, out_shardings=jax.tree.map(lambda x: x.sharding, like))(
                 first_params(config, network)
             )
+            # late, as it takes seconds: TensorFlow comes with it
+            from clu import parameter_overview
+
             print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
         else:
+            check_same(config, data)
             state = checkpoints.restore(like, batches)
             print(f"continuing {workdir} at step {int(state.step)}")
         if int(state.step) >= config.train.steps:
+            if records.read(workdir) is None:
+                records.write(workdir, record)
             print(f"nothing to do: {config.train.steps} steps are done; --config.train.steps=N trains on")
             folder = samples_folder(workdir, int(state.step))
             finished = network._replace(params=state.ema, step=int(state.step))
             if config.train.sample_every and not pictures.complete(folder, finished):
                 _write_pages(folder, finished, shown, jax.random.key(config.seed))
             return
-        finished = _fit(config, network, shown, state, batches, program, checkpoints)
+        finished = _fit(config, network, shown, state, batches, program, checkpoints, record)
         print(f"wrote {workdir}/checkpoints (steps {', '.join(map(str, checkpoints.steps))}) and {workdir}/run.json")
     if not finished:
         print("stopped as asked to; the same command continues from here")
@@ -88,6 +95,7 @@ def _fit(
     batches: Any,
     program: programs.Program,
     checkpoints: Checkpoints,
+    record: dict[str, Any],
 ) -> bool:
     from clu import metric_writers
 
@@ -112,6 +120,7 @@ def _fit(
     def on_step(done: int) -> None:
         if done == first:
             bar.unpause()  # compiling is no measure of the steps to come
+            records.write(workdir, record)  # what fails to begin leaves no trace
         bar.update(1)
 
     def on_log(done: int, metrics: dict[str, float]) -> None:
@@ -167,12 +176,30 @@ def stream(config: ConfigDict, data: Dataset, mesh: Mesh) -> Any:
     return dataset.batches(data, batch=size, seed=config.seed, shard=shard, augment=config.data.augment)
 
 
-def check(config: ConfigDict, program: programs.Program, data: Dataset) -> None:
+def check_same(config: ConfigDict, data: Dataset | None = None) -> None:
+    """Refuse to go on with another run, by its settings, and by what its data is if `data` is given.
+
+    Raises:
+        ValueError: the folder holds a run of other settings or on other data.
+        DamagedError: no checkpoint there is whole.
+    """
+    workdir = epath.Path(config.workdir)
+    there = records.trained(workdir, config.train.fall_back)
+    if there is None:
+        return
+    # a decay that ends with the run makes its length part of what is learned
+    free = _FREE if config.optim.schedule == "cosine" else (*_FREE, "train.steps")
+    known = there.get("data", {})
+    if "names" in known:
+        free = (*free, "data.dataset")
+    records.check_same(there, config, free, records.other_data(known, data) if known and data else [])
+
+
+def check(config: ConfigDict, program: programs.Program) -> None:
     """Find mistakes before anything is compiled or written.
 
     Raises:
-        ValueError: settings that do not fit each other or the data, or a folder with a run of other settings.
-        OSError: the folder cannot be made or written.
+        ValueError: settings that do not fit each other or the data.
     """
     train = config.train
     if min(train.steps, train.checkpoint_every, train.log_every, train.keep) < 1 or train.sample_every < 0:
@@ -183,19 +210,6 @@ def check(config: ConfigDict, program: programs.Program, data: Dataset) -> None:
     build.solver(config, process)
     build.grid(config, config.sample.steps, process)
     jax.eval_shape(program.fn, *program.args)
-
-    workdir = epath.Path(config.workdir)
-    record = build.recorded(workdir)
-    if record is not None:
-        # a decay that ends with the run makes its length part of what is learned
-        free = _FREE if config.optim.schedule == "cosine" else (*_FREE, "train.steps")
-        lines = differences(record["config"], build.plain(config), free)
-        if lines:
-            raise ValueError(
-                f"{workdir} holds a run of other settings (there -> here): {shortened(lines)}\n"
-                "choose another --config.workdir, or these settings to continue it"
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
 
 
 def first_params(config: ConfigDict, network: build.Run) -> Any:

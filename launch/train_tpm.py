@@ -27,21 +27,28 @@ from tqdm import tqdm
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import sharding
+from asyncpatch_jax.files import write_json
 from asyncpatch_jax.metrics.rewards import combine
-from asyncpatch_jax.training import grpo, loop
-from asyncpatch_jax.training.checkpoints import Checkpoints, differences, shortened
+from asyncpatch_jax.models.tpm import TPM
+from asyncpatch_jax.training import grpo, loop, policies
+from asyncpatch_jax.training.checkpoints import Checkpoints
+from asyncpatch_jax.training.checksums import checksums
+from asyncpatch_jax.training.policies import Policy
+from asyncpatch_jax.training.records import differences, digest
 from asyncpatch_jax.training.step import TrainState, create
-from launch.policy import iteration, pages, policies, rewarding, subjects
-from launch.policy.policies import Policy
+from asyncpatch_jax.training.stored import listed
+from launch.policy import iteration, pages, rewarding, subjects
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Asked, Subject
-from launch.shared import build, cli, processes
+from launch.shared import build, cli, processes, records
 
-# settings that may change between two starts
+# settings that may change between two starts; what denoiser, prompts and rewards are, is compared in place of where
+# they lie
 _FREE = (
     *("workdir", "mesh", "train.steps", "train.checkpoint_every", "train.log_every"),
-    *("train.sample_every", "train.held_out", "train.keep"),
+    *("train.sample_every", "train.held_out", "train.keep", "train.fall_back"),
 )
+_PLACES = ("denoiser", "prompts", "rewards")
 
 _REWARDING = 3600.0  # seconds that rewards may take
 
@@ -147,12 +154,35 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"expected 0 < clip < 1, kl >= 0 and gain > 0, got {given}")
     if min(train.steps, train.checkpoint_every, train.log_every, train.keep, train.held_out) < 1:
         raise ValueError("expected config.train.steps, checkpoint_every, log_every, keep and held_out >= 1")
-    there = policies.recorded(config.workdir)
-    if there is not None and (lines := differences(there["config"], build.plain(config), _FREE)):
-        raise ValueError(
-            f"{config.workdir} holds a training of other settings (there -> here): {shortened(lines)}\n"
-            "choose another --config.workdir, or these settings to continue it"
-        )
+    check_same(config)
+
+
+def record(config: ConfigDict, module: TPM, subject: Subject, rewards: Rewards) -> dict[str, Any]:
+    """What a training is, as its checkpoints and policy.json have it."""
+    known = {"num_classes": module.num_classes, "context_dim": module.context_dim, "shape": subject.shape}
+    asked = {
+        "denoiser": digest(checksums(subject.params)),
+        "prompts": f"{len(subject.prompts)}, {digest(subject.prompts)}",
+        "rewards": dict(rewards.weights),
+    }
+    return {"config": records.plain(config), "policy": {**known, "asked": asked}}
+
+
+def check_same(config: ConfigDict, here: Mapping[str, Any] | None = None) -> None:
+    """Refuse to go on with another training, by its settings, and by what it asks for if `here`, a record, is given.
+
+    Raises:
+        ValueError: the folder holds a training of other settings, or of another denoiser, prompts or rewards.
+        DamagedError: no checkpoint there is whole.
+    """
+    if not listed(epath.Path(config.workdir) / "checkpoints"):
+        return
+    there = policies.recorded(config.workdir, fall_back=config.train.fall_back)
+    asked = there.get("policy", {}).get("asked")
+    if asked is None:  # of before it was kept
+        return records.check_same(there, config, _FREE, [])
+    lines = [] if here is None else differences(asked, here["policy"]["asked"])
+    records.check_same(there, config, (*_FREE, *_PLACES), lines)
 
 
 def run(config: ConfigDict) -> bool:
@@ -166,16 +196,17 @@ def run(config: ConfigDict) -> bool:
     check(config)
     mesh = build.mesh(config)
     rewards = rewarding.parse(config.rewards)
-    subject = subjects.load(config.denoiser, config.prompts, subjects.Choice(**config.sample), mesh)
+    choice, train = subjects.Choice(**config.sample), config.train
+    subject = subjects.load(config.denoiser, config.prompts, choice, mesh, fall_back=train.fall_back)
     if len(subject.prompts) < config.grpo.prompts:
         raise ValueError(f"expected config.grpo.prompts <= {len(subject.prompts)} prompts, got {config.grpo.prompts}")
     known = subject.ask(np.zeros(1, np.int32)).known
     classes = subject.net.model.num_classes if known.label is not None else 0
-    module = policies.module(config, classes, 0 if known.tokens is None else known.tokens.shape[-1])
+    module = policies.module(config.policy, classes, 0 if known.tokens is None else known.tokens.shape[-1])
     shapes = policies.shapes(module, subject.shape)
     trainer = Trainer(config, subject, rewards, Policy(module, shapes, config.policy.gain, config.policy.space))
     trainer.check()
-    policies.record(config, module, subject.shape)
+    here = record(config, module, subject, rewards)
     everywhere = sharding.replicated(mesh)
 
     @partial(jax.jit, out_shardings=everywhere)
@@ -185,22 +216,24 @@ def run(config: ConfigDict) -> bool:
     like = sharding.abstract(jax.eval_shape(first), jax.tree.map(lambda _: everywhere, jax.eval_shape(first)))
     prompts = Prompts(len(subject.prompts), config.grpo.prompts, config.seed)
     workdir = epath.Path(config.workdir)
-    plain = build.plain(config)
-    with Checkpoints(workdir / "checkpoints", keep=config.train.keep, config=plain) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", keep=train.keep, record=here, fall_back=train.fall_back) as checkpoints:
         checkpoints.check_room(like)
         if checkpoints.latest is None:
             state = first()
             count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             print(f"{count:,} parameters; {len(subject.prompts)} prompts; rewards: {', '.join(rewards.of)}")
         else:
+            check_same(config, here)
             state = checkpoints.restore(like, prompts)
             print(f"continuing {workdir} at iteration {int(state.step)}")
         if int(state.step) >= config.train.steps:
             if config.train.sample_every and not (_folder(config, int(state.step)) / pages.LAST).exists():
                 _pages(trainer, int(state.step), state)  # of a training that was killed after its last checkpoint
+            if not (workdir / "policy.json").exists():
+                write_json(workdir / "policy.json", here)
             print(f"nothing to do: {config.train.steps} iterations are done; --config.train.steps=N trains on")
             return True
-        finished = _fit(trainer, state, prompts, checkpoints)
+        finished = _fit(trainer, state, prompts, checkpoints, here)
         print(f"wrote {workdir}/checkpoints (iterations {', '.join(map(str, checkpoints.steps))}) and policy.json")
     if not finished:
         print("stopped as asked to; the same command continues from here")
@@ -218,7 +251,9 @@ def _pages(trainer: Trainer, done: int, state: TrainState) -> None:
         tqdm.write("\n".join(f"wrote {path}" for path in paths))
 
 
-def _fit(trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Checkpoints) -> bool:
+def _fit(
+    trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Checkpoints, here: Mapping[str, Any]
+) -> bool:
     # late, as it takes seconds: TensorFlow comes with it
     from clu import metric_writers
 
@@ -226,6 +261,13 @@ def _fit(trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Che
     workdir, steps = epath.Path(config.workdir), config.train.steps
     writer = metric_writers.MultiWriter([metric_writers.SummaryWriter(str(workdir))] if first_process else [])
     bar = tqdm(total=steps, initial=int(state.step), unit="iteration", dynamic_ncols=True, disable=not first_process)
+
+    first = int(state.step) + 1
+
+    def on_step(done: int) -> None:
+        bar.update(1)
+        if done == first:
+            write_json(workdir / "policy.json", here, overwrite=True)  # what fails to begin leaves no trace
 
     def on_log(done: int, metrics: dict[str, float]) -> None:
         writer.write_scalars(done, metrics)
@@ -246,7 +288,7 @@ def _fit(trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Che
             checkpoint_every=config.train.checkpoint_every,
             log_every=config.train.log_every,
             sample_every=config.train.sample_every,
-            on_step=lambda done: bar.update(1),
+            on_step=on_step,
             on_log=on_log,
             on_sample=on_sample,
         )

@@ -21,12 +21,12 @@ from asyncpatch_jax.pretrained.networks import flux
 from asyncpatch_jax.pretrained.networks.axes import logical_axes
 from asyncpatch_jax.process import RectifiedFlow
 from asyncpatch_jax.sampling import Euler, Synchronous, TPMSchedule, linear
-from asyncpatch_jax.training import grpo
+from asyncpatch_jax.training import grpo, policies
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
 from asyncpatch_jax.types import Condition, FewTimes, Prediction, Spans
 from launch import evaluate, train_tpm
-from launch.policy import policies, rewarding, subjects
+from launch.policy import rewarding, subjects
 from launch.shared import build, cli, pictures, programs
 from launch.shared.generate import generate
 from launch.shared.plans import plan

@@ -9,9 +9,11 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from asyncpatch_jax.training.checkpoints import Checkpoints, differences, flatten
+from asyncpatch_jax.training.checkpoints import Checkpoints
+from asyncpatch_jax.training.records import differences, flatten
 from asyncpatch_jax.training.step import adam, create
 
 OPTIMIZER = adam(1e-2)
@@ -41,7 +43,7 @@ def assert_same(a, b):
 def test_state_and_data_come_back_though_both_moved_on_at_once(tmp_path):
     bump = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     state, batches, kept, ahead = make_state(), make_batches(), {}, {}
-    with Checkpoints(tmp_path / "c", keep=2, config=CONFIG) as checkpoints:
+    with Checkpoints(tmp_path / "c", keep=2, record={"config": CONFIG}) as checkpoints:
         for step in (1, 2, 3):
             for _ in range(step):
                 next(batches)
@@ -53,19 +55,21 @@ def test_state_and_data_come_back_though_both_moved_on_at_once(tmp_path):
         checkpoints.save(3, state, batches)  # there already: left as it is
         checkpoints.wait()
         assert checkpoints.steps == [2, 3]
-    with Checkpoints(tmp_path / "c", keep=2, config=CONFIG) as checkpoints:
+    with Checkpoints(tmp_path / "c", keep=2, record={"config": CONFIG}) as checkpoints:
         assert checkpoints.latest == 3
         for step in (2, 3):
             batches = make_batches()
             assert_same(checkpoints.restore(shapes(state), batches, step), kept[step])
             np.testing.assert_array_equal(next(batches), ahead[step])
-        assert_same(checkpoints.restore_ema(shapes(state).params), kept[3].ema)
+        found, step = checkpoints.restore_ema(shapes(state).params)
+        assert step == 3
+        assert_same(found, kept[3].ema)
         assert checkpoints.about()["config"] == {"model": {"width": 3, "shape": [1, 2]}, "seed": 0}
 
 
 def saved(tmp_path, **settings):
     folder = tmp_path / "c"
-    with Checkpoints(folder, config=CONFIG) as checkpoints:
+    with Checkpoints(folder, record={"config": CONFIG}) as checkpoints:
         checkpoints.save(5, make_state(**settings), make_batches())
     return folder
 
@@ -78,12 +82,12 @@ def test_half_written_steps_are_never_picked_up(tmp_path):
     with Checkpoints(folder, read_only=True) as checkpoints:
         assert checkpoints.steps == [5]
         assert half.exists()  # a reader touches nothing
-    with Checkpoints(folder, config=CONFIG) as checkpoints:
+    with Checkpoints(folder, record={"config": CONFIG}) as checkpoints:
         assert checkpoints.steps == [5]
         checkpoints.save(9, make_state(fill=2.0), make_batches())
     with Checkpoints(folder, read_only=True) as checkpoints:
         assert checkpoints.steps == [5, 9]
-        assert float(checkpoints.restore_ema(shapes(make_state()).params)["head"]["b"][0]) == 2.0
+        assert float(checkpoints.restore_ema(shapes(make_state()).params)[0]["head"]["b"][0]) == 2.0
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_every_difference(tmp_path):
@@ -109,7 +113,7 @@ def test_what_is_not_there_and_what_is_too_new(tmp_path):
     with Checkpoints(folder, read_only=True) as checkpoints:
         with pytest.raises(FileNotFoundError, match=r"expected checkpoint 4 in .*, got steps \[5\]"):
             checkpoints.restore_ema(shapes(make_state()).params, 4)
-        with pytest.raises(ValueError, match="format 2, got 99"):
+        with pytest.raises(ValueError, match="format 3, got 99"):
             checkpoints.restore_ema(shapes(make_state()).params)
     with pytest.raises(ValueError, match="at least one checkpoint, got 0"):
         Checkpoints(folder, keep=0)
@@ -129,19 +133,21 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(small_disk):
     state, batches = make_state(fill=1.0), make_batches()
-    checkpoints = Checkpoints(small_disk / "c", config=CONFIG)
-    checkpoints.save(1, state, batches)
-    checkpoints.wait()
-    with pytest.raises(OSError, match="MB of space for a checkpoint"):
-        checkpoints.check_room(make_state(width=100_000))
-    (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize))
     message = r"no space left .* the last good checkpoint is step 1 in .*; the same command continues"
-    with pytest.raises(OSError, match=message) as caught:  # noqa: PT012, the error may come late
+    with (  # noqa: PT012, the error may come late
+        pytest.raises(OSError, match=message) as caught,
+        Checkpoints(small_disk / "c", record={"config": CONFIG}) as checkpoints,
+    ):
+        checkpoints.save(1, state, batches)
+        checkpoints.wait()
+        with pytest.raises(OSError, match="MB of space for a checkpoint"):
+            checkpoints.check_room(make_state(width=100_000))
+        (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize))
         checkpoints.save(2, make_state(fill=2.0), batches)
         checkpoints.wait()
     assert caught.value.errno == errno.ENOSPC
     (small_disk / "filler").unlink()
-    with Checkpoints(small_disk / "c", config=CONFIG) as after:
+    with Checkpoints(small_disk / "c", record={"config": CONFIG}) as after:
         assert after.steps == [1]
         assert_same(after.restore(shapes(state), make_batches()), state)
         after.save(2, make_state(fill=2.0), batches)
@@ -156,8 +162,8 @@ def test_every_spelling_of_a_full_disk(tmp_path, monkeypatch, error):
     def full(*args, **settings):
         raise error
 
-    with Checkpoints(tmp_path / "c", config=CONFIG) as checkpoints:
-        monkeypatch.setattr(checkpoints._manager, "save", full)
+    with Checkpoints(tmp_path / "c", record={"config": CONFIG}) as checkpoints:
+        monkeypatch.setattr(ocp.CheckpointManager, "save", full)
         with pytest.raises(OSError, match="no checkpoint was written yet"):
             checkpoints.save(1, make_state(), make_batches())
 

@@ -17,7 +17,7 @@ from configs import digits, imagenet64_60m
 from launch.compile import classes
 from launch.compiler import aot, cost, hlo, report, topology
 from launch.compiler.flops import model_flops
-from launch.shared import build
+from launch.shared import records
 from tests import mains
 
 os.environ.update(aot._ENVIRONMENT)
@@ -181,7 +181,7 @@ def tiny(**more):
         config.model.update(patch=4, width=128, depth=2, heads=2, scan=True)
     config.train.batch = 16
     config.sample.update({"steps": 3, "guidance": 1.0})
-    asked = {"config": build.plain(config), "topology": "v6e:2x2", "slices": 1, "classes": 10, "program": "train"}
+    asked = {"config": records.plain(config), "topology": "v6e:2x2", "slices": 1, "classes": 10, "program": "train"}
     return {**asked, "effort": "EFFORT_O0", **more}
 
 

@@ -36,7 +36,7 @@ def run(log_variance=True):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`command("sample", "--num=3")` -> (exit code, stdout, stderr) of a main in this process, on the tiny network."""
-    monkeypatch.setattr(build, "load_run", lambda *where: _copy(run()))
+    monkeypatch.setattr(build, "load_run", lambda *where, **more: _copy(run()))
     call = mains.command(monkeypatch, capsys)
     return lambda name, *arguments: call(name, "--workdir=run", *arguments)
 
@@ -350,7 +350,7 @@ def test_elbo_reports_three_paths_with_their_errors(command, tmp_path):
 
 def test_a_trained_run_takes_folder_and_sampling_from_a_config_and_nothing_else(command, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(build, "load_run", lambda *where: asked.append(where[0]) or _copy(run()))
+    monkeypatch.setattr(build, "load_run", lambda *where, **more: asked.append(where[0]) or _copy(run()))
     arguments = ["--workdir=", "--config=configs/photos.py", "--config.sample.steps=2", "--num=1"]
     code, _, err = command("sample", *arguments, f"--out={tmp_path / 'out'}")
     assert code == 0, err

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 import pytest
 import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
+from asyncpatch_jax.training import checkpoints as checkpoints_lib
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import TrainState
 from launch.tpu import jobset
@@ -369,9 +369,10 @@ def test_topologies_that_do_not_exist():
 
 def test_checkpoints_of_a_bucket_are_not_a_local_folder(monkeypatch):
     seen = []
-    monkeypatch.setattr(ocp, "CheckpointManager", lambda folder, **options: seen.append(str(folder)))
+    monkeypatch.setattr(checkpoints_lib, "Lock", lambda path: seen.append(str(path)))
     checkpoints = Checkpoints("gs://bucket/run/checkpoints")
-    assert seen == ["gs://bucket/run/checkpoints"]
+    assert seen == ["gs://bucket/run/checkpoints/lock"]
+    assert str(checkpoints.folder) == "gs://bucket/run/checkpoints"
     weights = {"w": jax.ShapeDtypeStruct((2**50,), jnp.float32)}
     checkpoints.check_room(TrainState(jnp.zeros(()), weights, (), weights))  # more than any disk has
 

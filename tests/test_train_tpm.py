@@ -19,11 +19,12 @@ from PIL import Image
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
 from asyncpatch_jax.pretrained.plans import background
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
+from asyncpatch_jax.training import policies
 from configs import tpm_digits
 from launch import evaluate, train_tpm
-from launch.policy import policies, rewarding, subjects
+from launch.policy import rewarding, subjects
 from launch.policy.pages import Made, numbers
-from launch.shared import build, cli
+from launch.shared import build, cli, records
 from launch.studies import tpm, tpm_page
 from launch.studies.tpm_page import LIFTED, PAPER, PLAIN, SPATIAL, Row, Study, table, verdict
 from tests import OLDER_EMITTERS, mains, test_launch, tiny_folders
@@ -42,7 +43,7 @@ def denoiser(tmp_path_factory):
     """A folder that stands for the tiny network's."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"config": build.plain(test_launch.run().config), "data": {}}))
+    (folder / "run.json").write_text(json.dumps({"config": records.plain(test_launch.run().config), "data": {}}))
     return folder
 
 
@@ -192,7 +193,7 @@ def test_deployed_in_the_command_that_samples(trained, monkeypatch, capsys, tmp_
     policy = policies.load(trained)
     # four iterations have moved it by less than an image's 8 bits show
     sure = {**policy.params, "belief": {**policy.params["belief"], "bias": jnp.array([-3.0, 3.0])}}
-    monkeypatch.setattr(policies, "load", lambda folder, mesh: policy._replace(params=sure))
+    monkeypatch.setattr(policies, "load", lambda folder, mesh, fall_back: policy._replace(params=sure))
     asked = ("--workdir=run", "--steps=3", "--guidance=1", "--eta=0", "--num=3")
     plain, none, some = (tmp_path / name for name in ("plain", "none", "some"))
     for out, more in (

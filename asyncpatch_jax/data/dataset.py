@@ -1,5 +1,8 @@
 """What a data set is, and the endless, reproducible batches drawn from it."""
 
+import hashlib
+import unicodedata
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,6 +26,13 @@ class Dataset(NamedTuple):
     num_classes: int
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]  # h, w, c of every image
+    names: str = ""  # `hashed` names of its records, which tell it from others wherever it lies; "": nobody knows
+
+
+def hashed(names: Iterable[str]) -> str:
+    """A hash of names in any order, however the file system that they come from composes their letters."""
+    lines = sorted(unicodedata.normalize("NFC", name) for name in names)
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _flip(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:

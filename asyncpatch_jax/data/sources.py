@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
-from asyncpatch_jax.data.dataset import Dataset
+from asyncpatch_jax.data.dataset import Dataset, hashed
 from asyncpatch_jax.data.decoding import MAX_PIXELS, check_max_pixels
 from asyncpatch_jax.data.folders import OnError, scan_folder
 from asyncpatch_jax.data.images import check_settings, read_image, resize
@@ -60,7 +61,11 @@ def digits(split: Split = "train", size: int = 8) -> Dataset:
         rank[data.target == label] = np.arange((data.target == label).sum())
     chosen = (rank % 5 == 4) == (split == "test")
     images = np.stack([np.asarray(resize(Image.fromarray(image), size)) for image in images[chosen]])[..., None]
-    return Dataset(_Arrays(images, data.target[chosen]), 10, tuple("0123456789"), (size, size, 1))
+    # their own pixels, as they have no names
+    # they have no names: their own pixels
+    pixels = (image.tobytes().hex() for image in data.images[chosen].astype(np.uint8))
+    names = hashed(f"{label} {own}" for label, own in zip(data.target[chosen], pixels, strict=True))
+    return Dataset(_Arrays(images, data.target[chosen]), 10, tuple("0123456789"), (size, size, 1), names)
 
 
 # photographs inside the wheels of scikit-image and scikit-learn: nothing is downloaded
@@ -133,7 +138,8 @@ def photos(size: int = 64, channels: int = 3, split: Split = "train", names: Seq
     most = min(min(region.shape[:2]) for region in regions)
     if size > most:
         raise ValueError(f"expected a size of at most {most} pixels for {split} crops of these photographs, got {size}")
-    return Dataset(_Crops(regions, size), len(names), tuple(names), (size, size, channels))
+    known = hashed(f"{split} {name} {region.shape[:2]}" for name, region in zip(names, regions, strict=True))
+    return Dataset(_Crops(regions, size), len(names), tuple(names), (size, size, channels), known)
 
 
 def _part(image: np.ndarray, split: str) -> np.ndarray:
@@ -174,11 +180,13 @@ def folder(
     """
     check_settings(size, channels)
     found = scan_folder(path, channels=channels, on_error=on_error, max_pixels=max_pixels)
+    root = Path(path).expanduser()
     return Dataset(
         _Files(found.files, found.labels, size, channels, max_pixels),
         len(found.class_names),
         found.class_names,
         (size, size, channels),
+        hashed(Path(file).relative_to(root).as_posix() for file in found.files),
     )
 
 
@@ -243,7 +251,7 @@ def tfds(
     records = _Records(_examples(builder, name, split), parse, where, len(names), size, channels, max_pixels)
     if len(records):
         records[0]  # what is wrong with all of them shall show now
-    return Dataset(records, len(names), names, (size, size, channels))
+    return Dataset(records, len(names), names, (size, size, channels), hashed([f"{builder.info.full_name} {split}"]))
 
 
 def _class_names(name: str, features: Mapping[str, Any], where: str) -> tuple[str, ...]:

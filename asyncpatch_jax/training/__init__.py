@@ -1,4 +1,4 @@
-"""Training: times with spatial variation, losses, the likelihood bound, the step and its loop, checkpoints, GRPO."""
+"""Training: times with spatial variation, losses, the likelihood bound, the step and its loop, checkpoints, GRPO and its policies."""
 
 import lazy_loader
 

@@ -5,6 +5,7 @@ from . import (
     loop as loop,
     losses as losses,
     perlin as perlin,
+    policies as policies,
     step as step,
     times as times,
 )
@@ -18,6 +19,7 @@ from .elbo import (
 )
 from .loop import fit as fit
 from .losses import SiD2 as SiD2, Uniform as Uniform, Weight as Weight, drop_labels as drop_labels, loss as loss
+from .policies import Policy as Policy
 from .step import (
     TrainState as TrainState,
     adam as adam,
@@ -26,6 +28,7 @@ from .step import (
     learning_rate as learning_rate,
     train_step as train_step,
 )
+from .stored import DamagedError as DamagedError
 from .times import (
     AsyncPatch as AsyncPatch,
     Independent as Independent,

@@ -16,11 +16,12 @@ from asyncpatch_jax.pretrained.folders import schedulers
 from asyncpatch_jax.pretrained.settings import defaults, solver
 from asyncpatch_jax.sampling.schedules import Synchronous
 from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
+from asyncpatch_jax.training import policies
 from asyncpatch_jax.training.step import create
 from asyncpatch_jax.types import Condition
 from launch.compiler import aot, pretrained_programs
 from launch.compiler.pretrained_programs import Network, condition, placed
-from launch.policy import iteration, policies, subjects
+from launch.policy import iteration, subjects
 from launch.policy.subjects import Asked
 from launch.shared.programs import Program
 

@@ -16,7 +16,7 @@ from asyncpatch_jax.files import write_json, writing
 from asyncpatch_jax.metrics.intervals import bootstrap
 from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.schedules.tpm import deviation
-from launch.policy.policies import Policy
+from asyncpatch_jax.training.policies import Policy
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Subject, drawn
 from launch.shared.generate import image_keys

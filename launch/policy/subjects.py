@@ -7,7 +7,6 @@ diffusers (a prompt is a text).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +36,7 @@ from asyncpatch_jax.sampling.schedules import Schedule, Synchronous
 from asyncpatch_jax.sampling.solvers import Solver
 from asyncpatch_jax.types import Condition, Denoiser, Image, ImageKeys
 from launch.shared import build
+from launch.shared.records import recorded
 
 # texts whose embeddings are kept; of more, those of the last batch
 _KEPT = 512
@@ -124,19 +124,20 @@ class Choice(NamedTuple):
     size: int | None = None  # of text-to-image folders: height and width in pixels
 
 
-def load(folder: str, prompts: str, choice: Choice, mesh: Mesh | None = None) -> Subject:
+def load(folder: str, prompts: str, choice: Choice, mesh: Mesh | None = None, *, fall_back: bool = True) -> Subject:
     """The subject of a folder.
 
     Args:
         prompts: a file of texts, as `launch.text2image --prompts` takes it; "": all classes.
+        fall_back: whether to use an older checkpoint of a run if the newest is damaged.
 
     Raises:
         ValueError: a folder of neither kind, prompts that are missing or that name no class, or a wrong setting.
         OSError: a file that cannot be read.
     """
     texts = [prompt.text for prompt in read_prompts(prompts)] if prompts else []
-    if (Path(folder) / "run.json").exists():
-        return of_run(build.load_run(folder, mesh=mesh), texts, choice, mesh)
+    if recorded(folder, fall_back=fall_back) is not None:
+        return of_run(build.load_run(folder, mesh=mesh, fall_back=fall_back), texts, choice, mesh)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return of_folder(load_pretrained(folder, mesh, dtype), texts, choice, mesh)
 

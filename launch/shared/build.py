@@ -1,7 +1,6 @@
 """From a configuration to the library's objects, and from a run's folder back to a network that samples."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.data import sources
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.data.decoding import MAX_PIXELS
-from asyncpatch_jax.files import write_json
 from asyncpatch_jax.models import DiT, UNet, dit, unet
 from asyncpatch_jax.process import KINDS, Cosine, Discrete, Kind, Process, RectifiedFlow
 from asyncpatch_jax.sampling import solvers
@@ -30,6 +28,7 @@ from asyncpatch_jax.training import times as times_lib
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import LossFn, adam, learning_rate
 from asyncpatch_jax.types import Condition
+from launch.shared.records import recorded
 
 PROCESSES = {"rectified_flow": RectifiedFlow, "cosine": Cosine, "discrete": Discrete}
 MODELS = {"unet": (UNet, unet.PRESETS), "dit": (DiT, dit.PRESETS)}
@@ -274,66 +273,37 @@ def _shapes(network: nn.Module, shape: tuple[int, int, int]) -> Any:
     return jax.eval_shape(lambda key: init_params(network, key, shape), jax.random.key(0))
 
 
-def record_run(config: ConfigDict, data: Dataset) -> None:
-    """Write what the run in `config.workdir` is, for `load_run` and for the next start."""
-    about = {"num_classes": data.num_classes, "class_names": data.class_names, "shape": data.shape}
-    write_json(_record(config.workdir), {"config": plain(config), "data": about}, overwrite=True)
-
-
-def recorded(workdir: epath.PathLike) -> dict[str, Any] | None:
-    """{"config", "data"} as `record_run` wrote it; None if nothing was started there.
-
-    Raises:
-        ValueError: the record is damaged.
-    """
-    return read_record(_record(workdir), "data")
-
-
-def read_record(path: epath.Path, about: str) -> dict[str, Any] | None:
-    """{"config", about} of a JSON file; None if there is none.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_text())
-        return {"config": record["config"], about: record[about]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"expected the record of a run in {path}, got something else ({error})") from error
-
-
-def _record(workdir: epath.PathLike) -> epath.Path:
-    return epath.Path(workdir) / "run.json"
-
-
-def plain(config: ConfigDict) -> dict[str, Any]:
-    """The configuration as it comes back from JSON."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def load_run(workdir: epath.PathLike, step: int | None = None, mesh: Mesh | None = None) -> Run:
-    """The run in a folder, with its averaged parameters at a step (default: the newest checkpoint).
+def load_run(
+    workdir: epath.PathLike, step: int | None = None, mesh: Mesh | None = None, *, fall_back: bool = True
+) -> Run:
+    """The run in a folder, with its averaged parameters at a step (default: the newest whole checkpoint).
 
     They are laid out on `mesh`, whatever they were trained on; by default each device has all of them.
 
+    Args:
+        fall_back: whether to use an older checkpoint, with a warning, if the newest is damaged.
+
     Raises:
         FileNotFoundError: nothing was trained there, or no such checkpoint.
+        DamagedError: the checkpoint is damaged, or all are.
         ValueError: the checkpoint does not fit the network that the run's record describes.
     """
-    record = recorded(workdir)
-    if record is None:
+    there = recorded(workdir, step, fall_back)
+    if there is None:
         raise FileNotFoundError(
             f"expected a trained run in {workdir}, found none; train one first: python -m launch.train --config=..."
         )
-    config = ConfigDict(record["config"])
-    shape = tuple(record["data"]["shape"])
-    network = model(config, record["data"]["num_classes"])
+    if "data" not in there:
+        raise ValueError(
+            f"expected {workdir}/run.json beside checkpoints of before they held what it says, got none; the command "
+            "that trained the run writes it again"
+        )
+    config = ConfigDict(there["config"])
+    shape = tuple(there["data"]["shape"])
+    network = model(config, there["data"]["num_classes"])
     mesh = sharding.make_mesh() if mesh is None else mesh
-    names, shapes = tuple(record["data"]["class_names"]), _shapes(network, shape)
+    names, shapes = tuple(there["data"]["class_names"]), _shapes(network, shape)
     run = Run(config, network, process(config), kind(config), shapes, 0, network.num_classes, names, shape, mesh)
-    with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
-        step = checkpoints.latest if step is None else step
-        params = checkpoints.restore_ema(sharding.abstract(shapes, layout(run, mesh)), step)
+    with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True, fall_back=fall_back) as checkpoints:
+        params, step = checkpoints.restore_ema(sharding.abstract(shapes, layout(run, mesh)), step)
     return run._replace(params=params, step=step)

@@ -214,6 +214,6 @@ def _settings(argv: list[str], only: tuple[str, ...]) -> list[str]:
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:
-    from asyncpatch_jax.training.checkpoints import flatten
+    from asyncpatch_jax.training.records import flatten
 
     return flatten(config.to_dict())

@@ -1,11 +1,16 @@
 """The flags that name a trained run and say how to sample from it: the same for every main that needs one."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
 from asyncpatch_jax.texts import composed
+from asyncpatch_jax.training import policies
 from launch.shared import build
 
 flags.disclaim_key_flags()  # they belong to the main that asks for them, and show in its --help
@@ -21,11 +26,19 @@ _SETTINGS = {
 }
 
 
+def define_fall_back() -> None:
+    """Define --fall_back, for every main that reads checkpoints."""
+    flags.DEFINE_bool(
+        "fall_back", True, "If the newest checkpoint is damaged, use the newest whole one; --nofall_back refuses."
+    )
+
+
 def define_flags(*settings: str) -> None:
-    """Define --workdir, --checkpoint, --seed, and those of `config.sample` that are named."""
+    """Define --workdir, --checkpoint, --seed, --fall_back, and those of `config.sample` that are named."""
     flags.DEFINE_string("workdir", None, "Folder of a trained run; --config's unless given.")
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint to use; the newest unless given.")
     flags.DEFINE_integer("seed", 0, "Seed of all noise.", lower_bound=0)
+    define_fall_back()
     for name in settings:
         define, about = _SETTINGS[name]
         define(name, None, f"{about}; the run's own unless given.")
@@ -40,7 +53,7 @@ def load() -> build.Run:
     """
     values = flags.FLAGS
     values.workdir = values.workdir or values.config.workdir
-    run = build.load_run(values.workdir, values.checkpoint)
+    run = build.load_run(values.workdir, values.checkpoint, fall_back=values.fall_back)
     overrides = config_flags.get_override_values(values["config"])
     run.config.update_from_flattened_dict({name: v for name, v in overrides.items() if name.startswith("sample.")})
     given = values.flag_values_dict()
@@ -52,6 +65,17 @@ def load() -> build.Run:
 def settings(run: build.Run) -> dict[str, Any]:
     """What the images of a run depend on, beside their own flags: for the record of what was made."""
     return {"workdir": str(flags.FLAGS.workdir), "checkpoint": run.step, "sample": run.config.sample.to_dict()}
+
+
+def follow(folder: str | None, mesh: Mesh | None, gamma: float) -> Callable[..., TPMSchedule] | None:
+    """Of the flags --tpm and --gamma: `(base, known) -> schedule` that follows a trained policy; None without one.
+
+    Raises:
+        ValueError, FileNotFoundError: as `policies.load`.
+    """
+    if folder is None:
+        return None
+    return partial(policies.load(folder, mesh=mesh, fall_back=flags.FLAGS.fall_back).schedule, gamma=gamma)
 
 
 def check(run: build.Run) -> None:

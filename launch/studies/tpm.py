@@ -32,12 +32,14 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.data import scenes
 from asyncpatch_jax.files import check_writable, writing
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
+from asyncpatch_jax.training import policies
 from configs import tpm_digits, tpm_scenes
 from launch import evaluate, train_tpm
-from launch.policy import pages, policies, rewarding, subjects
+from launch.policy import pages, rewarding, subjects
 from launch.policy.pages import Made
 from launch.policy.subjects import Subject
-from launch.shared import build, cli, digits_judge
+from launch.shared import cli, digits_judge
+from launch.shared.records import plain
 from launch.studies import tpm_page, train_alignment
 from launch.studies.tpm_page import LIFTED, PAPER, PLAIN, SPATIAL, TPM, Results, Row, Study
 
@@ -163,7 +165,7 @@ def results(values: flags.FlagValues, study: Study) -> Results:
     ) -> Made:
         index = pages.numbers(num, len(subject.prompts))
         call = partial(pages.make, subject, study.rewards, follow, index, seed, deviates=deviates, batch=_BATCH)
-        asked = {"study": build.plain(study.config), "follow": about, "num": num, "seed": seed}
+        asked = {"study": plain(study.config), "follow": about, "num": num, "seed": seed}
         return kept(images / f"{_file(f'{study.steps} steps, {name}, {num}, {seed}')}.npz", asked, call)
 
     def constant(rho: float, gain: float, **more: Any) -> Made:
@@ -176,7 +178,7 @@ def results(values: flags.FlagValues, study: Study) -> Results:
         config = config_of(values, study, kind, seed)
         policy = policies.load(config.workdir, mesh=study.unseen.net.mesh)
         follow = partial(policy.schedule, gamma=gamma)
-        return make(f"{kind} {seed} times {gamma:g}", follow, [build.plain(config), gamma], **more)
+        return make(f"{kind} {seed} times {gamma:g}", follow, [plain(config), gamma], **more)
 
     tuning = {"subject": study.known, "num": study.few, "seed": _TUNING}
     tried = {

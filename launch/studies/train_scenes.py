@@ -118,7 +118,7 @@ def steps_of(
     step = jit_step(partial(train_step, loss_fn=loss_fn, optimizer=optimizer, ema=0.999), mesh, layout)
     batches = dataset.batches(scenes.scenes("train", seed=chosen["seed"]), batch=chosen["batch"], seed=chosen["seed"])
     key = jax.random.key(chosen["seed"])
-    with Checkpoints(folder / "checkpoints", keep=1, config=chosen) as checkpoints:
+    with Checkpoints(folder / "checkpoints", keep=1, record={"config": chosen}) as checkpoints:
         if checkpoints.latest is not None:
             check(checkpoints.about()["config"], chosen, folder)
             state = checkpoints.restore(state, batches)
@@ -154,11 +154,11 @@ def load(folder: Path) -> Trained:
         FileNotFoundError: nothing was trained there.
     """
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        chosen, step = checkpoints.about()["config"], checkpoints.latest
+        chosen = checkpoints.about()["config"]
         configs = scenes_model.configs(chosen["family"], tiny=chosen["tiny"])
         model = scenes_model.captioned(configs)
         like = jax.eval_shape(lambda: scenes_model.init(model, jax.random.key(0), scenes.scenes().shape[0]))
-        params = checkpoints.restore_ema(like, step)
+        params, step = checkpoints.restore_ema(like)
     return Trained(chosen["family"], configs, model, jax.tree.map(jnp.asarray, params), step)
 
 

@@ -1,21 +1,23 @@
-"""Trained timestep policies: what a folder of `launch.train_tpm` holds, and the schedules that follow it."""
+"""Trained timestep policies: what a folder of `launch.train_tpm` holds, and the schedules that follow it.
 
+schedule = policies.load("runs/tpm_digits").schedule(Synchronous(grid), cond, gamma=1.0)
+"""
+
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.files import write_json
 from asyncpatch_jax.models.tpm import TPM, Observation
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
+from asyncpatch_jax.training import checkpoints as checkpoints_lib
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.types import Condition
-from launch.shared.build import plain, read_record
 
 
 class Policy(NamedTuple):
@@ -32,8 +34,8 @@ class Policy(NamedTuple):
         return TPMSchedule(base, self.module, self.params, cond, gain, mode, self.space)
 
 
-def module(config: ConfigDict, num_classes: int, context_dim: int) -> TPM:
-    """The module of `config.policy`.
+def module(settings: Mapping[str, Any], num_classes: int, context_dim: int) -> TPM:
+    """The module of the settings `policy` of a training.
 
     Args:
         num_classes, context_dim: of what is known of images, see `TPM`.
@@ -41,8 +43,8 @@ def module(config: ConfigDict, num_classes: int, context_dim: int) -> TPM:
     Raises:
         ValueError: a setting out of range.
     """
-    settings = {name: value for name, value in config.policy.items() if name not in ("gain", "space")}
-    return TPM(**settings, num_classes=num_classes, context_dim=context_dim)
+    own = {name: value for name, value in settings.items() if name not in ("gain", "space")}
+    return TPM(**own, num_classes=num_classes, context_dim=context_dim)
 
 
 def shapes(built: TPM, shape: tuple[int, int, int]) -> Any:
@@ -63,44 +65,38 @@ def init(built: TPM, key: jax.Array, shape: tuple[int, int, int]) -> Any:
     return built.init(key, seen, Condition(label=label, tokens=tokens))["params"]
 
 
-def record(config: ConfigDict, built: TPM, shape: tuple[int, int, int]) -> None:
-    """Write what the training in `config.workdir` is."""
-    about = {"num_classes": built.num_classes, "context_dim": built.context_dim, "shape": shape}
-    write_json(_record(config.workdir), {"config": plain(config), "policy": about}, overwrite=True)
+def recorded(workdir: epath.PathLike, step: int | None = None, fall_back: bool = True) -> dict[str, Any] | None:
+    """{"config", "policy"} of the training in a folder; None if there is none. Errors as `checkpoints.recorded`."""
+    return checkpoints_lib.recorded(workdir, "policy.json", "policy", step, fall_back)
 
 
-def recorded(workdir: epath.PathLike) -> dict[str, Any] | None:
-    """{"config", "policy"} as `record` wrote it; None if nothing was started there.
-
-    Raises:
-        ValueError: the record is damaged.
-    """
-    return read_record(_record(workdir), "policy")
-
-
-def load(workdir: epath.PathLike, step: int | None = None, mesh: Mesh | None = None) -> Policy:
-    """The policy that was trained in a folder, after a number of iterations (default: the newest checkpoint).
+def load(
+    workdir: epath.PathLike, step: int | None = None, mesh: Mesh | None = None, *, fall_back: bool = True
+) -> Policy:
+    """The policy that was trained in a folder, after a number of iterations (default: the newest whole checkpoint).
 
     Each device of the mesh has it; without one, the first.
 
+    Args:
+        fall_back: whether to use an older checkpoint, with a warning, if the newest is damaged.
+
     Raises:
         FileNotFoundError: nothing was trained there, or no such checkpoint.
-        ValueError: a damaged record, or a checkpoint of another module.
+        DamagedError: the checkpoint is damaged, or all are.
+        ValueError: a checkpoint of another module; or of before checkpoints said what they are of, without policy.json.
     """
-    content = recorded(workdir)
+    content = recorded(workdir, step, fall_back)
     if content is None:
         raise FileNotFoundError(
             f"expected a trained policy in {workdir}, found none; train one: python -m launch.train_tpm --config=..."
         )
-    config, about = ConfigDict(content["config"]), content["policy"]
-    built = module(config, about["num_classes"], about["context_dim"])
+    if "policy" not in content:
+        raise ValueError(f"expected checkpoints of a policy in {workdir}, with policy.json if they are old, got others")
+    settings, about = content["config"]["policy"], content["policy"]
+    built = module(settings, about["num_classes"], about["context_dim"])
     like = shapes(built, tuple(about["shape"]))
     if mesh is not None:
         like = sharding.abstract(like, sharding.replicated(mesh))
-    with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
-        params = checkpoints.restore_ema(like, step)
-    return Policy(built, params, config.policy.gain, config.policy.space)
-
-
-def _record(workdir: epath.PathLike) -> epath.Path:
-    return epath.Path(workdir) / "policy.json"
+    with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True, fall_back=fall_back) as checkpoints:
+        params, _ = checkpoints.restore_ema(like, step)
+    return Policy(built, params, settings["gain"], settings["space"])
