@@ -1,11 +1,12 @@
 """What a data set is, and the endless, reproducible batches drawn from it."""
 
 import hashlib
-import unicodedata
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+
+from asyncpatch_jax.texts import composed
 
 Augment = Literal["none", "flip"]
 
@@ -31,7 +32,7 @@ class Dataset(NamedTuple):
 
 def hashed(names: Iterable[str]) -> str:
     """A hash of names in any order, however the file system that they come from composes their letters."""
-    lines = sorted(unicodedata.normalize("NFC", name) for name in names)
+    lines = sorted(composed(name) for name in names)
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Training: times with spatial variation, losses, the likelihood bound, the step and its loop, checkpoints, GRPO and its policies."""
+"""Training: times that vary in space, losses, likelihood bound, step, loop, checkpoints, GRPO and policies."""
 
 import lazy_loader
 

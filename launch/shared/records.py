@@ -1,7 +1,6 @@
 """What a run of `launch.train` is: its settings and its data, in its checkpoints and in run.json."""
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.files import write_json
+from asyncpatch_jax.texts import composed
 from asyncpatch_jax.training import checkpoints
 from asyncpatch_jax.training.records import differences, read_record, shortened
 from asyncpatch_jax.training.stored import listed
@@ -60,9 +60,7 @@ def other_data(there: Mapping[str, Any], data: Dataset) -> list[str]:
     """
     lines = []
     if max(there["num_classes"], data.num_classes) > 1:
-        old, new = (
-            [unicodedata.normalize("NFC", name) for name in names] for names in (there["class_names"], data.class_names)
-        )
+        old, new = ([composed(name) for name in names] for names in (there["class_names"], data.class_names))
         changed = [f"without {name!r}" for name in old if name not in new] + [
             f"with {name!r}" for name in new if name not in old
         ]
