@@ -223,7 +223,7 @@ def first_params(config: ConfigDict, network: build.Run) -> Any:
     fresh = build.init_params(network.model, jax.random.key(config.seed), network.shape, layout)
     if not config.train.init:
         return fresh
-    given = build.load_run(config.train.init, mesh=network.mesh).params
+    given = build.load_run(config.train.init, mesh=network.mesh, fall_back=config.train.fall_back).params
     start = {**{name: fresh[name] for name in fresh if name == config.optim.only}, **given}
     lines = differences(summary(start), summary(fresh))
     if lines:

@@ -101,7 +101,14 @@ def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_p
 
     # parameters split within and between processes; one is asked to stop
     pair = start(two, 2, 2, **{"mesh.data": 1, "mesh.fsdp": -1})
-    text = watch(pair, 4, lambda: pair[1].send_signal(signal.SIGTERM))
+
+    def interrupt():
+        # one lock of both, which names the first
+        with pytest.raises(ValueError, match=f"got process {pair[0].pid} on .*, which trains there"):
+            Checkpoints(two / "checkpoints")
+        pair[1].send_signal(signal.SIGTERM)
+
+    text = watch(pair, 4, interrupt)
     assert [process.returncode for process in pair] == [0, 0], text
     assert "stopped as asked to" in text
     assert "continuing" in text
@@ -112,11 +119,17 @@ def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_p
     text = watch([single])
     assert single.returncode == 0, text
     assert f"at step {stopped}" in text
-    last = stopped + 6
+    # the newest checkpoint is damaged: both fall back to the same one before
+    last, newest = stopped + 6, two / "checkpoints" / str(stopped + 3)
+    for file in newest.glob("train/**/d/*"):
+        file.write_bytes(file.read_bytes()[:-1])
     pair = start(two, 2, 1, **{"train.steps": last, "mesh.tensor": 2, "train.sample_every": last})
     text = watch(pair)
     assert [process.returncode for process in pair] == [0, 0], text
-    assert f"at step {stopped + 3}" in text
+    before = int(re.search(r"Using checkpoint (\d+), the newest that is whole", text)[1])
+    assert stopped <= before < stopped + 3
+    assert f"at step {before}" in text
+    assert sorted(path.name for path in (two / "checkpoints_damaged").iterdir()) == [newest.name]
     assert Path(f"{two}.1.txt").read_text().count("step") == 0  # only the first one speaks
     assert (two / "samples" / f"{last:07d}" / "autoregressive.gif").exists()
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -166,6 +167,48 @@ def test_another_training_is_not_overwritten(trained, denoiser):
         train_tpm.run(config_of(trained, denoiser, **{"policy.width": 16}))
     with pytest.raises(FileNotFoundError, match="expected a trained policy in nowhere"):
         policies.load("nowhere")
+
+
+def test_what_a_policy_is_trained_on_may_lie_anywhere_and_be_nothing_else(trained, denoiser, tmp_path, monkeypatch):
+    def refused(folder=denoiser, **changes):
+        config = config_of(trained, folder, **changes)
+        choice = subjects.Choice(**config.sample)
+        subject, rewards = subjects.load(config.denoiser, config.prompts, choice), rewarding.parse(config.rewards)
+        module = policies.module(config.policy, subject.net.model.num_classes, 0)
+        try:
+            train_tpm.check_same(config, train_tpm.record(config, module, subject, rewards))
+        except ValueError as error:
+            return str(error)
+
+    shutil.copytree(denoiser, tmp_path / "moved")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(test_launch.run().class_names))
+    assert refused(f"{tmp_path / 'moved'}/") is None
+    assert refused(prompts=str(prompts)) is None
+    prompts.write_text("1\n2")
+    assert "prompts: '10, " in refused(prompts=str(prompts))
+    assert "rewards.tests.test_train_tpm:bright: 2.0 -> 3.0" in refused(rewards="tests.test_train_tpm:bright*3")
+    # the same folder, trained on
+    run = test_launch.run()
+    other = run._replace(params=jax.tree.map(lambda leaf: leaf * 1.5, run.params))
+    monkeypatch.setattr(build, "load_run", lambda *where, **more: test_launch._copy(other))
+    assert "denoiser: " in refused()
+
+
+def test_a_policy_is_what_its_checkpoints_say(trained, tmp_path):
+    """policy.json is for people, and a damaged newest checkpoint is not used."""
+    folder = tmp_path / "policy"
+    shutil.copytree(trained, folder)
+    (folder / "policy.json").write_text("{")
+    for a, b in zip(leaves(folder), leaves(trained), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (folder / "checkpoints" / str(STEPS) / "about" / "metadata").write_text("{}")
+    with pytest.warns(UserWarning, match=f"checkpoint {STEPS} .* Using checkpoint 2, the newest that is whole"):
+        found = leaves(folder)
+    for a, b in zip(found, leaves(trained, 2), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match=f"checkpoint {STEPS} in .* is damaged"):
+        policies.load(folder, fall_back=False)
 
 
 def test_a_table_of_schedules(trained, denoiser, monkeypatch, capsys, tmp_path):

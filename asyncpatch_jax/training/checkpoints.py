@@ -273,7 +273,7 @@ class Checkpoints:
                 found = read(Stored(self.folder, candidate))
             except DamagedError as error:
                 if not self._fall_back:
-                    raise
+                    raise DamagedError(f"{error}; none before it is used, as falling back is off") from error
                 damage.append(str(error))
                 continue
             if damage:
@@ -282,7 +282,8 @@ class Checkpoints:
                 )
             self._damaged = [other for other in steps if other > candidate]
             return found, candidate
-        raise DamagedError(f"expected a whole checkpoint in {self.folder}, got {'; '.join(damage)}")
+        wrong = "; ".join(damage)
+        raise DamagedError(f"expected a whole checkpoint in {self.folder}, got {wrong}. To begin anew, move them away")
 
 
 def _trained(state: TrainState) -> dict[str, Any]:

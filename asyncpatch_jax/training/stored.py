@@ -5,6 +5,7 @@ that changes nothing of what is read does not matter.
 """
 
 import gc
+import itertools
 import re
 import sys
 import time
@@ -26,6 +27,9 @@ _MARKER = "commit_success.txt"  # what Orbax writes last
 _ELSEWHERE = (MemoryError, PermissionError, ConnectionError, TimeoutError, jax.errors.JaxRuntimeError)
 _ELSEWHERE_SIGNS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
 
+_LONGEST = 3600  # seconds that processes wait for each other
+_meetings = itertools.count()
+
 T = TypeVar("T")
 
 
@@ -35,7 +39,14 @@ class DamagedError(ValueError):
 
 def anywhere(flag: bool) -> bool:
     """Whether the flag is up in any process; all ask alike, and wait for each other."""
-    return flag if jax.process_count() == 1 else bool(sharding.any_process(flag))
+    if jax.process_count() == 1:
+        return flag
+    import orbax.checkpoint as ocp
+
+    # devices wait for half a minute at most on CPUs, and one process may have read, or looked for a lock, for longer
+    meet = ocp.multihost.get_barrier_sync_fn()
+    meet(key=f"asyncpatch_jax_{next(_meetings)}", timeout_ms=_LONGEST * 1000)
+    return bool(sharding.any_process(flag))
 
 
 def listed(folder: epath.Path) -> list[int]:
