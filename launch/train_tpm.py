@@ -202,7 +202,7 @@ def run(config: ConfigDict) -> bool:
         raise ValueError(f"expected config.grpo.prompts <= {len(subject.prompts)} prompts, got {config.grpo.prompts}")
     known = subject.ask(np.zeros(1, np.int32)).known
     classes = subject.net.model.num_classes if known.label is not None else 0
-    module = policies.module(config.policy, classes, 0 if known.tokens is None else known.tokens.shape[-1])
+    module = policies.module(config.policy.to_dict(), classes, 0 if known.tokens is None else known.tokens.shape[-1])
     shapes = policies.shapes(module, subject.shape)
     trainer = Trainer(config, subject, rewards, Policy(module, shapes, config.policy.gain, config.policy.space))
     trainer.check()

@@ -20,10 +20,10 @@ from PIL import Image
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
 from asyncpatch_jax.pretrained.plans import background
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
-from asyncpatch_jax.training import policies
+from asyncpatch_jax.training import policies, stored
 from configs import tpm_digits
 from launch import evaluate, train_tpm
-from launch.policy import rewarding, subjects
+from launch.policy import iteration, rewarding, subjects
 from launch.policy.pages import Made, numbers
 from launch.shared import build, cli, records
 from launch.studies import tpm, tpm_page
@@ -103,7 +103,7 @@ def test_a_training_moves_writes_its_pages_and_continues_exactly(trained, denois
 
 def test_draws_begin_with_one_noise(denoiser, tmp_path, monkeypatch):
     """And differ by what the module draws alone; another noise, prompt or iteration has another key."""
-    seen, roll = [], train_tpm.roll
+    seen, roll = [], iteration.roll
 
     def spied(net, params, schedule, asked, begin, keys, shape):
         if isinstance(begin, jax.core.Tracer):  # looked at before the first iteration
@@ -111,7 +111,7 @@ def test_draws_begin_with_one_noise(denoiser, tmp_path, monkeypatch):
         seen.append((*(np.asarray(jax.random.key_data(k)) for k in (begin, keys)), np.asarray(asked.cond.label)))
         return roll(net, params, schedule, asked, begin, keys, shape)
 
-    monkeypatch.setattr(train_tpm, "roll", spied)
+    monkeypatch.setattr(iteration, "roll", spied)
     train_tpm.run(config_of(tmp_path / "policy", denoiser, **{"train.steps": 2}))
     begin, keys, label = map(np.stack, zip(*seen, strict=True))
     assert begin.shape[:2] == (2, 8)
@@ -174,7 +174,7 @@ def test_what_a_policy_is_trained_on_may_lie_anywhere_and_be_nothing_else(traine
         config = config_of(trained, folder, **changes)
         choice = subjects.Choice(**config.sample)
         subject, rewards = subjects.load(config.denoiser, config.prompts, choice), rewarding.parse(config.rewards)
-        module = policies.module(config.policy, subject.net.model.num_classes, 0)
+        module = policies.module(config.policy.to_dict(), subject.net.model.num_classes, 0)
         try:
             train_tpm.check_same(config, train_tpm.record(config, module, subject, rewards))
         except ValueError as error:
@@ -195,8 +195,9 @@ def test_what_a_policy_is_trained_on_may_lie_anywhere_and_be_nothing_else(traine
     assert "denoiser: " in refused()
 
 
-def test_a_policy_is_what_its_checkpoints_say(trained, tmp_path):
+def test_a_policy_is_what_its_checkpoints_say(trained, tmp_path, monkeypatch):
     """policy.json is for people, and a damaged newest checkpoint is not used."""
+    monkeypatch.setattr(stored, "_forget", lambda: None)  # takes its time
     folder = tmp_path / "policy"
     shutil.copytree(trained, folder)
     (folder / "policy.json").write_text("{")
