@@ -21,7 +21,7 @@ from asyncpatch_jax.pretrained.networks import flux
 from asyncpatch_jax.pretrained.networks.axes import logical_axes
 from asyncpatch_jax.process import RectifiedFlow
 from asyncpatch_jax.sampling import Euler, Synchronous, TPMSchedule, linear
-from asyncpatch_jax.training import grpo, policies
+from asyncpatch_jax.training import checksums, grpo, policies
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
 from asyncpatch_jax.types import Condition, FewTimes, Prediction, Spans
@@ -190,6 +190,13 @@ def test_a_checkpoint_moves_to_any_mesh(tmp_path):
         for a, b, c in zip(*map(jax.tree.leaves, (restored, state, like)), strict=True):
             np.testing.assert_array_equal(a, b)
             assert a.sharding == c.sharding
+
+
+@pytest.mark.parametrize("axes", [(), ("data",), (None, "fsdp"), ("data", "fsdp"), (("data", "fsdp"), "tensor")])
+def test_a_checksum_is_the_same_wherever_parts_lie(axes):
+    x = np.random.default_rng(0).normal(size=(8, 4, 3)).astype(np.float32)
+    split = jax.NamedSharding(mesh_of((2, 2, 2)), P(*axes))
+    assert int(checksums._on_devices(jax.device_put(x, split))) == int(checksums._on_host(x))
 
 
 class Position:

@@ -363,3 +363,28 @@ def test_a_trained_run_takes_folder_and_sampling_from_a_config_and_nothing_else(
     code, _, err = command("sample", "--config.sample.step=3")
     assert code == 1
     assert "did you mean --config.sample.steps" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("sample", ["--workdir=run", "--num=1"]),
+        ("elbo", ["--workdir=run"]),
+        ("benchmark", ["--workdir=run"]),
+        ("evaluate", ["--denoiser=run", "--rewards=digits"]),
+    ],
+)
+def test_commands_that_read_a_run_can_refuse_to_fall_back(monkeypatch, capsys, tmp_path, name, arguments):
+    command = mains.command(monkeypatch, capsys)
+
+    def asked(*where, fall_back, **more):
+        raise ValueError(f"asked with {fall_back}")
+
+    monkeypatch.setattr(build, "load_run", asked)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"config": {}, "data": {}}')
+    for flag, value in ((None, True), ("--nofall_back", False)):
+        code, _, err = command(name, *arguments, *filter(None, [flag]), f"--out={tmp_path / 'out'}")
+        assert code == 1
+        assert f"asked with {value}" in err
