@@ -47,6 +47,19 @@ def read_text(path: epath.PathLike) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def check_whole(text: str) -> None:
+    """Refuse a text with half of a character in it: JSON can write one, and arguments in another encoding become such.
+
+    Raises:
+        ValueError: shows where it is.
+    """
+    # in UTF-16 these stand for a character two by two; in a text they are alone
+    halves = [] if text.isascii() else [i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"]
+    if halves:
+        around = text[max(0, halves[0] - 20) : halves[0] + 20]
+        raise ValueError(f"expected a text of whole characters, got half of one at {halves[0]}: {around!r}")
+
+
 def composed(text: str) -> str:
     """A text in Unicode's composed form (NFC), in which texts that look equal are equal.
 

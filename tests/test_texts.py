@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asyncpatch_jax import texts
-from asyncpatch_jax.texts import composed, read_text, words
+from asyncpatch_jax.texts import check_whole, composed, read_text, words
 
 few = settings(max_examples=60, deadline=None)
 # what Python's splitlines splits at and no editor shows as a line, among other characters
@@ -84,3 +84,15 @@ def test_words_keep_their_marks():
     assert words("A naïve cross-section, dog's") == ["A", "naïve", "cross", "section", "dog", "s"]
     assert words(unicodedata.normalize("NFD", "naïve")) == ["naïve"]
     assert words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+
+
+@few
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from("\ud800\udc00\udfff")))
+def test_half_a_character_is_refused(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        with pytest.raises(ValueError, match=rf"whole characters, got half of one at {error.start}: "):
+            check_whole(text)
+    else:
+        check_whole(text)

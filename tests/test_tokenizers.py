@@ -96,6 +96,8 @@ def test_errors_say_what_is_missing(tmp_path, folders, monkeypatch):
         read_tokenizer(tmp_path / "nothing")
     with pytest.raises(ValueError, match="at least 2"):
         read_tokenizer(folders / "clip", 1)
+    with pytest.raises(ValueError, match=r"whole characters, got half of one at 2: .a .udcff"):
+        read_tokenizer(folders / "clip").encode(["a \udcff"])
     with pytest.raises(ValueError, match="a list of texts"):
         read_tokenizer(folders / "clip").encode("a cat")
     empty = tmp_path / "t5"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from asyncpatch_jax.data.tables import by_content, by_name, refuse_table
-from asyncpatch_jax.texts import composed, read_text, words
+from asyncpatch_jax.texts import check_whole, composed, read_text, words
 
 
 class Prompt(NamedTuple):
@@ -81,8 +81,10 @@ def _texts(file: epath.Path) -> list[str]:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"expected a list of texts in {file}, got {_short(texts)}")
     for text in texts:
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"expected texts of whole characters in {file}, got half of one in {_short(text)}")
+        try:
+            check_whole(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, in {file}") from error
     return texts
 
 

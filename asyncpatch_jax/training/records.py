@@ -8,6 +8,8 @@ from typing import Any
 from etils import epath
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from asyncpatch_jax.texts import read_text
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted name; tuples as lists, as they come back from JSON."""
@@ -82,7 +84,7 @@ def read_record(path: epath.PathLike, about: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(read_text(path))
         return {"config": record["config"], about: record[about]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"expected the record of a run in {path}, got something else ({error})") from error

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.data.dataset import Dataset
+from asyncpatch_jax.texts import read_text
 from launch.compiler import cost, hlo
 from launch.compiler.flops import model_flops
 from launch.compiler.topology import Topology
@@ -78,7 +79,7 @@ def ahead(request: dict[str, Any], timeout: float, module: str = "launch.compile
             return {"failed": f"not done after {timeout:g} s", "stderr": _last(error.stderr)}
         if done.returncode:
             return {"failed": _ending(done.returncode), "stderr": _last(done.stderr)}
-        answer = json.loads(answered.read_text())
+        answer = json.loads(read_text(answered))
     if "mistake" in answer:
         raise ValueError(answer["mistake"])
     return answer
@@ -226,7 +227,7 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]], argv: Sequence[str
     """The main of a module that `ahead` runs: the answer to a request, or the user's mistake in it."""
     asked, answered = argv[1:]
     try:
-        result = answer(json.loads(Path(asked).read_text()))
+        result = answer(json.loads(read_text(asked)))
     except ValueError as error:
         result = {"mistake": str(error)}
     Path(answered).write_text(json.dumps(result))

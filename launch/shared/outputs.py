@@ -24,6 +24,7 @@ from etils import epath
 
 import asyncpatch_jax
 from asyncpatch_jax import files
+from asyncpatch_jax.texts import read_text
 from launch.shared import processes
 
 RECORD = "made.json"
@@ -153,7 +154,7 @@ def _write(folder: epath.Path, command: str, settings: Mapping[str, Any], named:
 def _read(folder: epath.Path) -> _Record:
     path = folder / RECORD
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         command, named = content["command"], content["files"]
         good = all(_inside(name) and (value is None or isinstance(value, str)) for name, value in named.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

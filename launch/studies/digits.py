@@ -28,6 +28,7 @@ from asyncpatch_jax.files import write_json, writing
 from asyncpatch_jax.sampling import Inpaint, repaint, repaint_cost, sample, start
 from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.paste import paste_back
+from asyncpatch_jax.texts import read_text
 from asyncpatch_jax.types import Image
 from launch import elbo, judge, train
 from launch.shared import build, cli, digits_judge, pictures, plans
@@ -227,7 +228,7 @@ def run(config: ConfigDict) -> None:
             folder = runs / f"{name}_{seed}"
             network = trained(config, name, seed, folder)
             path = folder / "results.json"
-            done = json.loads(path.read_text()) if path.exists() else {}
+            done = json.loads(read_text(path)) if path.exists() else {}
             if done.get("about") != json.loads(json.dumps({**about, "step": network.step})):
                 network.config.sample.update(config.sample)
                 done = {"about": {**about, "step": network.step}, "row": measure(network, seed)}

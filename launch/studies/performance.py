@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from asyncpatch_jax.files import write_json, writing
+from asyncpatch_jax.texts import read_text
 from launch import compile
 from launch.compiler import aot, report, topology
 from launch.shared import cli, fields
@@ -101,7 +102,7 @@ def stored(case: Case, runs: Path) -> dict[str, Any] | None:
     path = runs / f"{case.name}.json"
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
+    content = json.loads(read_text(path))
     return content["answer"] if content["request"] == case.request else None
 
 
@@ -215,7 +216,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     try:
         topology.check_compiler()
-        page = given.page.read_text()
+        page = read_text(given.page)
         large, small = sizes(), prices()
         wanted = [case for case in (*large, *small) if re.search(given.only, f"{case.network} {case.what}")]
         compile_all(wanted, given.runs, given.timeout)

@@ -32,6 +32,7 @@ from asyncpatch_jax.pretrained.folders.loading import Pretrained, load_pretraine
 from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import METHODS as SUPPORTED
 from asyncpatch_jax.pretrained.settings import Settings, defaults
+from asyncpatch_jax.texts import read_text
 from launch.shared import cli, scenes_judge
 from launch.studies import scenes_model, text_page, train_scenes
 
@@ -130,7 +131,7 @@ def kept(
     about = json.loads(json.dumps({**about, "settings": asdict(how), "labels": [int(i) for i in labels], "seed": seed}))
     record, pixels = folder / f"{seed}.json", folder / f"{seed}.npy"
     if record.exists():
-        done = json.loads(record.read_text())
+        done = json.loads(read_text(record))
         if done["about"] == about:
             return Cell(np.load(pixels), [Verdict(*parts) for parts in done["verdicts"]], done["seconds"])
     cell = make(pretrained, how, labels, seed, plain)

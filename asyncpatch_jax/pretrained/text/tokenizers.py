@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int32
 from msgspec import UNSET, Struct, UnsetType
 
 from asyncpatch_jax import schema
-from asyncpatch_jax.texts import read_text
+from asyncpatch_jax.texts import check_whole, read_text
 
 
 class Tokens(NamedTuple):
@@ -55,10 +55,12 @@ class Tokenizer:
         """Ids of texts; a text that is too long loses its end, with a warning that says what was cut.
 
         Raises:
-            ValueError: something that is no text, or one text in the place of a list.
+            ValueError: something that is no text, half of a character, or one text in the place of a list.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"expected a list of texts, got {texts!r}")
+        for text in texts:
+            check_whole(text)
         ids = np.full((len(texts), self.length), self.pad, np.int32)
         mask = np.zeros(ids.shape, bool)
         cut = []
