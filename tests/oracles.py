@@ -54,3 +54,20 @@ def gaussian(shape=(2, 2, 1), seed=0, scale=0.6):
     a = rng.normal(size=(n, n)) / np.sqrt(n)
     cov = scale**2 * (a @ a.T + 0.3 * np.eye(n))
     return Gaussian(rng.normal(size=n) * 0.3, cov, tuple(shape))
+
+
+def blur_of_one(image, sigma):
+    """The blur of SEG's authors' code, for one image [h, w, d]."""
+    if sigma == 0:
+        return image
+    if sigma > 9999:
+        return np.broadcast_to(image.mean((0, 1)), image.shape)
+    for axis in (0, 1):
+        size = image.shape[axis]
+        count = min(int(np.ceil(6 * sigma)) + 1 - int(np.ceil(6 * sigma)) % 2, size - (size % 2 - 1))
+        kernel = np.exp(-0.5 * ((np.arange(count) - count // 2) / sigma) ** 2)
+        pad = [(count // 2, count // 2) if i == axis else (0, 0) for i in range(3)]
+        padded = np.moveaxis(np.pad(image, pad, mode="reflect"), axis, 0)
+        parts = [weight * padded[i : i + size] for i, weight in enumerate(kernel / kernel.sum())]
+        image = np.moveaxis(sum(parts), 0, axis)
+    return image

@@ -13,7 +13,7 @@ from asyncpatch_jax.pretrained import text2image as text2images
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
 from asyncpatch_jax.pretrained.plans import background, plan
 from asyncpatch_jax.pretrained.requests import Request
-from asyncpatch_jax.pretrained.settings import defaults
+from asyncpatch_jax.pretrained.settings import check_method, defaults
 from asyncpatch_jax.sampling.schedules.masks import nearest, thresholded
 from tests import tiny_folders
 
@@ -210,17 +210,19 @@ METHODS = {"cfg++": {"guidance": 0.6, "solver": "ddim"}, "z-sampling": {"solver"
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_baselines_run_where_they_are_supported_and_say_so_where_not(pretrained, method):
+def test_baselines_run(pretrained, method):
     given = requests(("dog",), ("cats",))
     chosen = dataclasses.replace(settings(pretrained), method=method, **METHODS[method])
-    if pretrained.family == "sd3" and method in ("seg", "s-cfg"):
-        with pytest.raises(ValueError, match=f"expected a network of sd, sdxl for the method {method}, got sd3"):
-            text2image(pretrained, given, chosen)
-        return
     plain = images(text2image(pretrained, given, settings(pretrained)))
     made = images(text2image(pretrained, given, chosen))
     assert made.std() > 0
     assert np.abs(made.astype(int) - plain).max() > 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_without_an_unconditional_half_says_so(method):
+    with pytest.raises(ValueError, match=f"expected a network of sd, sdxl, sd3 for the method {method}, got flux"):
+        check_method("flux", defaults("sd3", 512, method=method))
 
 
 def test_mistakes_are_named_before_anything_is_made(pretrained):

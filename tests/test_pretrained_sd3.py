@@ -12,6 +12,7 @@ from asyncpatch_jax.pretrained.folders.presets import PRESETS
 from asyncpatch_jax.pretrained.networks import joint, sd3
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import joint_oracles as oracle
+from tests.oracles import blur_of_one
 
 TINY = {
     "sample_size": 8,
@@ -31,6 +32,8 @@ CONFIGS = {
 }
 SIZE, GRID, TEXT = (6, 10), (3, 5), 7
 SMALL = TINY | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+# five layers, three of them a loop
+MIDDLE = SMALL | {"num_layers": 5, "dual_attention_layers": (0, 1, 2)}
 TIMES = np.array([713.25, 80.5], np.float32)
 
 
@@ -127,14 +130,16 @@ def test_cells_finer_than_tokens_are_picked_and_coarser_ones_repeated():
     assert oracle.error(ours(net, x, rows, cond)[0], ours(net, x, full, cond)[0]) < 1e-13
 
 
-def test_maps_are_columns_of_the_joint_softmax(monkeypatch):
+def test_maps_are_blocks_of_the_joint_softmax(monkeypatch):
     net = oracle.reference(SD3Transformer2DModel, CONFIGS["sd35"])
     weight = np.array([[[1, 0], [0.5, 0], [0, 1]], [[0, 2], [1, 0], [0, 0]]], np.float32)
     spans = Spans(np.array([[2, 3, 6], [0, 5, 5]]), weight)
     x, cond = inputs(spans=spans)
     seen = oracle.joint_weights(monkeypatch, GRID[0] * GRID[1] + TEXT)
     out = theirs(net, x, cond)
-    rows = torch.stack(seen).mean((0, 2))[:, : GRID[0] * GRID[1], GRID[0] * GRID[1] :].numpy()
+    cells = GRID[0] * GRID[1]
+    whole = torch.stack(seen).mean((0, 2))[:, :cells].numpy()
+    own, rows = whole[..., :cells], whole[..., cells:]
     columns = np.stack([row[:, index] for row, index in zip(rows, spans.index, strict=True)])
     expected = np.einsum("bnm,bmk->bnk", columns, weight).reshape(2, *GRID, 2)
     got, aux = ours(net, x, scalar(), cond)
@@ -142,6 +147,57 @@ def test_maps_are_columns_of_the_joint_softmax(monkeypatch):
     assert oracle.error(got, out) < 2e-7
     assert aux["maps"].dtype == jnp.float32
     assert oracle.error(aux["maps"], expected) < 1e-6
+    assert aux["self_maps"].dtype == jnp.float32
+    assert oracle.error(aux["self_maps"], own / own.sum(-1, keepdims=True)) < 1e-6
+
+
+def test_the_image_s_own_maps_are_not_computed_unless_they_are_read():
+    module = sd3.from_config(MIDDLE)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *sd3.example(module))
+    x, cond = jax.tree.map(jnp.asarray, inputs(spans=Spans(np.array([[2], [0]]), np.ones((2, 1, 1), np.float32))))
+
+    def program(*names):
+        def ask(variables):
+            out, aux = module.apply(variables, x, jnp.asarray(scalar()), cond)
+            return out, [aux[name] for name in names]
+
+        return jax.jit(ask).lower(shapes).compile().as_text()
+
+    assert "f32[2,15,15]" in program("maps", "self_maps")
+    assert "f32[2,15,15]" not in program("maps")
+
+
+def blurring(module, sigmas):
+    """Blur the queries of image tokens [b, heads, n, d] that a module of PyTorch gives."""
+
+    def hook(_, args, queries):
+        pairs = zip(queries.numpy(), sigmas, strict=True)
+        parts = [[blur_of_one(head.reshape(*GRID, -1), sigma) for head in heads] for heads, sigma in pairs]
+        return torch.from_numpy(np.array(parts).reshape(queries.shape))
+
+    module.register_forward_hook(hook)
+
+
+def test_queries_of_middle_layers_are_blurred_over_the_image():
+    """After their norm, of both attentions of a layer that has two; the text's never. Of five layers, the second."""
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, MIDDLE), inputs()
+    plain = theirs(net, x, cond)
+    sigmas = np.array([0.0, 1.2], np.float32)
+    for attention in (net.transformer_blocks[1].attn, net.transformer_blocks[1].attn2):
+        blurring(attention.norm_q, sigmas)
+    expected = theirs(net, x, cond)
+    got = ours(net, x, scalar(), cond._replace(blur=jnp.asarray(sigmas)))[0]
+    assert oracle.error(got, expected) < 2e-7
+    assert oracle.error(got[0], plain[0]) < 2e-7
+    assert oracle.error(got[1], plain[1]) > 1e-3
+
+
+def test_middle_layers_are_those_recommended_for_stable_diffusion_35():
+    module = sd3.from_config(PRESETS["sd3.5"]["transformer"])
+    blurs = module._blurs(Condition(blur=jnp.asarray([0.5, 2.0])))
+    assert blurs.shape == (24, 2)
+    assert np.flatnonzero(blurs[:, 1]).tolist() == [7, 8, 9]
+    assert (blurs[7:10] == jnp.asarray([[0.5, 2.0]])).all()
 
 
 def test_bfloat16_keeps_times_apart():

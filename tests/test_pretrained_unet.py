@@ -17,6 +17,7 @@ from asyncpatch_jax.pretrained.folders import names
 from asyncpatch_jax.pretrained.networks import transformer2d, unet2d
 from asyncpatch_jax.pretrained.networks.blur import blurred
 from asyncpatch_jax.types import Condition, Spans
+from tests.oracles import blur_of_one
 
 TINY = {
     "in_channels": 4,
@@ -286,23 +287,6 @@ def test_maps_of_self_attention_are_not_computed_unless_they_are_read():
 
     assert "f32[2,8,8]" in program(lambda both: both)
     assert "f32[2,8,8]" not in program(lambda both: both[0])
-
-
-def blur_of_one(image, sigma):
-    """The authors' code for one image [h, w, d]."""
-    if sigma == 0:
-        return image
-    if sigma > 9999:
-        return np.broadcast_to(image.mean((0, 1)), image.shape)
-    for axis in (0, 1):
-        size = image.shape[axis]
-        count = min(int(np.ceil(6 * sigma)) + 1 - int(np.ceil(6 * sigma)) % 2, size - (size % 2 - 1))
-        kernel = np.exp(-0.5 * ((np.arange(count) - count // 2) / sigma) ** 2)
-        pad = [(count // 2, count // 2) if i == axis else (0, 0) for i in range(3)]
-        padded = np.moveaxis(np.pad(image, pad, mode="reflect"), axis, 0)
-        parts = [weight * padded[i : i + size] for i, weight in enumerate(kernel / kernel.sum())]
-        image = np.moveaxis(sum(parts), 0, axis)
-    return image
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (5, 6), (2, 4), (1, 3)])

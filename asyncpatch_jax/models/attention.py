@@ -68,6 +68,20 @@ def attend_columns(
     return out, shares.mean(1).astype(jnp.float32)
 
 
+def mean_weights(q: Heads, k: OtherHeads) -> Float32[Array, "b n m"]:
+    """Softmax weights of all pairs, averaged over heads, of which one at a time is there."""
+    kind = jnp.promote_types(q.dtype, jnp.float32)
+
+    def add(total: jax.Array, head: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        logits = jnp.einsum("bnd,bmd->bnm", *head, preferred_element_type=kind) / math.sqrt(q.shape[-1])
+        return total + jax.nn.softmax(logits, axis=-1).astype(jnp.float32), None
+
+    b, n, heads, _ = q.shape
+    start = jnp.zeros((b, n, k.shape[1]), jnp.float32)
+    total, _ = jax.lax.scan(add, start, (jnp.moveaxis(q, 2, 0), jnp.moveaxis(k, 2, 0)))
+    return total / heads
+
+
 def _by_platform(
     q: Heads, k: OtherHeads, v: OtherHeads, mask: Mask | None, default: Callable[..., Any], out: Any, log_sums: bool
 ) -> Any:

@@ -14,14 +14,13 @@ Masks = Literal["dynamic", "fixed", "drawn"]
 SolverName = Literal["ddim", "euler", "heun", "dpm2m"]
 TextTime = Literal["masked", "mean", "reference", "max", "min"]
 
-# which networks a method is made for: S-CFG reads self-attention of single streams, SEG blurs it, and a distilled
-# network (FLUX) has no unconditional half to guide away from
+# which networks a method is made for: a distilled network (FLUX) has no unconditional half to guide away from
 METHODS: dict[str, tuple[str, ...]] = {
     "cfg": ("sd", "sdxl", "sd3", "flux", "kontext"),
     "cfg++": ("sd", "sdxl", "sd3"),
     "z-sampling": ("sd", "sdxl", "sd3"),
-    "seg": ("sd", "sdxl"),
-    "s-cfg": ("sd", "sdxl"),
+    "seg": ("sd", "sdxl", "sd3"),
+    "s-cfg": ("sd", "sdxl", "sd3"),
 }
 _SOLVERS = {"euler": solvers.Euler, "heun": solvers.Heun, "dpm2m": solvers.DPMSolver2M}
 

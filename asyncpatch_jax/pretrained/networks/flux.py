@@ -20,6 +20,7 @@ from asyncpatch_jax.models.times import LevelTimes, modulation
 from asyncpatch_jax.pretrained.networks.configuration import Channels, Count, Width, read
 from asyncpatch_jax.pretrained.networks.joint import (
     JointBlock,
+    Maps,
     Stream,
     Streams,
     TimeTextEmbedding,
@@ -156,7 +157,7 @@ class FluxTransformer(nn.Module):
             times = _mirrored(times, *grids)
             parts = [image, embedder(_packed(cond.reference.astype(self.dtype)))]
             image = jnp.concatenate([part.reshape(b, 1, -1, width) for part in parts], axis=2)
-        maps = None if cond.spans is None else jnp.zeros((b, length, cond.spans.weight.shape[-1]), jnp.float32)
+        maps = None if cond.spans is None else Maps(jnp.zeros((b, length, cond.spans.weight.shape[-1]), jnp.float32))
         streams = Streams(along_batch(image), along_batch(text), maps)
         inputs = (times, text_times, rotation(text.shape[2], grids, self.axes), cond.spans)
         settings = {"heads": self.heads, "dtype": self.dtype}
@@ -175,7 +176,7 @@ class FluxTransformer(nn.Module):
         out = out.astype(wide(self.dtype))
         if maps is None:
             return out, {}
-        return out, {"maps": (maps / (self.depth + self.depth_single)).reshape(b, *grid, -1)}
+        return out, {"maps": (maps.objects / (self.depth + self.depth_single)).reshape(b, *grid, -1)}
 
     def _grid(self, x: Image, what: str) -> Grid:
         _, height, width, channels = x.shape

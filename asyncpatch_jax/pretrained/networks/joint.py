@@ -13,8 +13,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from asyncpatch_jax import timefield
-from asyncpatch_jax.models.attention import attend, attend_columns
+from asyncpatch_jax.models.attention import attend, attend_columns, mean_weights
 from asyncpatch_jax.models.times import LevelTimes, modulation
+from asyncpatch_jax.pretrained.networks.blur import blurred
 from asyncpatch_jax.pretrained.networks.layers import ACTIVATIONS, LayerNorm, RMSNorm, TimestepEmbedding, sinusoid, wide
 from asyncpatch_jax.pretrained.networks.rotary import Rotation, rotated
 from asyncpatch_jax.sharding import constrain, images_per_device
@@ -28,18 +29,31 @@ _EPS = 1e-6
 gelu = ACTIVATIONS["gelu_pytorch_tanh"]
 
 
+class Maps(NamedTuple):
+    """Sums over the layers so far of the attention of the image's first n tokens, averaged over heads, in float32.
+
+    objects: to k objects [b, n, k].
+    own: to each other [b, n, n], shares of all that they attend to; None: not here. XLA computes none of it unless
+        somebody reads it.
+    """
+
+    objects: Float[Array, "b n k"]
+    own: Float[Array, "b n n"] | None = None
+
+
 class Streams(NamedTuple):
     """What goes from layer to layer.
 
     image: tokens of the image, and of a reference after them.
     text: tokens of the text.
-    maps: sums over the layers so far of the attention of the image's first n tokens to k objects, float32 [b, n, k];
-        None if nobody asks.
+    maps: `Maps`; None if nobody asks.
+    layer: the number of the layer, where layers differ by it; else None.
     """
 
     image: Any
     text: Any
     maps: Any
+    layer: Any = None
 
 
 class TimeTextEmbedding(nn.Module):
@@ -91,13 +105,14 @@ class JointBlock(nn.Module):
         text_times: LevelTimes,
         rotation: Rotation | None,
         spans: Spans | None,
+        blur: Float[Array, "layers b"] | None = None,
     ) -> tuple[Streams, None]:
-        image, text, maps = streams
+        image, text, maps, layer = streams
         width = image.shape[-1]
         of_image = modulations(dense((9 if self.dual else 6) * width, "norm1.linear", self.dtype), times, image)
         shift, scale, gate, shift_m, scale_m, gate_m, *of_dual = of_image
-        layer = dense((2 if self.last else 6) * width, "norm1_context.linear", self.dtype)
-        of_text = modulations(layer, text_times, text)
+        projection = dense((2 if self.last else 6) * width, "norm1_context.linear", self.dtype)
+        of_text = modulations(projection, text_times, text)
         # a norm without a gate says its scale first
         text_shift, text_scale = of_text[1::-1] if self.last else of_text[:2]
 
@@ -111,6 +126,7 @@ class JointBlock(nn.Module):
                 "norm_added_{}",
             ),
         ]
+        heads[0] = self._blurred(heads[0], streams, blur)
         sizes = [part[0].shape[1] for part in heads]
         q, k, v = (jnp.concatenate(parts[:: -1 if self.text_first else 1], 1) for parts in zip(*heads, strict=True))
         at_image, at_text = (sizes[1], 0) if self.text_first else (0, sizes[0])
@@ -124,7 +140,8 @@ class JointBlock(nn.Module):
 
         image = gated(image, gate, project(at_image, sizes[0], "attn.to_out.0", image), times)
         if self.dual:
-            q, k, v = self._heads(modulated(normed, *of_dual[:2], self.dtype), "attn2", "to_{}", "norm_{}")
+            parts = self._heads(modulated(normed, *of_dual[:2], self.dtype), "attn2", "to_{}", "norm_{}")
+            q, k, v = self._blurred(parts, streams, blur)
             alone = dense(width, "attn2.to_out.0", self.dtype)(joined(attend(q, k, v)))
             image = gated(image, of_dual[2], alone.reshape(image.shape), times)
         h = feed_forward(modulated(norm(image, self.dtype), shift_m, scale_m, self.dtype), "ff")
@@ -134,7 +151,18 @@ class JointBlock(nn.Module):
             text = text + gate * project(at_text, sizes[1], "attn.to_add_out", text)
             h = modulated(norm(text, self.dtype), shift_m, scale_m, self.dtype)
             text = text + gate_m * feed_forward(h, "ff_context")
-        return Streams(along_batch(image), along_batch(text), maps), None
+        after = None if layer is None else layer + 1
+        return Streams(along_batch(image), along_batch(text), maps, after), None
+
+    def _blurred(
+        self, parts: tuple[Heads, Heads, Heads], streams: Streams, blur: Float[Array, "layers b"] | None
+    ) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values of the image, whose queries are blurred over its grid by this layer's blur (SEG)."""
+        if blur is None:
+            return parts
+        q, k, v = parts
+        flat = blurred(joined(q), blur[streams.layer], streams.image.shape[1:3])
+        return flat.reshape(q.shape), k, v
 
     def _heads(self, x: Stream, prefix: str, name: str, norm_name: str) -> tuple[Heads, Heads, Heads]:
         norms = f"{prefix}.{norm_name}" if self.qk_norm else None
@@ -171,14 +199,14 @@ def attention(
     v: Float[Array, "b m h d"],
     rotation: Rotation | None,
     spans: Spans | None,
-    maps: Float[Array, "b i k"] | None,
+    maps: Maps | None,
     at_image: int,
     at_text: int,
-) -> tuple[Float[Array, "b n d2"], Float[Array, "b i k"] | None]:
+) -> tuple[Float[Array, "b n d2"], Maps | None]:
     """Attention of the joint sequence, heads joined; and `maps` with this layer's added, if `spans` are given.
 
     Args:
-        at_image: index of the image's first query.
+        at_image: index of the image's first query, and of its first key.
         at_text: index of the text's first key.
     """
     if rotation is not None:
@@ -186,8 +214,13 @@ def attention(
     if spans is None:
         return joined(attend(q, k, v)), maps
     out, shares = attend_columns(q, k, v, spans.index + at_text)
-    shares = jax.lax.slice_in_dim(shares, at_image, at_image + maps.shape[1], axis=1)
-    return joined(out), maps + jnp.einsum("bim,bmk->bik", shares, spans.weight.astype(jnp.float32), precision="highest")
+    stop = at_image + maps.objects.shape[1]
+    weight = spans.weight.astype(jnp.float32)
+    objects = maps.objects + jnp.einsum("bim,bmk->bik", shares[:, at_image:stop], weight, precision="highest")
+    own = maps.own
+    if own is not None:
+        own = own + mean_weights(q[:, at_image:stop], k)[:, :, at_image:stop]
+    return joined(out), Maps(objects, own)
 
 
 def joined(x: Heads) -> Float[Array, "b n d2"]:

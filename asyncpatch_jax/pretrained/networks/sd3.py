@@ -20,6 +20,7 @@ from asyncpatch_jax.models.times import LevelTimes
 from asyncpatch_jax.pretrained.networks.configuration import Channels, Count, Few, Side, Width, read
 from asyncpatch_jax.pretrained.networks.joint import (
     JointBlock,
+    Maps,
     Streams,
     TimeTextEmbedding,
     along_batch,
@@ -31,7 +32,12 @@ from asyncpatch_jax.pretrained.networks.joint import (
 from asyncpatch_jax.pretrained.networks.layers import stacked, wide
 from asyncpatch_jax.pretrained.networks.times import level_times
 from asyncpatch_jax.schema import Settings
+from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
+
+# which of 24 layers blur their queries, and as large a part of other depths: those that diffusers' guider recommends
+# for Stable Diffusion 3.5 medium (SEG's own paper has a UNet's middle block)
+_BLURRED, _OF_LAYERS = (7, 10), 24
 
 
 class PatchEmbedding(nn.Module):
@@ -57,7 +63,9 @@ class SD3Transformer(nn.Module):
     """SD3's transformer `(x, t, cond) -> (out, aux)`: latents [b, h, w, c] at times in 0 ... 1000 to a velocity.
 
     It needs `cond.tokens` and `cond.pooled`. With `cond.spans`, `aux["maps"]` [b, h / patch, w / patch, k] is the mean
-    attention of image tokens to each object over all layers and heads.
+    attention of image tokens to each object over all layers and heads, and `aux["self_maps"]` [b, n, n] that to each
+    other, as shares of what goes to the image. `cond.blur` acts on the queries of image tokens in middle layers, after
+    their norm, where they meet the keys.
 
     Attributes:
         heads, head_width: of attention; their product is the width.
@@ -104,18 +112,16 @@ class SD3Transformer(nn.Module):
         b, grid, width = x.shape[0], self._grid(x.shape), self.heads * self.head_width
         timefield.check(t, b)
         needed = {"tokens": self.context_width, "pooled": self.pooled_width}
-        cond = check_condition(cond, b, needed, {"text_time", "spans"})
+        cond = check_condition(cond, b, needed, {"text_time", "spans", "blur"})
         embedding = TimeTextEmbedding(width, self.dtype, name="time_text_embed")
         (times,) = level_times(t, lambda j: embedding(j, cond.pooled), [grid])
         text_times = LevelTimes(embedding(text_time(t, cond), cond.pooled), grid=(1, 1))
 
         image = PatchEmbedding(width, self.patch, self.table, self.dtype, name="pos_embed")(x.astype(self.dtype))
         text = dense(width, "context_embedder", self.dtype)(cond.tokens.astype(self.dtype))[:, None]
-        maps = (
-            None if cond.spans is None else jnp.zeros((b, grid[0] * grid[1], cond.spans.weight.shape[-1]), jnp.float32)
-        )
-        streams = Streams(along_batch(image), along_batch(text), maps)
-        inputs = (times, text_times, None, cond.spans)
+        layer = None if cond.blur is None else jnp.int32(0)
+        streams = Streams(along_batch(image), along_batch(text), self._no_maps(cond, b, grid), layer)
+        inputs = (times, text_times, None, cond.spans, self._blurs(cond))
         shared = {"heads": self.heads, "qk_norm": self.qk_norm, "dtype": self.dtype}
         for dual, layers in groupby(range(self.depth - 1), lambda layer: layer in self.dual):
             first, *rest = layers
@@ -129,9 +135,26 @@ class SD3Transformer(nn.Module):
         out = dense(self.patch**2 * self.channels_out, "proj_out", self.dtype)(image)
         out = rearrange(out, "b h w (p q c) -> b (h p) (w q) c", p=self.patch, q=self.patch)
         out = out.astype(wide(self.dtype))
-        if maps is None:
+        if streams.maps is None:
             return out, {}
-        return out, {"maps": (streams.maps / self.depth).reshape(b, *grid, -1)}
+        objects, own = streams.maps
+        maps = (objects / self.depth).reshape(b, *grid, -1)
+        return out, {"maps": maps, "self_maps": own / own.sum(-1, keepdims=True)}
+
+    def _no_maps(self, cond: Condition, batch: int, grid: Grid) -> Maps | None:
+        if cond.spans is None:
+            return None
+        n = grid[0] * grid[1]
+        return Maps(
+            jnp.zeros((batch, n, cond.spans.weight.shape[-1]), jnp.float32), jnp.zeros((batch, n, n), jnp.float32)
+        )
+
+    def _blurs(self, cond: Condition) -> Float[Array, "layers b"] | None:
+        if cond.blur is None:
+            return None
+        first, stop = (bound * self.depth // _OF_LAYERS for bound in _BLURRED)
+        chosen = np.isin(np.arange(self.depth), range(first, max(stop, first + 1)))
+        return jnp.where(chosen[:, None], cond.blur[None], 0.0)
 
     def _grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
         _, height, width, channels = shape

@@ -5,14 +5,13 @@ No part of it is told the time.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from asyncpatch_jax.models.attention import Heads, attend, attend_columns
+from asyncpatch_jax.models.attention import attend, attend_columns, mean_weights
 from asyncpatch_jax.pretrained.networks.blur import blurred
-from asyncpatch_jax.pretrained.networks.layers import GroupNorm, LayerNorm, stacked, wide
+from asyncpatch_jax.pretrained.networks.layers import GroupNorm, LayerNorm, stacked
 from asyncpatch_jax.pretrained.networks.resnet2d import Features, conv
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.timefield import Grid
@@ -77,7 +76,7 @@ class Attention(nn.Module):
         if grid is not None:
             h = attend(q, k, v)
             if maps is not None:
-                maps = maps._replace(own=maps.own + weights(q, k))
+                maps = maps._replace(own=maps.own + mean_weights(q, k))
         else:
             mask = None if reading.mask is None else reading.mask[:, None, None, :]
             if maps is None or maps.columns is None:
@@ -86,18 +85,6 @@ class Attention(nn.Module):
                 h, shares = attend_columns(q, k, v, maps.columns, mask)
                 maps = maps._replace(cross=maps.cross + shares)
         return nn.Dense(d, dtype=self.dtype, name="to_out.0")(h.reshape(b, n, d)), maps
-
-
-def weights(q: Heads, k: Heads) -> Float[Array, "b n n"]:
-    """Softmax weights of self-attention, float32, averaged over heads, one head at a time."""
-
-    def add(total: jax.Array, head: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        logits = jnp.einsum("bnd,bmd->bnm", *head, preferred_element_type=wide(q.dtype)) / q.shape[-1] ** 0.5
-        return total + jax.nn.softmax(logits, axis=-1).astype(jnp.float32), None
-
-    b, n, heads, _ = q.shape
-    total, _ = jax.lax.scan(add, jnp.zeros((b, n, n), jnp.float32), (jnp.moveaxis(q, 2, 0), jnp.moveaxis(k, 2, 0)))
-    return total / heads
 
 
 class TransformerBlock(nn.Module):

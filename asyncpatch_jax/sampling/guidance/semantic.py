@@ -26,7 +26,8 @@ def semantic_aware(pair: Pair, scale: Scale) -> Denoiser:
     token's.
 
     The attention is that of the conditional prediction: `aux["maps"]` with one object per token of the prompt, the
-    start token first, and `aux["self_maps"]` [b, n, n], both means over layers (UNets give them). The authors' code
+    start token first, and `aux["self_maps"]` [b, n, n], both means over layers (UNets and Stable Diffusion 3 give them;
+    of joint attention these are the image-text and the image-image block). The authors' code, which is for UNets,
     multiplies the two layer by layer, at two resolutions, and takes the foreground from the unconditional half.
 
     Args:
@@ -101,8 +102,8 @@ def rates(
 def _maps(pred: Prediction, name: str) -> Float[Array, "b ..."]:
     if name not in pred.aux:
         raise ValueError(
-            f'expected a network that gives aux["{name}"], as a UNet with text tokens does when its condition names '
-            f"the prompt's tokens in `spans`, got {sorted(pred.aux) or 'nothing'} beside the image"
+            f'expected a network that gives aux["{name}"], as UNets and Stable Diffusion 3 do when their condition '
+            f"names the prompt's tokens in `spans`, got {sorted(pred.aux) or 'nothing'} beside the image"
         )
     return pred.aux[name]
 
