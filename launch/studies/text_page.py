@@ -226,7 +226,8 @@ Parameters: {sizes}. Trained for {training["step"]} steps of {training["batch"]}
 
 {guidance_table(result)}
 
-The best one, {result.guidance:g}, is used below (CFG++ has its own scale, λ = .6). Held-out captions, percent:
+The best one, {result.guidance:g}, is used below (CFG++ has its own scale, λ = .6 of its paper; AsynDM's table has .4).
+Held-out captions, percent:
 
 {method_table(result)}
 
