@@ -80,7 +80,7 @@ class Condition(NamedTuple):
     pooled: one embedding of the whole text [b, p].
     sizes: SDXL's original height and width, top and left of the crop, and target height and width, in pixels [b, 6].
     guidance: the guidance scale that a distilled network (FLUX) is told [b].
-    reference: latents of an image to edit (FLUX Kontext) [b, h2, w2, c].
+    reference: latents of an image to edit (FLUX Kontext), or a mask and latents to inpaint (UNets) [b, h2, w2, c].
     text_time: the time that text tokens are told, in the network's units [b]; None: the mean of the field over all
         cells but those at 0.
     spans: the objects whose attention maps are asked for.

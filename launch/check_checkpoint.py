@@ -38,9 +38,11 @@ def _components(found: Folder) -> list[str]:
         loads = "will load" if not part.problems else "WILL NOT LOAD"
         lines.append(f"  {kind}, {disk}{renamed}: {loads}")
         lines += [f"    - {problem}" for problem in part.problems]
+        lines += [f"    note: {note}" for note in part.notes]
     if found.scheduler is not None:
         scheduler = found.scheduler
         lines.append(f"  {'scheduler':15} {type(scheduler.process).__name__}, the network predicts {scheduler.kind}")
+    lines += [f"  note: {note}" for note in found.notes]
     return lines + [f"  - {problem}" for problem in found.problems]
 
 

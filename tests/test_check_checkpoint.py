@@ -1,6 +1,7 @@
 """check_checkpoint: what a folder holds, whether it will load, what it needs; an exit code of 1 if it will not."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,40 @@ def test_a_folder_that_could_not_make_an_image(folder, change, message):
     found = inspect(folder)
     assert not found.loads
     assert message in "; ".join([*found.problems, *(p for part in found.components for p in part.problems)])
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda f: (f / "config.json").write_text("{}"), "config.json beside model_index.json is not read"),
+        (lambda f: (f / "config.json").write_text("no JSON"), "config.json beside model_index.json is not read"),
+        (
+            lambda f: edited(f / "scheduler" / "scheduler_config.json", use_karras_sigmas=True),
+            "use_karras_sigmas is not",
+        ),
+        (
+            lambda f: edited(f / "scheduler" / "scheduler_config.json", _class_name="FlowMatchHeunDiscreteScheduler"),
+            "FlowMatchHeunDiscreteScheduler is a solver: .* at flow-match Euler's times",
+        ),
+    ],
+)
+def test_what_does_not_matter_is_noted(folder, change, note, capsys):
+    change(folder)
+    found = inspect(folder)
+    assert (found.loads, len(found.notes)) == (True, 1)
+    assert re.search(note, found.notes[0])
+    assert f"  note: {found.notes[0]}" in check_checkpoint._components(found)
+
+
+def test_another_variant_is_noted(folder):
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert not inspect(folder).loads
+    found = inspect(folder, variant="fp16")
+    assert found.loads
+    notes = {part.name: part.notes for part in found.components}
+    assert notes.pop("vae") == []
+    assert all("no files of the variant fp16 are in" in note for (note,) in notes.values())
 
 
 def test_stable_diffusion_3_may_do_without_t5(folder):

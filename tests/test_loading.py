@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -17,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from asyncpatch_jax.pretrained.folders import families, names, tensors
+from asyncpatch_jax.pretrained.folders.inspection import inspect
 from asyncpatch_jax.pretrained.folders.loading import load_component, load_pretrained
 from tests import tiny_folders
 
@@ -123,8 +125,82 @@ def test_shards_with_an_index(sd):
 def test_variants_are_asked_for(sd, index):
     state, _ = _shard(sd / "text_encoder", "model", ".fp16", index)
     _equal(load_component(sd / "text_encoder", dtype=jnp.float32, variant="fp16").params, state)
-    with pytest.raises(ValueError, match=r"variants are asked for by name, and model.fp16-00001-of-00002.safetensors"):
+    with pytest.raises(ValueError, match=r"by name \(--variant=fp16\), and those of fp16 are there"):
         load_component(sd / "text_encoder")
+
+
+def test_mixed_variants(sd, recwarn):
+    """Of each part the variant that is asked for; else the files without one; else what alone is there."""
+    for part, name in (("text_encoder", "model.fp16"), ("unet", "diffusion_pytorch_model.bf16")):
+        (sd / part / WEIGHTS[part]).rename(sd / part / f"{name}.safetensors")
+    pretrained = load_pretrained(sd, variant="fp16")
+    assert list(pretrained.components) == ["unet", "vae", "text_encoder"]
+    said = [str(warning.message) for warning in recwarn if "variant" in str(warning.message)]
+    assert [re.sub("in .*: ", "", text) for text in said] == [
+        "no files of the variant fp16 are diffusion_pytorch_model.bf16.safetensors is read instead",
+        "no files of the variant fp16 are diffusion_pytorch_model.safetensors is read instead",
+    ]
+    only = sd / "unet" / "diffusion_pytorch_model.bf16.safetensors"
+    shutil.copy(only, only.with_name("diffusion_pytorch_model.x.safetensors"))
+    with pytest.raises(ValueError, match=r"--variant=bf16\), and those of bf16, x are there"):
+        load_pretrained(sd, variant="fp16")
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n"
+BIN = "diffusion_pytorch_model.bin"
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "content", "message"),
+    [
+        ("vae", WEIGHTS["unet"], LFS, "model.safetensors, a pointer of Git LFS: .*lfs pull"),
+        ("vae", "config.json", LFS, "vae/config.json, got a pointer of Git LFS: .*lfs pull"),
+        ("vae", BIN, b"PK", f"but {BIN}, .* unpickled: download the safetensors"),
+        ("text_encoder", "pytorch_model.bin", b"PK", r"but pytorch_model.bin, .*save_pretrained\(NEW\)"),
+        ("text_encoder", "flax_model.msgpack", b"", "got none, but flax_model.msgpack"),
+    ],
+)
+def test_weights_that_are_something_else(sd, part, file, content, message):
+    """Said by the loader and by `inspect` alike."""
+    for old in (sd / part).glob("*.safetensors"):
+        old.unlink()
+    (sd / part / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(sd)
+    (found,) = (one for one in inspect(sd).components if one.name == part)
+    assert any(re.search(message, problem) for problem in found.problems)
+
+
+def test_checkpoints_in_one_file(tmp_path):
+    file = tmp_path / "v1-5-pruned.safetensors"
+    file.write_bytes(b"")
+    for look in (load_pretrained, inspect):
+        with pytest.raises(ValueError, match=r"got the file .*v1-5-pruned.safetensors: .*from_single_file\(FILE\)"):
+            look(file)
+        with pytest.raises(ValueError, match=r"with v1-5-pruned.safetensors in it: .*from_single_file\(FILE\)"):
+            look(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="one network's, of which the pipeline's folder is one level up"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../model.safetensors", "names of files beside"),
+        ("/etc/passwd", "names of files beside"),
+        ("..\\model.safetensors", "names of files beside"),
+        ("C:\\model.safetensors", "names of files beside"),
+        (7, r"weight_map\[...\] as str"),
+        (None, r"weight_map\[...\] as str"),
+    ],
+)
+def test_an_index_names_only_files_beside_it(tmp_path, name, message):
+    (tmp_path / "here").mkdir()
+    save_file({"a": np.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "here" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match=message):
+        tensors.find(tmp_path / "here")
 
 
 def test_a_pipeline_without_vae_or_third_encoder(saved, tmp_path):
@@ -306,7 +382,7 @@ def test_folders_of_something_else(sd, saved, tmp_path):
     (sd / "unet" / "config.json").write_text(json.dumps({"_class_name": "HunyuanDiT2DModel"}))
     with pytest.raises(ValueError, match=r"expected a config.json of UNet2DConditionModel, .* got 'HunyuanDiT2DModel'"):
         load_pretrained(sd)
-    with pytest.raises(ValueError, match=r"expected a file .*model_index.json, got none"):
+    with pytest.raises(ValueError, match=r"expected a folder with a model_index.json, .* got .* without it$"):
         load_pretrained(tmp_path)
 
 

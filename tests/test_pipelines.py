@@ -8,7 +8,7 @@ from PIL import Image
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
 from asyncpatch_jax.pretrained.pipelines import make, prepare
 from asyncpatch_jax.pretrained.plans import plan
-from asyncpatch_jax.pretrained.requests import Request, latent_shape, omegas
+from asyncpatch_jax.pretrained.requests import Request, check, latent_shape, omegas
 from asyncpatch_jax.pretrained.settings import defaults
 from asyncpatch_jax.pretrained.text.prompts import read_tokenizers
 from tests import tiny_folders
@@ -88,3 +88,41 @@ def test_the_same_images_as_diffusers(folders, family, record_property):
     record_property("max_error", float(error))
     print(f"{family}: maximal error {error:.1e} of a range of 1")
     assert error < 1e-4
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_networks_for_inpainting_are_diffusers(folders, family):
+    """Shown the mask and the latents of the rest; what is kept comes back bit for bit."""
+    _, pipe, pretrained = folders(f"{family} inpainting")
+    assert (pretrained.family, pretrained.denoiser.module.inpaints) == (family, True)
+    settings = defaults(family, 32, num_steps=STEPS, width=48, guidance=4.0)
+    rng = np.random.default_rng(1)
+    image, mask = rng.integers(0, 256, (32, 48, 3), np.uint8), np.zeros((32, 48, 1), np.float32)
+    mask[5:20, 11:37] = 1  # begins within a latent
+    given = requests(pretrained, settings, negative=NEGATIVE, image=image, mask=mask)
+    # diffusers draws the latents of what is kept; this library takes their mode, as everywhere
+    vae, shown = pipe.vae, image / np.float32(127.5) - 1
+    with torch.no_grad():
+        kept = torch.from_numpy((shown * (mask < 0.5)).transpose(2, 0, 1)[None])
+        kept = vae.encode(kept).latent_dist.mode() * vae.config.scaling_factor
+    expected = theirs(
+        pipe,
+        family,
+        given,
+        settings,
+        guidance_scale=settings.guidance,
+        image=[Image.fromarray(image)] * len(given),
+        mask_image=[Image.fromarray((mask[..., 0] * 255).astype(np.uint8))] * len(given),
+        masked_image_latents=kept.repeat(len(given), 1, 1, 1),
+        strength=1.0,
+    )
+    made = ours(pretrained, given, settings)
+    changed = mask[..., 0] > 0
+    assert np.abs(made - expected)[:, changed].max() < 1e-4
+    np.testing.assert_array_equal(np.round(made * 255)[:, ~changed], np.stack([image] * len(given))[:, ~changed])
+    assert expected.std() > 0.05
+    with pytest.raises(ValueError, match="a mask of 0 and 1 for this network for inpainting, got none"):
+        check(pretrained, requests(pretrained, settings), settings)
+    graded = requests(pretrained, settings, image=image, mask=mask / 2)
+    with pytest.raises(ValueError, match="for inpainting, got shares between them"):
+        check(pretrained, graded, settings)

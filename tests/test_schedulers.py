@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax.pretrained.folders.schedulers import from_config
+from asyncpatch_jax.pretrained.folders.schedulers import from_config, notes
 from asyncpatch_jax.process import RectifiedFlow, predict
 from asyncpatch_jax.sampling import loop
 from asyncpatch_jax.sampling.schedules.grids import Synchronous
@@ -61,6 +61,37 @@ def test_other_samplers_of_the_same_process(name):
     full, bare = _ours(theirs), from_config({"_class_name": name, "beta_start": 0.00085, "beta_end": 0.012})
     assert full.timestep(full.grid(5)[:-1]).tolist() == ddim.timesteps.tolist()
     np.testing.assert_array_equal(full.grid(5), bare.grid(5))
+
+
+SOLVERS = [
+    "UniPCMultistepScheduler", "DEISMultistepScheduler", "DPMSolverSinglestepScheduler", "SASolverScheduler",
+    "LMSDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler", "PNDMScheduler",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_what_a_solver_does_not_say_is_its_class_s(name):
+    """The levels of the process itself, from settings that leave out all and from diffusers' own, written out."""
+    theirs = getattr(diffusers, name)()
+    for ours in (_ours(theirs), from_config({"_class_name": name})):
+        t = jnp.arange(1, 1001, dtype=jnp.float32) / 1000
+        np.testing.assert_allclose(ours.process.alpha(t) ** 2, theirs.alphas_cumprod.numpy(), rtol=2e-5)
+        assert ours.spaced.spacing == theirs.config.get("timestep_spacing", "linspace")
+    (note,) = notes({"_class_name": name})
+    assert note.startswith(
+        f"{name} is a solver: its process is sampled by the solver that is asked for, at DDIM's times"
+    )
+
+
+@pytest.mark.parametrize(
+    "setting", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"]
+)
+def test_where_another_solver_steps_is_noted(setting):
+    plain = {"_class_name": "DPMSolverMultistepScheduler"}
+    assert from_config({**plain, setting: True}) == from_config(plain)
+    assert notes({**plain, setting: True})[1:] == [f"{setting} is not followed: it places the steps of another solver"]
+    assert notes({"_class_name": "DDIMScheduler", "clip_sample": False, setting: False}) == []
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

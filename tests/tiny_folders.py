@@ -16,7 +16,11 @@ T5_WIDTH = 40
 
 
 def folder(family: str, path: Path) -> Any:
-    """Save a pipeline of a family to `path`, tokenizers in the files that the public folders have; returns it."""
+    """Save a pipeline to `path`, tokenizers in the files that the public folders have; returns it.
+
+    Args:
+        family: or "sd inpainting", "sdxl inpainting".
+    """
     pipeline = _BUILDERS[family](path)
     for i, name in enumerate(("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")):
         if getattr(pipeline, name, None) is not None:
@@ -100,15 +104,16 @@ def _ddim() -> diffusers.DDIMScheduler:
     )
 
 
-def _sd(path: Path) -> Any:
+def _sd(path: Path, pipeline: Callable[..., Any] = diffusers.StableDiffusionPipeline, **more: Any) -> Any:
     unet = _unet(
+        **more,
         # attention where AsynDM reads its maps and on one level more
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=2,
         cross_attention_dim=WIDTH,
     )
-    return diffusers.StableDiffusionPipeline(
+    return pipeline(
         unet=unet,
         vae=_vae(),
         scheduler=_ddim(),
@@ -119,8 +124,9 @@ def _sd(path: Path) -> Any:
     )
 
 
-def _sdxl(path: Path) -> Any:
+def _sdxl(path: Path, pipeline: Callable[..., Any] = diffusers.StableDiffusionXLPipeline, **more: Any) -> Any:
     unet = _unet(
+        **more,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2, 4),
@@ -132,7 +138,7 @@ def _sdxl(path: Path) -> Any:
         projection_class_embeddings_input_dim=6 * 4 + WIDTH,
     )
     encoders = {**_clip(path), **_clip(path, "_2", pad="!", projected=True)}
-    return diffusers.StableDiffusionXLPipeline(unet=unet, vae=_vae(force_upcast=True), scheduler=_ddim(), **encoders)
+    return pipeline(unet=unet, vae=_vae(force_upcast=True), scheduler=_ddim(), **encoders)
 
 
 def _sd3(path: Path) -> Any:
@@ -182,6 +188,15 @@ def _flux(path: Path, pipeline: Callable[..., Any] = diffusers.FluxPipeline) -> 
     )
 
 
+# networks that are shown a mask and the latents of the rest beside their own 4 channels
+def _sd_inpainting(path: Path) -> Any:
+    return _sd(path, diffusers.StableDiffusionInpaintPipeline, in_channels=9)
+
+
+def _sdxl_inpainting(path: Path) -> Any:
+    return _sdxl(path, diffusers.StableDiffusionXLInpaintPipeline, in_channels=9)
+
+
 def _kontext(path: Path) -> Any:
     return _flux(path, diffusers.FluxKontextPipeline)
 
@@ -189,6 +204,8 @@ def _kontext(path: Path) -> Any:
 _BUILDERS: dict[str, Callable[[Path], Any]] = {
     "sd": _sd,
     "sdxl": _sdxl,
+    "sd inpainting": _sd_inpainting,
+    "sdxl inpainting": _sdxl_inpainting,
     "sd3": _sd3,
     "flux": _flux,
     "kontext": _kontext,

@@ -17,7 +17,8 @@ from msgspec import Struct
 
 from asyncpatch_jax import schema
 from asyncpatch_jax.metrics.pixels import MEAN, STD, Pixels, preprocess
-from asyncpatch_jax.pretrained.folders.loading import Component, load_component
+from asyncpatch_jax.pretrained.folders.edges import check_tokenizer
+from asyncpatch_jax.pretrained.folders.loading import Component, describe_component, load_component
 from asyncpatch_jax.pretrained.networks.clip import CLIPModel
 from asyncpatch_jax.pretrained.text.tokenizers import Tokenizer, read_tokenizer
 from asyncpatch_jax.sampling.batches import batched
@@ -50,19 +51,21 @@ def read_clip(folder: epath.PathLike, dtype: Any = jnp.float32) -> tuple[Compone
     """A folder of transformers' `CLIPModel` with its tokenizer, such as clip-vit-large-patch14.
 
     Raises:
-        ValueError: another model, or one that normalises or resizes images in another way.
+        ValueError: another model, one that normalises or resizes images in another way, or another model's tokenizer.
     """
     folder = epath.Path(folder)
-    component = load_component(folder, dtype=dtype)
-    if not isinstance(component.module, CLIPModel):
-        raise ValueError(f"expected a CLIPModel in {folder}, got {type(component.module).__name__}")
+    module = describe_component(folder).module
+    if not isinstance(module, CLIPModel):
+        raise ValueError(f"expected a CLIPModel in {folder}, got {type(module).__name__}")
     settings = folder / "preprocessor_config.json"
     if settings.exists():
         content = schema.read(settings, _Preprocessing)
         for key, want in (("image_mean", MEAN), ("image_std", STD), ("resample", 3)):
             if not np.allclose(got := getattr(content, key), want, atol=1e-6):
                 raise ValueError(f"expected {key} = {want} in {settings}, got {got}")
-    return component, read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
+    check_tokenizer(tokenizer, module, "this CLIPModel")
+    return load_component(folder, dtype=dtype), tokenizer
 
 
 def clip_score(

@@ -25,7 +25,8 @@ from asyncpatch_jax.metrics.clip import BATCH, clip_score, cosines, read_clip
 from asyncpatch_jax.metrics.conversion import SOURCES
 from asyncpatch_jax.metrics.pixels import letterbox, preprocess
 from asyncpatch_jax.metrics.rewards import Reward, from_callable
-from asyncpatch_jax.pretrained.folders.loading import Component, load_component, resolve
+from asyncpatch_jax.pretrained.folders.edges import check_tokenizer
+from asyncpatch_jax.pretrained.folders.loading import Component, describe_component, load_component, resolve
 from asyncpatch_jax.pretrained.text.tokenizers import read_tokenizer
 from asyncpatch_jax.sampling.batches import batched
 
@@ -92,7 +93,9 @@ def _hps(folder: Path, dtype: Any) -> _Score:
 
 
 def _image_reward(folder: Path, dtype: Any) -> _Score:
-    component, tokenizer = load_component(folder, dtype=dtype), read_tokenizer(folder, _IMAGE_REWARD_TOKENS)
+    tokenizer = read_tokenizer(folder, _IMAGE_REWARD_TOKENS)
+    check_tokenizer(tokenizer, describe_component(folder).module, "this network")
+    component = load_component(folder, dtype=dtype)
 
     def score(images: UInt8[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Float[np.ndarray, "b"]:
         ids, mask, _ = tokenizer.encode(prompts)

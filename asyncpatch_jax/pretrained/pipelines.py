@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float, Int
 
 from asyncpatch_jax import viz
 from asyncpatch_jax.pretrained.folders.complete import check_complete
+from asyncpatch_jax.pretrained.folders.edges import check_tokenizers
 from asyncpatch_jax.pretrained.folders.loading import Pretrained
 from asyncpatch_jax.pretrained.latents import decode_latents, encode_images
 from asyncpatch_jax.pretrained.plans import Plan, plan
-from asyncpatch_jax.pretrained.requests import Picture, Request, check, first_objects, latent_shape, omegas
+from asyncpatch_jax.pretrained.requests import Picture, Request, check, first_objects, inpaints, latent_shape, omegas
 from asyncpatch_jax.pretrained.sampling import Inputs, Net, Sampled, noise, sample_latents
 from asyncpatch_jax.pretrained.settings import Settings, solver
 from asyncpatch_jax.pretrained.text.prompts import Encoded, encode_prompts, read_tokenizers, streams
@@ -131,6 +132,7 @@ def ready(pretrained: Pretrained, requests: Sequence[Request], settings: Setting
     check(pretrained, requests, settings)
     when = plan(pretrained, requests, settings)
     tokenizers = read_tokenizers(pretrained.family, pretrained.tokenizers)
+    check_tokenizers(pretrained.family, pretrained.components, tokenizers)
     # refuses a length of texts, too
     streams(pretrained.family, pretrained.components, tokenizers, t5_length=settings.t5_length)
     return Ready(tokenizers, when, named(pretrained, tokenizers, requests, settings))
@@ -237,16 +239,21 @@ def make(
         mesh,
     )
     cond, uncond, known = part.cond, part.uncond, None
+    moving = None if inpaints(pretrained) else part.mask
+    reference = None
     if pretrained.family == "kontext":
         reference = encode_images(pretrained, part.image, mesh)
+    elif inpaints(pretrained):
+        reference = _shown(pretrained, part.image, part.mask, mesh)
+    if reference is not None:
         cond = cond._replace(reference=reference)
         uncond = None if uncond is None else uncond._replace(reference=reference)
-    if part.mask is not None:
+    if moving is not None:
         known = encode_images(pretrained, _without(part.image, part.mask), mesh)
     begun = noise(part.keys, latent_shape(pretrained, settings)) if part.noise is None else part.noise
 
     def run(when: Plan, object_masks: Any) -> Sampled:
-        schedule = when.schedule(part.mask, part.omegas, object_masks, part.first)
+        schedule = when.schedule(moving, part.omegas, object_masks, part.first)
         if follow is not None:
             schedule = follow(schedule, Condition(tokens=part.cond.tokens, mask=part.cond.mask))
         # a run that leaves out its first steps, in which nothing moves, leaves out their noise
@@ -306,6 +313,18 @@ def _stacked(arrays: Sequence[Any], change: Callable[[np.ndarray], np.ndarray]) 
 
 def _padded(count: int, masks: Float[np.ndarray, "h w _k"]) -> Float[np.ndarray, "h w k"]:
     return np.pad(masks, ((0, 0), (0, 0), (0, count - masks.shape[-1]))).astype(np.float32)
+
+
+def _shown(
+    pretrained: Pretrained, image: Float[np.ndarray, "b h w c"], mask: Float[np.ndarray, "b h w 1"], mesh: Mesh | None
+) -> Float[np.ndarray, "b h2 w2 c2"]:
+    """What a network for inpainting is shown beside its latents, as diffusers has it.
+
+    The mask, a pixel for each latent, and the latents of the image with grey in the place of what is made anew.
+    """
+    kept = encode_images(pretrained, image * (mask < 0.5), mesh)
+    side = mask.shape[1] // kept.shape[1]
+    return np.concatenate([mask[:, ::side, ::side], kept], axis=-1)
 
 
 def _without(image: Float[np.ndarray, "b h w c"], mask: Float[np.ndarray, "b h w 1"]) -> Float[np.ndarray, "b h w c"]:

@@ -10,7 +10,7 @@ import numpy as np
 from asyncpatch_jax import timefield
 from asyncpatch_jax.pretrained.folders.loading import Pretrained
 from asyncpatch_jax.pretrained.folders.schedulers import Leveled, Scheduler
-from asyncpatch_jax.pretrained.requests import Request, cells, latent_shape, omegas
+from asyncpatch_jax.pretrained.requests import Request, cells, inpaints, latent_shape, omegas
 from asyncpatch_jax.pretrained.settings import Settings
 from asyncpatch_jax.process import Discrete
 from asyncpatch_jax.sampling.schedules import Graded, Inpaint, Schedule, Synchronous
@@ -141,7 +141,7 @@ def plan(pretrained: Pretrained, requests: Sequence[Request], settings: Settings
     """
     tokens = int(np.prod(latent_shape(pretrained, settings)[:2])) // 4
     grid = np.asarray(pretrained.scheduler.grid(settings.num_steps, tokens)).tolist()
-    masks = [request.mask for request in requests if request.mask is not None]
+    masks = [request.mask for request in requests if request.mask is not None and not inpaints(pretrained)]
     table = omegas(requests, settings)
     together = masks and settings.schedule == "sync"
     # an image without objects lags nowhere

@@ -70,6 +70,9 @@ def check(pretrained: Pretrained, requests: Sequence[Request], settings: Setting
     for request in requests:
         _check_arrays(pretrained, request, settings)
         _check_request(pretrained.family, request, settings)
+        if inpaints(pretrained) and (request.mask is None or not np.isin(request.mask, (0, 1)).all()):
+            got = "none" if request.mask is None else "shares between them"
+            raise ValueError(f"expected an image and a mask of 0 and 1 for this network for inpainting, got {got}")
     if settings.schedule == "asyndm" and not any(count(request) for request in requests):
         raise ValueError("expected objects (words of the prompts) for the schedule asyndm, got none")
 
@@ -128,6 +131,11 @@ def count(request: Request) -> int:
     if request.objects or np.ndim(request.object_masks) != 3:
         return len(request.objects)
     return request.object_masks.shape[2]
+
+
+def inpaints(pretrained: Pretrained) -> bool:
+    """Whether the network is shown what is kept: its cells all move together, as it was trained."""
+    return getattr(pretrained.denoiser.module, "inpaints", False)
 
 
 def omegas(requests: Sequence[Request], settings: Settings) -> Float[np.ndarray, "n k"]:

@@ -1,8 +1,8 @@
 """Whether a folder has all that images are made of, and whether its parts fit each other; no parameter is needed."""
 
-from asyncpatch_jax.pretrained.folders import families
+from asyncpatch_jax.pretrained.folders import edges, families
 from asyncpatch_jax.pretrained.folders.loading import Pretrained, latent_channels
-from asyncpatch_jax.pretrained.text.prompts import OPTIONAL, embedding_widths, expect_tokenizers
+from asyncpatch_jax.pretrained.text.prompts import OPTIONAL, expect_tokenizers
 
 
 def check_complete(pretrained: Pretrained) -> None:
@@ -12,7 +12,7 @@ def check_complete(pretrained: Pretrained) -> None:
         pretrained: from `loading.load_pretrained`, or from `loading.describe`.
 
     Raises:
-        ValueError: a component or a tokenizer that is missing, or text encoders of another network.
+        ValueError: a component or a tokenizer that is missing; or as `edges.check_parts`.
     """
     family = pretrained.family
     # without an autoencoder, what the network makes must be a picture
@@ -21,11 +21,4 @@ def check_complete(pretrained: Pretrained) -> None:
     if missing := [name for name in needed if name not in pretrained.components]:
         raise ValueError(f"expected the components {', '.join(needed)} of {family}, got none for {', '.join(missing)}")
     expect_tokenizers(family, pretrained.components, pretrained.tokenizers)
-    cond = families.example(pretrained.denoiser.module)[2]
-    tokens, pooled = embedding_widths(family, pretrained.components, cond.tokens.shape[-1])
-    told = None if cond.pooled is None else cond.pooled.shape[-1]
-    if (tokens, pooled) != (cond.tokens.shape[-1], told):
-        raise ValueError(
-            f"expected text encoders of width {cond.tokens.shape[-1]}{'' if told is None else f' and {told} (pooled)'} "
-            f"for this {family} network, got {tokens}{'' if told is None else f' and {pooled}'}"
-        )
+    edges.check_parts(family, pretrained.components, pretrained.scheduler)

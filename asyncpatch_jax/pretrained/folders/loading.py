@@ -5,6 +5,7 @@ hold: next to the arrays there is little else in a host's memory.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,11 +18,12 @@ from flax import linen as nn
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from asyncpatch_jax import schema, sharding
-from asyncpatch_jax.pretrained.folders import families, names, schedulers, tensors
+from asyncpatch_jax.pretrained.folders import edges, families, names, schedulers, tensors
 from asyncpatch_jax.pretrained.folders.names import Slot
 from asyncpatch_jax.pretrained.folders.schedulers import Scheduler
 from asyncpatch_jax.pretrained.folders.tensors import Tensor
 from asyncpatch_jax.pretrained.networks.axes import logical_axes
+from asyncpatch_jax.pretrained.text.prompts import ENCODERS, read_listed
 
 # threads that read and transpose; each holds one block of a tensor
 _WORKERS = min(8, os.cpu_count() or 1)
@@ -68,14 +70,17 @@ def load_pretrained(
             Nothing is downloaded.
         mesh: where the parameters are split, by `axes.logical_axes`; None: all on the first device.
         dtype: of the parameters and of the computation. Components that overflow in float16 are float32 instead.
-        variant: of the files, say "fp16" for `model.fp16.safetensors`.
+        variant: of the files, say "fp16" for `model.fp16.safetensors`. Networks without such files are read from what
+            they have instead, with a warning.
 
     Raises:
         ValueError: no such folder, or one of another layout or pipeline; a file missing, truncated or of another
-            network; a tensor missing, unused or of another shape; a setting that is not implemented. Names it.
+            network; a tensor missing, unused or of another shape; a setting that is not implemented; parts that do not
+            fit each other, see `edges`. Names it.
     """
     folder = resolve(folder)
     described = describe(folder, dtype)
+    _check_tokenizers(described)
     components = {name: load_component(folder / name, mesh, dtype, variant=variant) for name in described.components}
     return described._replace(components=components)
 
@@ -89,6 +94,7 @@ def describe(folder: str | os.PathLike, dtype: Any = jnp.bfloat16) -> Pretrained
         ValueError: as `load_pretrained`, but for what is wrong with the tensors.
     """
     folder = resolve(folder)
+    check_layout(folder)
     index = schema.read_json(folder / "model_index.json")
     with schema.within(folder / "model_index.json"):
         family = families.family(index)
@@ -100,13 +106,26 @@ def describe(folder: str | os.PathLike, dtype: Any = jnp.bfloat16) -> Pretrained
     components = {}
     for name in listed:
         check_class(folder / name, wanted[name])
-        components[name] = _described(folder / name, dtype)
-    tokenizers = {
-        name: folder / name
-        for name, entry in index.items()
-        if name.startswith("tokenizer") and isinstance(entry, list) and all(entry)
-    }
+        components[name] = describe_component(folder / name, dtype)
+    tokenizers = tokenizer_folders(index, folder)
+    edges.check_parts(family, components, scheduler)
     return Pretrained(family, components, scheduler, tokenizers, index, scheduler_config)
+
+
+def tokenizer_folders(index: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Where the tokenizers are that a model_index.json lists, by their names."""
+    listed = {name for name, entry in index.items() if isinstance(entry, list) and all(entry)}
+    return {name: folder / name for name in ENCODERS if name in listed}
+
+
+def _check_tokenizers(described: Pretrained) -> None:
+    """Refuse tokenizers of other encoders, those that are there and can be read: loading itself needs none."""
+    there = {name: path for name, path in described.tokenizers.items() if path.is_dir()}
+    try:
+        tokenizers = read_listed(described.family, there)
+    except ImportError:  # without the extra `text` nobody can encode anything either
+        return
+    edges.check_tokenizers(described.family, described.components, tokenizers)
 
 
 def load_component(
@@ -114,13 +133,20 @@ def load_component(
 ) -> Component:
     """Read one network: a folder with a config.json and safetensors files. Arguments and errors: `load_pretrained`."""
     folder = resolve(folder)
-    described = _described(folder, dtype)
+    described = describe_component(folder, dtype)
     found = tensors.find(folder, variant)
+    if other := tensors.other_variant(found, variant):
+        warnings.warn(other, stacklevel=2)
     return described._replace(params=read(described.params, found, folder, mesh))
 
 
-def _described(folder: Path, dtype: Any) -> Component:
-    """A component whose parameters are shapes, of the type that they will have."""
+def describe_component(folder: str | os.PathLike, dtype: Any = jnp.bfloat16) -> Component:
+    """What `load_component` would load, with shapes in the place of parameters: no tensor is read.
+
+    Raises:
+        ValueError: as `load_component`, but for what is wrong with the tensors.
+    """
+    folder = resolve(folder)
     config = schema.read_json(folder / "config.json")
     if config.get("force_upcast") and np.dtype(dtype) == np.float16:
         dtype = jnp.float32
@@ -143,6 +169,32 @@ def check_class(folder: Path, wanted: str) -> None:
         raise ValueError(f"expected a {wanted} in {folder}, got a {got}")
 
 
+_SINGLE_FILE = (
+    "diffusers makes such a folder of a checkpoint in one file: from_single_file(FILE).save_pretrained(FOLDER) of its "
+    "pipeline, say StableDiffusionPipeline"
+)
+_CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def check_layout(folder: Path) -> None:
+    """Refuse a folder without a model_index.json.
+
+    Raises:
+        ValueError: says what is there instead, and what to do.
+    """
+    if (folder / "model_index.json").is_file():
+        return
+    single = sorted(file.name for file in folder.iterdir() if file.suffix in _CHECKPOINTS)
+    hint = ""
+    if (folder / "config.json").is_file():
+        hint = ": one network's, of which the pipeline's folder is one level up"
+    elif single:
+        hint = f", with {single[0]} in it: {_SINGLE_FILE}"
+    raise ValueError(
+        f"expected a folder with a model_index.json, or with one network's config.json, got {folder} without it{hint}"
+    )
+
+
 def resolve(folder: str | os.PathLike) -> Path:
     """The folder itself, or that of a Hub id in the local cache of the Hub's client.
 
@@ -152,6 +204,8 @@ def resolve(folder: str | os.PathLike) -> Path:
     path = Path(folder)
     if path.is_dir():
         return path
+    if path.is_file():
+        raise ValueError(f"expected a folder in diffusers' layout, got the file {path}: {_SINGLE_FILE}")
     message = f"expected a folder, or the id of a repository that the Hub's client has downloaded, got {str(folder)!r}"
     if path.is_absolute() or len(path.parts) != 2:
         raise ValueError(message)

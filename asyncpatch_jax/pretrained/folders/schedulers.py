@@ -269,6 +269,7 @@ class DiscreteConfig(Settings):
         "variance_type", "sigma_min", "sigma_max", "algorithm_type", "solver_type", "solver_order", "solver_p",
         "lower_order_final", "euler_at_final", "final_sigmas_type", "lambda_min_clipped", "flow_shift",
         "time_shift_type", "predict_x0", "disable_corrector", "use_corrector", "noise_sampler_seed",
+        "predictor_order", "corrector_order", "tau_func",
     }  # fmt: skip
 
 

@@ -5,7 +5,8 @@ and place of each tensor, then the tensors' bytes in row order.
 """
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, NamedTuple
@@ -25,6 +26,8 @@ FLOATS: dict[str, np.dtype] = {
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8}
 _SIZES |= {"I64": 8, **{name: dtype.itemsize for name, dtype in FLOATS.items()}}
 _STEMS = ("diffusion_pytorch_model", "model")
+# what follows the stem: ".fp16.safetensors", ".safetensors.index.fp16.json", ".fp16.safetensors.index.json"
+_FILE = re.compile(r"(?!.*-of-\d+\.)(?:\.(?P<before>[^.]+))?\.safetensors(?:\.index(?:\.(?P<behind>[^.]+))?\.json)?")
 # a block of a tensor: as many rows as a processor's nearest cache has lines for, since a transposed copy takes one
 # element of each in turn; and few bytes, which stay in its second cache
 _ROWS, _BYTES = 256, 2**20
@@ -69,7 +72,11 @@ def header(file: Path) -> dict[str, Tensor]:
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        start = stream.read(len(schema.LFS))
+        if start == schema.LFS.encode():
+            raise ValueError(f"expected a safetensors file, got {file}, a pointer of Git LFS: {schema.LFS_HELP}")
+        stream.seek(8)
+        length = int.from_bytes(start[:8], "little")
         if size < 8 or length > min(_MOST, size - 8):
             raise ValueError(f"expected a safetensors file, got {file}: its header is cut off, or it is something else")
         with schema.within(f"expected a safetensors file, got {file}"):
@@ -101,24 +108,55 @@ def find(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
     """All tensors of a component's folder, of one file or of several with an index.
 
     Args:
-        variant: of the files, say "fp16" for `model.fp16.safetensors`; None: those without one.
+        variant: of the files, say "fp16" for `model.fp16.safetensors`; None: those without one. Where there are no
+            files of a variant, those without one; where there are none either, those of the only other variant.
 
     Raises:
         ValueError: no such files, a missing or truncated one, or files that contradict their index; names them.
     """
-    middle = f".{variant}" if variant else ""
-    for stem in _STEMS:
-        for name in (f"{stem}.safetensors.index{middle}.json", f"{stem}{middle}.safetensors.index.json"):
-            if (folder / name).is_file():
-                return _sharded(folder / name)
-        if (folder / f"{stem}{middle}.safetensors").is_file():
-            return header(folder / f"{stem}{middle}.safetensors")
-    there = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".msgpack"))
-    hint = (
-        f"; variants are asked for by name, and {', '.join(there[:4])} is there" if there else ", and no other weights"
-    )
-    wanted = " or ".join(f"{stem}{middle}.safetensors" for stem in _STEMS)
-    raise ValueError(f"expected {wanted} (or its .index.json) in {folder}, got none{hint}")
+    there = _variants(folder)
+    others = [name for name in there if name is not None]
+    asked = [variant, None, *(others if len(others) == 1 else [])] if variant else [None]
+    for name in asked:
+        if name in there:
+            file = there[name]
+            return _sharded(file) if file.suffix == ".json" else header(file)
+    wanted = " or ".join(f"{stem}{f'.{variant}' if variant else ''}.safetensors" for stem in _STEMS)
+    raise ValueError(f"expected {wanted} (or its .index.json) in {folder}, got none{_instead(folder, others)}")
+
+
+def other_variant(found: Mapping[str, Tensor], variant: str | None) -> str | None:
+    """A sentence where `find` took other files than those of the variant; None where it did not."""
+    file = next(iter(found.values())).file if found else None
+    if variant is None or file is None or f".{variant}" in file.name:
+        return None
+    return f"no files of the variant {variant} are in {file.parent}: {file.name} is read instead"
+
+
+def _variants(folder: Path) -> dict[str | None, Path]:
+    """The file or the index of each variant that there is."""
+    found: dict[str | None, Path] = {}
+    for stem in reversed(_STEMS):
+        # an index counts before a whole file
+        for file in sorted(folder.glob(f"{stem}.*"), key=lambda file: (file.suffix == ".json", file.name)):
+            if (name := _FILE.fullmatch(file.name.removeprefix(stem))) and file.is_file():
+                found[name["before"] or name["behind"]] = file
+    return found
+
+
+def _instead(folder: Path, variants: list[str]) -> str:
+    """What is there in the place of weights, and what to do."""
+    if variants:
+        names = ", ".join(variants)
+        return f"; variants are asked for by name (--variant={variants[0]}), and those of {names} are there"
+    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".ckpt", ".pt", ".pth"))
+    if pickled:
+        return (
+            f" but {pickled[0]}, which would have to be unpickled: download the safetensors files, or let diffusers or "
+            "transformers write them, from_pretrained(FOLDER).save_pretrained(NEW)"
+        )
+    others = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".msgpack", ".h5"))
+    return f", but {', '.join(others[:4])}" if others else ", and no other weights"
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:

@@ -199,6 +199,8 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> SD3Trans
         raise ValueError(
             f"expected caption_projection_dim = {width}, heads times their width, got {given.caption_projection_dim}"
         )
+    if given.out_channels not in (None, given.in_channels):
+        raise ValueError(f"expected out_channels = in_channels = {given.in_channels}, got {given.out_channels}")
     if max(given.dual_attention_layers, default=0) >= given.num_layers:
         raise ValueError(
             f"expected dual_attention_layers below num_layers = {given.num_layers}, got "

@@ -41,7 +41,8 @@ class UNet2DCondition(nn.Module):
     """A pretrained UNet `(x, t, cond) -> (out, aux)` on latents; t in its own units, as a rule 0 ... 999.
 
     Attributes:
-        in_channels, out_channels: of the latents.
+        in_channels, out_channels: what the first layer takes and the last one makes. The latents have `out_channels`;
+            what is more is `cond.reference`: of networks for inpainting a mask and the latents of the rest.
         down: levels from full resolution on; each has half the rows and columns of the one before.
         up: levels from the lowest on.
         mid: the lowest level's block between the two ways.
@@ -68,6 +69,11 @@ class UNet2DCondition(nn.Module):
     dtype: Any = jnp.float32
 
     @property
+    def inpaints(self) -> bool:
+        """Whether it is made for inpainting, and shown what is kept."""
+        return self.in_channels > self.out_channels
+
+    @property
     def multiple(self) -> int:
         """Height and width must be multiples of this."""
         return 2 ** (len(self.down) - 1)
@@ -83,8 +89,9 @@ class UNet2DCondition(nn.Module):
         over these n = h w / 16 cells; under jit it costs nothing unless it is read.
 
         Args:
-            cond: tokens [b, l, context]; of SDXL also pooled and sizes. `blur` acts in the middle block; `label`,
-                `guidance`, `reference` and `text_time` have no meaning here.
+            cond: tokens [b, l, context]; of SDXL also pooled and sizes; for inpainting also reference [b, h, w,
+                in_channels - out_channels]: the mask (1 = made anew) and the latents of the rest, as diffusers has them
+                beside x. `blur` acts in the middle block; `label`, `guidance` and `text_time` have no meaning here.
             train: as all networks take it; there is no dropout.
 
         Raises:
@@ -92,8 +99,8 @@ class UNet2DCondition(nn.Module):
                 are asked for where no layer has any.
         """
         b, height, width, channels = x.shape
-        if channels != self.in_channels:
-            raise ValueError(f"expected {self.in_channels} channels, got {channels}")
+        if channels != self.out_channels:
+            raise ValueError(f"expected {self.out_channels} channels, got {channels}")
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"expected height and width to be multiples of {self.multiple}, got {height}x{width}")
         timefield.check(t, b)
@@ -116,7 +123,8 @@ class UNet2DCondition(nn.Module):
         def asked(level: int) -> Maps | None:
             return maps if level == QUARTER else None
 
-        x = constrain(conv(self.down[0].width, self.dtype, "conv_in")(x.astype(self.dtype)), "batch", None, None, None)
+        x = self._shown(x, cond).astype(self.dtype)
+        x = constrain(conv(self.down[0].width, self.dtype, "conv_in")(x), "batch", None, None, None)
         skips = [x]
         for i, level in enumerate(self.down):
             block = DownBlock(level, shared, i == last, name=f"down_blocks.{i}")
@@ -132,6 +140,16 @@ class UNet2DCondition(nn.Module):
         x = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="conv_norm_out")(x))
         out = conv(self.out_channels, self.dtype, "conv_out")(x)
         return out.astype(wide(self.dtype)), self._aux(cond, maps, (height, width))
+
+    def _shown(self, x: Image, cond: Condition) -> Float[Array, "b h w {self.in_channels}"]:
+        """The latents, and beside them what a network for inpainting is shown of the image."""
+        if not self.inpaints:
+            return x
+        wanted = (*x.shape[:3], self.in_channels - self.out_channels)
+        if cond.reference is None or cond.reference.shape != wanted:
+            got = None if cond.reference is None else cond.reference.shape
+            raise ValueError(f"expected cond.reference of shape {wanted}, a mask and latents to inpaint, got {got}")
+        return jnp.concatenate([x, cond.reference.astype(x.dtype)], axis=-1)
 
     def _sinusoid(self, t: Float[Array, "_b j"], width: int) -> Float[Array, "_b j {width}"]:
         return sinusoid(t, width, flip_sin_to_cos=self.flip_sin_to_cos, shift=self.freq_shift, dtype=self.dtype)
@@ -273,6 +291,11 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> UNet2DCo
             found.append(Level(widths[i], layers[i], depth, heads[i]))
         return tuple(found)
 
+    if given.in_channels not in (given.out_channels, 2 * given.out_channels + 1):
+        raise ValueError(
+            f"expected in_channels = out_channels = {given.out_channels}, or {2 * given.out_channels + 1} of a network "
+            f"for inpainting (latents, a mask, and the latents of the rest), got {given.in_channels}"
+        )
     expect_divides("block_out_channels[-1]", widths[-1:], heads[-1], "heads")
     return UNet2DCondition(
         in_channels=given.in_channels,
@@ -314,5 +337,7 @@ def example(model: UNet2DCondition) -> tuple[Image, TimeField, Condition]:
     size = model.multiple
     pooled = None if model.added is None else jnp.zeros((1, model.added[1]))
     sizes = None if model.added is None else jnp.zeros((1, 6))
-    cond = Condition(tokens=jnp.zeros((1, 2, model.context)), pooled=pooled, sizes=sizes)
-    return jnp.zeros((1, size, size, model.in_channels)), timefield.constant(0.0, 1), cond
+    beside = model.in_channels - model.out_channels
+    reference = jnp.zeros((1, size, size, beside)) if beside else None
+    cond = Condition(tokens=jnp.zeros((1, 2, model.context)), pooled=pooled, sizes=sizes, reference=reference)
+    return jnp.zeros((1, size, size, model.out_channels)), timefield.constant(0.0, 1), cond

@@ -24,7 +24,7 @@ from asyncpatch_jax.pretrained.text.spans import Stream
 from asyncpatch_jax.pretrained.text.tokenizers import Tokenizer, read_tokenizer
 from asyncpatch_jax.types import Condition
 
-_ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2", "tokenizer_3": "text_encoder_3"}
+ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2", "tokenizer_3": "text_encoder_3"}
 # None: CLIP's, as long as its folder says; a number: T5's, as long as diffusers has it
 _LENGTHS: dict[str, dict[str, int | None]] = {
     "sd": {"tokenizer": None},
@@ -53,7 +53,17 @@ def read_tokenizers(family: str, folders: Mapping[str, epath.PathLike]) -> dict[
     """
     names = _names(family)
     _expect("tokenizers", [name for name in names if not _optional(name)], folders)
-    return {name: read_tokenizer(folders[name], _LENGTHS[family][name]) for name in names if name in folders}
+    return read_listed(family, folders)
+
+
+def read_listed(family: str, folders: Mapping[str, epath.PathLike]) -> dict[str, Tokenizer]:
+    """`read_tokenizers` of those that there are, be it none.
+
+    Raises:
+        ValueError: an unknown family, or a folder that holds no tokenizer.
+    """
+    lengths = {name: _LENGTHS[family][name] for name in _names(family) if name in folders}
+    return {name: read_tokenizer(folders[name], length) for name, length in lengths.items()}
 
 
 def streams(
@@ -113,7 +123,8 @@ def encode_prompts(
         known: texts that were encoded before by the same encoders; new ones are added.
 
     Raises:
-        ValueError: an encoder or tokenizer that is missing, lists that do not match, a size or width that is missing.
+        ValueError: an encoder or tokenizer that is missing, or a tokenizer of another encoder; lists that do not match,
+            a size or width that is missing.
     """
     _check(family, components, tokenizers, prompts, negatives, size)
     if family == "sd3":
@@ -126,10 +137,15 @@ def encode_prompts(
     new = [text for text in dict.fromkeys([*prompts, *([] if zeros else negatives)]) if text not in known]
     if new:
         read = _with_length(family, tokenizers, t5_length)
-        read = {name: tokenizer for name, tokenizer in read.items() if _ENCODERS[name] in components}
+        read = {name: tokenizer for name, tokenizer in read.items() if ENCODERS[name] in components}
         ids = {name: tokenizer.encode(new).ids for name, tokenizer in read.items()}
-        modules = tuple((_ENCODERS[name], components[_ENCODERS[name]].module) for name in read)
-        params = {_ENCODERS[name]: components[_ENCODERS[name]].params for name in read}
+        for name, rows in ids.items():
+            module = components[ENCODERS[name]].module
+            known_ids = getattr(module, "text", module).vocab
+            if rows.max() >= known_ids:  # a table that is asked for more answers NaN
+                raise ValueError(f"expected ids below {known_ids} for {ENCODERS[name]}, got {rows.max()} by {name}")
+        modules = tuple((ENCODERS[name], components[ENCODERS[name]].module) for name in read)
+        params = {ENCODERS[name]: components[ENCODERS[name]].params for name in read}
         padding = (_LENGTHS["sd3"]["tokenizer_3"] if t5_length is None else t5_length, width)
         known |= _in_chunks(partial(_encode, family, modules, padding, mesh, params), ids, new)
     shared = _shared(family, len(prompts), size, guidance)
@@ -153,7 +169,7 @@ def _check(
     negatives: Sequence[str] | None,
     size: tuple[int, int] | None,
 ) -> None:
-    _expect("text encoders", [_ENCODERS[name] for name in _names(family) if not _optional(name)], components)
+    _expect("text encoders", [ENCODERS[name] for name in _names(family) if not _optional(name)], components)
     expect_tokenizers(family, components, tokenizers)
     if not prompts or (negatives is not None and len(negatives) != len(prompts)):
         given = "none" if negatives is None else len(negatives)
@@ -179,11 +195,11 @@ def expect_tokenizers(family: str, components: Mapping[str, Any], given: Mapping
     Raises:
         ValueError: one is missing.
     """
-    _expect("tokenizers", [n for n in _names(family) if not _optional(n) or _ENCODERS[n] in components], given)
+    _expect("tokenizers", [n for n in _names(family) if not _optional(n) or ENCODERS[n] in components], given)
 
 
 def embedding_widths(family: str, components: Mapping[str, Any], width: int) -> tuple[int, int | None]:
-    """The widths of a text's tokens and of what is pooled; of parameters only the shapes are looked at.
+    """The widths of a text's tokens and of what is pooled, by the encoders' settings.
 
     Args:
         width: of the network's text, as for `encode_prompts`.
@@ -191,15 +207,23 @@ def embedding_widths(family: str, components: Mapping[str, Any], width: int) -> 
     Raises:
         ValueError: encoders that do not fit each other.
     """
-    modules = tuple((name, components[name].module) for name in _ENCODERS.values() if name in components)
-    params = {name: components[name].params for name, _ in modules}
-    ids = {name: jax.ShapeDtypeStruct((1, 2), np.int32) for name in _ENCODERS}
-    tokens, pooled = jax.eval_shape(partial(_embeddings, family, modules, (2, width)), params, ids)
-    return tokens.shape[-1], None if pooled is None else pooled.shape[-1]
+    modules = {name: part.module for name, part in components.items()}
+    first, second = modules["text_encoder"], modules.get("text_encoder_2")
+    if family == "sd":
+        return first.text.width, None
+    if family in ("flux", "kontext"):
+        return second.width, first.text.width
+    both = first.text.width + second.text.width
+    if family == "sdxl":
+        return both, second.projection
+    third = modules["text_encoder_3"].width if "text_encoder_3" in modules else width
+    if third < both:
+        raise ValueError(f"expected text of a width of at least {both}, CLIP's two, got {third}")
+    return third, first.projection + second.projection
 
 
 def _optional(tokenizer: str) -> bool:
-    return _ENCODERS[tokenizer] in OPTIONAL
+    return ENCODERS[tokenizer] in OPTIONAL
 
 
 def _names(family: str) -> list[str]:
@@ -267,7 +291,7 @@ def _embeddings(
     encoder_of = dict(modules)
 
     def run(tokenizer: str) -> Any:
-        name = _ENCODERS[tokenizer]
+        name = ENCODERS[tokenizer]
         return encoder_of[name].apply({"params": params[name]}, ids[tokenizer])
 
     first: TextFeatures = run("tokenizer")

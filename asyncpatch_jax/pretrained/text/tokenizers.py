@@ -51,6 +51,11 @@ class Tokenizer:
         if self.length < 2:
             raise ValueError(f"expected a length of at least 2 tokens for {self.name}, got {self.length}")
 
+    @property
+    def size(self) -> int:
+        """One more than its largest id."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Ids of texts; a text that is too long loses its end, with a warning that says what was cut.
 
