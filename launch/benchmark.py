@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
-from asyncpatch_jax.files import check_writable, refuse_existing, write_json
+from asyncpatch_jax.files import check_writable, write_json
 from asyncpatch_jax.sampling import repaint_cost
 from launch.bench import cases, reference, versus
 from launch.bench.timing import compiled, interleaved, row, table
-from launch.shared import build, cache, cli, pictures, trained
+from launch.shared import build, cache, cli, outputs, pictures, trained
 from launch.shared.generate import Inputs, image_keys
 
 PARTS = ("sampling", "training", "fields", "torch")
@@ -160,7 +160,7 @@ def network(config: ConfigDict, workdir: str | None, steps: int | None, *, fall_
 
 def main(config: ConfigDict) -> None:
     values = flags.FLAGS
-    refuse_existing(values.out, values.overwrite)
+    outputs.refuse_existing(values.out, values.overwrite)
     run = network(config, values.workdir, values.steps, fall_back=values.fall_back)
     check_writable(values.out)
     cache.stop()

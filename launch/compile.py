@@ -21,9 +21,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from asyncpatch_jax.files import check_writable, refuse_existing, write_json
+from asyncpatch_jax.files import check_writable, write_json
 from launch.compiler import aot, report, topology
-from launch.shared import build, cli, records
+from launch.shared import build, cli, outputs, records
 
 EFFORTS = ("O0", "O1", "O2", "O3", "default")
 _DOES_NOT_FIT, _FAILED = 2, 3
@@ -146,7 +146,7 @@ def main(config: ConfigDict) -> None:
     topology.parse(values.topology, values.slices)
     topology.check_compiler()
     if values.out:
-        refuse_existing(values.out, values.overwrite)
+        outputs.refuse_existing(values.out, values.overwrite)
         check_writable(values.out)
     print(f"compiled at effort {values.effort}; a run at the compiler's own effort may take less memory and time")
     programs = ("train", "sample") if values.program == "both" else (values.program,)

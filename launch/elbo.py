@@ -2,10 +2,12 @@
 
   python -m launch.elbo --workdir=runs/digits
   python -m launch.elbo --workdir=runs/digits --num=360 --samples=512 --out=elbo.json
+  python -m launch.elbo --workdir=runs/folder --images=held_out/     # your own, that were not trained on
 
 Each is an upper bound; lower is better, and a network that is perfect at every field attains the same on all of them.
 The diagonal is ordinary diffusion, raster is autoregression, and in a random environment each cell has its own speed.
-Prints a table and writes it as JSON to --out. The images' classes are given to a network that was trained with classes.
+Prints a table and writes it as JSON to --out. The images' classes are given to a network that was trained with classes:
+the sub-folders of --images, by their names; without sub-folders no class is given.
 """
 
 from functools import partial
@@ -17,13 +19,15 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
 
+from asyncpatch_jax.data import sources
+from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.denoiser import bind
-from asyncpatch_jax.files import check_writable, refuse_existing, write_json
+from asyncpatch_jax.files import check_writable, write_json
 from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.elbo import Diagonal, Elbo, Path, RandomEnvironment, Raster, bits_per_dim, elbo
 from asyncpatch_jax.types import Condition, Image, ImageKeys
-from launch.shared import build, cli, pictures, plans, trained
+from launch.shared import build, cli, outputs, pictures, plans, trained
 from launch.shared.generate import Net, image_keys
 
 
@@ -96,36 +100,66 @@ def bounds(
     return rows
 
 
+def held_out(run: build.Run, folder: str | None, split: str) -> tuple[Dataset, list[int]]:
+    """The images of a folder, or of a split of the run's own data, and the run's class of each of their classes.
+
+    Raises:
+        ValueError: a run on a folder, which has no other split; or classes that the run does not have.
+    """
+    if folder is None:
+        if run.config.data.name == "folder" and split != "train":
+            raise ValueError(
+                f"expected --images=FOLDER of images that were not trained on, or --split=train, got --split={split}, "
+                "which the folder that was trained on does not have"
+            )
+        return build.dataset(run.config, split), list(range(max(run.num_classes, 1)))
+    data = sources.folder(folder, run.shape[0], run.shape[2], run.config.data.on_error)
+    if not run.num_classes:
+        return data, [0] * data.num_classes
+    unknown = [name for name in data.class_names if name not in run.class_names]
+    if data.num_classes == 1 and unknown:
+        return data, [run.num_classes]  # the index of "no class"
+    if unknown:
+        raise ValueError(
+            f"expected sub-folders of {folder} named as the run's classes, {', '.join(run.class_names[:20])}, got "
+            f"{', '.join(unknown[:5])}"
+        )
+    return data, [run.class_names.index(name) for name in data.class_names]
+
+
 def main() -> None:
     values = flags.FLAGS
-    refuse_existing(values.out, values.overwrite)
+    outputs.refuse_existing(values.out, values.overwrite)
+    if values.levels == 1:
+        raise ValueError("expected --levels of at least 2, or 0 for a density, got 1")
     run = trained.load()
-    data = build.dataset(run.config, values.split)
+    data, classes = held_out(run, values.images, values.split)
     count = len(data.source) if values.num == 0 else values.num
     if count > len(data.source):
         raise ValueError(f"expected --num of at most {len(data.source)} images, got {count}")
     records = [data.source[int(i)] for i in np.linspace(0, len(data.source) - 1, count)]
     cells = plans.cells(run)
     print(
-        f"bits per dimension of {count} images ({values.split}), "
+        f"bits per dimension of {count} images ({values.images or values.split}), "
         f"{values.samples} samples each, {cells[0]}x{cells[1]} cells"
     )
     check_writable(values.out)
     rows = bounds(
         run,
         np.stack([record["image"] for record in records]),
-        np.array([record["label"] for record in records], np.int32),
+        np.array([classes[record["label"]] for record in records], np.int32),
         cells=cells,
         samples=values.samples,
         batch=values.batch,
         seed=values.seed,
         levels=values.levels,
     )
-    about = {"workdir": values.workdir, "step": run.step, "split": values.split, "images": count}
+    where = {"folder": values.images} if values.images else {"split": values.split}
+    about = {"workdir": values.workdir, "step": run.step, **where, "images": count}
     settings = {"samples": values.samples, "cells": cells, "levels": values.levels, "seed": values.seed}
     write_json(
         values.out,
-        {**about, **settings, "given_class": bool(run.num_classes), "paths": rows},
+        {**about, **settings, "given_class": bool(run.num_classes) and classes != [run.num_classes], "paths": rows},
         overwrite=values.overwrite,
     )
     print(f"wrote {values.out}")
@@ -133,10 +167,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     trained.define_flags()
+    flags.DEFINE_string("images", None, "Folder of images; a split of the run's own data unless given.")
     flags.DEFINE_string("split", "test", "Split of the run's data set.")
     flags.DEFINE_integer("num", 0, "Images, evenly over the split; 0 for all.", lower_bound=0)
     flags.DEFINE_integer("samples", 128, "Random times and noises for each image and path; even.", lower_bound=2)
-    flags.DEFINE_integer("levels", 256, "Values that a pixel can have; 0 for a density.", lower_bound=0)
+    flags.DEFINE_integer("levels", 256, "Values that a pixel can have, 2 or more; 0 for a density.", lower_bound=0)
     flags.DEFINE_integer("batch", 64, "Images at a time.", lower_bound=1)
     flags.DEFINE_string("out", "elbo.json", "File to write.")
     flags.DEFINE_bool("overwrite", False, "Replace --out.")

@@ -13,6 +13,7 @@ names it as what rewards miss). Writes evaluation.json, evaluation.md and made.j
 --out.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -106,9 +107,12 @@ def _entry(text: str, subject: Subject, fall_back: bool) -> Entry:
 
 def _number(value: str, text: str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except ValueError as error:
         raise ValueError(f"expected a number in {text!r}, got {value!r}") from error
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number in {text!r}, got {value}")
+    return number
 
 
 def evaluate(

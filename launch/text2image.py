@@ -212,6 +212,11 @@ def settings_of(values: flags.FlagValues, pretrained: Pretrained) -> Settings:
     return defaults(pretrained.family, side, **given)
 
 
+def _is_size(text: str) -> bool:
+    number = text.removeprefix("-")
+    return number.isascii() and number.isdecimal()
+
+
 def mesh_of(text: str | None) -> Mesh | None:
     """The mesh of "data=1,fsdp=4,tensor=2"; by default all devices there are, which split the networks among them.
 
@@ -221,7 +226,7 @@ def mesh_of(text: str | None) -> Mesh | None:
     if text is None:
         return None if jax.device_count() == 1 else sharding.make_mesh(data=1, fsdp=-1)
     parts = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
-    if not parts or set(parts) - set(sharding.AXES) or not all(size.lstrip("-").isdigit() for size in parts.values()):
+    if not parts or set(parts) - set(sharding.AXES) or not all(_is_size(size) for size in parts.values()):
         raise ValueError(f"expected a mesh such as data=1,fsdp=4,tensor=2, got {text!r}")
     return sharding.make_mesh(**{"data": 1} | {name: int(size) for name, size in parts.items()})
 

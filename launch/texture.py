@@ -45,7 +45,7 @@ def source(name: str, channels: int, crop: int) -> UInt8[np.ndarray, "h w c"]:
 
 def numbers(flag: str, values: list[str], count: int) -> tuple[int, ...]:
     """The whole numbers >= 0 of a list flag. Raises ValueError on anything else."""
-    if len(values) != count or not all(value.isdigit() for value in values):
+    if len(values) != count or not all(value.isascii() and value.isdecimal() for value in values):
         raise ValueError(f"expected --{flag} = {count} numbers of pixels >= 0, got {','.join(values)}")
     return tuple(map(int, values))
 

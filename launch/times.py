@@ -5,9 +5,8 @@ import numpy as np
 from absl import flags
 
 from asyncpatch_jax import timefield, viz
-from asyncpatch_jax.files import refuse_existing
 from asyncpatch_jax.training import times
-from launch.shared import cli
+from launch.shared import cli, outputs
 
 DESCRIPTION = """Draw time fields of every sampler of training times and write them as one PNG: a row for each sampler.
 
@@ -59,7 +58,7 @@ def main() -> None:
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
 
     def run() -> None:
-        refuse_existing(out.value, overwrite.value)
+        outputs.refuse_existing(out.value, overwrite.value)
         viz.save_png(out.value, picture(size.value, draws.value, seed.value), overwrite=overwrite.value)
         print(f"wrote {out.value}: draws of {len(SAMPLERS)} samplers")
 

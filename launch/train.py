@@ -75,7 +75,7 @@ def run(config: ConfigDict) -> None:
         if int(state.step) >= config.train.steps:
             if records.read(workdir) is None:
                 records.write(workdir, record)
-            print(f"nothing to do: {config.train.steps} steps are done; --config.train.steps=N trains on")
+            print(f"nothing to do: {config.train.steps} steps are done; {_how_to_go_on(config)}")
             folder = samples_folder(workdir, int(state.step))
             finished = network._replace(params=state.ema, step=int(state.step))
             if config.train.sample_every and not pictures.complete(folder, finished):
@@ -85,6 +85,16 @@ def run(config: ConfigDict) -> None:
         print(f"wrote {workdir}/checkpoints (steps {', '.join(map(str, checkpoints.steps))}) and {workdir}/run.json")
     if not finished:
         print("stopped as asked to; the same command continues from here")
+
+
+def _how_to_go_on(config: ConfigDict) -> str:
+    if config.optim.schedule != "cosine":
+        return "--config.train.steps=N trains on"
+    # its learning rate is 0 at the end: what comes after is another run
+    return (
+        "its learning rate has come to 0, and another run goes on from here: "
+        f"--config.train.init={config.workdir} --config.workdir={config.workdir}_2"
+    )
 
 
 def _fit(

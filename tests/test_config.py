@@ -12,6 +12,7 @@ from PIL import Image
 
 from launch import train
 from launch.shared import build, cli, plans
+from tests import mains
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(
@@ -92,6 +93,11 @@ def test_an_argument_that_no_config_takes():
         ("model.batch", "train.batch"),
         ("modle.base", "model.base"),
         ("worrkdir", "workdir"),
+        ("optim.lr", "optim.learning_rate"),
+        ("lr", "optim.learning_rate"),
+        ("train.batch_size", "train.batch"),
+        ("data.image_size", "data.size"),
+        ("optim.beta1", "optim.b1"),
     ],
 )
 def test_an_unknown_setting_is_answered_with_the_nearest(wrong, right):
@@ -99,14 +105,18 @@ def test_an_unknown_setting_is_answered_with_the_nearest(wrong, right):
         cli.check_name(wrong, cli.names(load("digits")))
 
 
-def test_what_is_like_nothing_points_to_the_help():
+@pytest.mark.parametrize("name", ["zzzzzz", "optim.weight_decay"])
+def test_what_is_like_nothing_points_to_the_help(name):
     with pytest.raises(ValueError, match="see --help"):
-        cli.check_name("zzzzzz", cli.names(load("digits")))
+        cli.check_name(name, cli.names(load("digits")))
 
 
 def test_a_config_file_that_is_missing_or_broken(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"got 'configs/digit.py'; there are .*configs/digits.py"):
+    with pytest.raises(FileNotFoundError, match=r"got 'configs/digit.py'; there are .* did you mean configs/digits.py"):
         cli.resolve("configs/digit.py")
+    for elsewhere in ("mytypo/folder.py", "folder.py", "/configs/folder.py", "other/configs/folder.py"):
+        with pytest.raises(FileNotFoundError, match=rf"got '{elsewhere}'; .* did you mean configs/folder.py"):
+            cli.resolve(elsewhere)
     broken = tmp_path / "broken.py"
     broken.write_text("import nothing_of_that_name\n")
     with pytest.raises(ValueError, match=r"broken.py does not run: ModuleNotFoundError"):
@@ -116,6 +126,54 @@ def test_a_config_file_that_is_missing_or_broken(tmp_path):
         cli.load(str(broken))
 
 
+def test_a_configuration_of_another_kind_is_refused_with_the_command_that_takes_it():
+    for given, example, other in (("tpm_digits", "digits", "train_tpm"), ("digits", "tpm_digits", "train")):
+        file = f"configs/{given}.py"
+        with pytest.raises(
+            ValueError, match=f"got {file}, which lacks .*; it is one for python -m launch.{other} --con"
+        ):
+            cli.check_kind(file, cli.names(load(given)), f"configs/{example}.py")
+    for name in CONFIGS:
+        cli.check_kind(name, cli.names(load(name, "smoke")), "configs/digits.py")
+    with pytest.raises(ValueError, match=r"which lacks data.augment, .* \.\.\.$"):
+        cli.check_kind("mine.py", ["seed"], "configs/digits.py")
+
+
+NUMBERS = [k for k, v in cli._values(load("digits")).items() if isinstance(v, float)]
+
+
+def test_a_tuple_is_of_finite_numbers(monkeypatch, capsys):
+    call = mains.command(monkeypatch, capsys)
+    for value, message in (
+        ("(1e999,1.0)", "expected a finite number"),
+        ("(a,b)", "numbers such as (1, 2)"),
+        ("('a',1)", "numbers such as (1, 2)"),
+    ):
+        code, _, err = call("train", f"--config.times.spread={value}")
+        assert (code, err.count("\n")) == (1, 1)
+        assert message in err
+        assert "--config.times.spread" in err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_number_is_nan_or_infinite(monkeypatch, capsys, value):
+    """Of settings, also those that are placeholders, and of flags of every type of command."""
+    call = mains.command(monkeypatch, capsys)
+    assert len(NUMBERS) > 10
+    for name in (*NUMBERS, "model.dropout", "times.loc"):
+        code, _, err = call("train", f"--config.{name}={value}")
+        assert (code, err) == (1, f"error: expected a finite number as --config.{name}, got {value}\n")
+    for command, flag in (
+        ("sample", "guidance"),
+        ("inpaint", "feather"),
+        ("text2image", "omega"),
+        ("compile", "timeout"),
+    ):
+        code, _, err = call(command, f"--{flag}={value}")
+        assert code == 1
+        assert f"--{flag}" in err
+
+
 @pytest.mark.parametrize(
     ("name", "changed", "message"),
     [
@@ -123,6 +181,7 @@ def test_a_config_file_that_is_missing_or_broken(tmp_path):
         ("photos", {"data.channels": 4}, r"1 \(grey\) or 3 \(RGB\), got 4"),
         ("digits", {"data.channels": 3}, "= 1 for digits, got 3"),
         ("digits", {"model.multipliers": (1, 0)}, "multipliers of at least 1"),
+        ("digits", {"model.multipliers": ()}, r"multipliers of at least 1, got \(\)"),
         ("digits", {"model.attention": (2,)}, r"attention on levels out of 0 \.\.\. 1, got \(2,\)"),
     ],
 )

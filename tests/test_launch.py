@@ -14,6 +14,7 @@ from PIL import Image
 
 from asyncpatch_jax.data import masks
 from configs import digits
+from launch import elbo
 from launch.shared import build, pictures, plans, windows
 from tests import mains
 
@@ -263,6 +264,7 @@ def test_outpainting_keeps_the_image_and_fills_the_canvas(command, tmp_path):
     [
         (["--size=4,8"], "8 pixels or more"),
         (["--size=16"], "expected --size = 2 numbers"),
+        (["--size=²,8"], "expected --size = 2 numbers of pixels >= 0, got ²,8"),
         (["--size=16,16", "--overlap=8"], "overlap in 0 ... 7"),
         (["--image=brick"], "with a margin to paint"),
         (["--image=brick", "--expand=1,1,1,-1"], "expected --expand = 4 numbers"),
@@ -330,9 +332,12 @@ def test_pages_show_the_run(tmp_path):
 
 def test_elbo_reports_three_paths_with_their_errors(command, tmp_path):
     out = tmp_path / "elbo.json"
-    code, said, err = command("elbo", "--num=6", "--batch=4", "--samples=4", f"--out={out}")
+    for i in range(6):
+        _save(tmp_path / "mine" / "37"[i % 2] / f"{i}.png", _digit(i))
+    code, said, err = command("elbo", f"--images={tmp_path / 'mine'}", "--batch=4", "--samples=4", f"--out={out}")
     assert code == 0, err
     report = json.loads(out.read_text())
+    assert (report["folder"], report["images"], report["given_class"]) == (str(tmp_path / "mine"), 6, True)
     assert [row["path"] for row in report["paths"]] == ["diagonal", "raster", "random environment"]
     assert all(row["bits_per_dim"] > 0 and row["error"] > 0 and row["error_of_draws"] > 0 for row in report["paths"])
     assert said.count("+-") == 3
@@ -346,6 +351,34 @@ def test_elbo_reports_three_paths_with_their_errors(command, tmp_path):
         assert code == 1
         assert message in err
     assert not (tmp_path / "no.json").exists()
+
+
+def test_images_of_ones_own_have_the_classes_of_their_folders(command, monkeypatch, tmp_path):
+    for i, folder in enumerate(("mine/3", "mine/7", "flat", "one/7", "other/3", "other/dog")):
+        _save(tmp_path / folder / f"{i}.png", _digit(i))
+    for folder, wanted in (("mine", [3, 7]), ("flat", [10]), ("one", [7])):
+        data, classes = elbo.held_out(run(), str(tmp_path / folder), "test")
+        assert (len(data.source), classes) == (len(wanted), wanted)
+    nameless = run()._replace(num_classes=0, class_names=())
+    assert elbo.held_out(nameless, str(tmp_path / "mine"), "test")[1] == [0, 0]
+    with pytest.raises(ValueError, match=r"named as the run's classes, 0, 1, 2.*got dog"):
+        elbo.held_out(run(), str(tmp_path / "other"), "test")
+    # what the error for a run on a folder says can be done
+    own = _copy(run())
+    own.config.data.update({"name": "folder", "path": str(tmp_path / "mine")})
+    monkeypatch.setattr(build, "load_run", lambda *where, **more: own)
+    code, _, err = command("elbo", f"--out={tmp_path / 'a.json'}")
+    assert (code, "expected --images=FOLDER of images that were not" in err, "or --split=train" in err) == (
+        1,
+        True,
+        True,
+    )
+    assert elbo.held_out(own, None, "train")[0].class_names == ("3", "7")
+
+
+def test_elbo_of_one_level_is_refused(command, tmp_path):
+    code, _, err = command("elbo", "--levels=1", f"--out={tmp_path / 'b.json'}")
+    assert (code, "expected --levels of at least 2" in err) == (1, True)
 
 
 def test_a_trained_run_takes_folder_and_sampling_from_a_config_and_nothing_else(command, monkeypatch, tmp_path):

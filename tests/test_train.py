@@ -159,11 +159,26 @@ def test_training_goes_on_loads_and_starts_another_run(tmp_path, capsys):
 
     # the head alone, on what was just trained, in a folder of its own
     head = tmp_path / "head"
-    train.run(small(head, **{**short, "train.init": str(first), "optim.only": "log_variance"}))
+    alone = {
+        **short,
+        "train.init": str(first),
+        "optim.only": "log_variance",
+        "optim.schedule": "cosine",
+        "optim.warmup": 1,
+    }
+    train.run(small(head, **alone))
     trained = build.load_run(head).params
     for name, module in run.params.items():
         same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (module, trained[name])), strict=True)]
         assert all(same) == (name != "log_variance"), name
+
+    # its cosine has come to its end, and what is said then can be followed
+    capsys.readouterr()
+    train.run(small(head, **alone))
+    said = dict(re.findall(r"--config\.(\S+)=(\S+)", capsys.readouterr().out))
+    assert said == {"train.init": str(head), "workdir": f"{head}_2"}
+    train.run(small(**{**alone, **said}))
+    assert build.load_run(f"{head}_2").step == 2
 
     with pytest.raises(ValueError, match=r"(?s)expected this model in .*got another.*kernel"):
         train.run(small(tmp_path / "wide", **{**short, "train.init": str(first), "model.width": 32}))
@@ -211,6 +226,7 @@ def test_parameters_that_overflow_are_not_saved(tmp_path):
         ("loss.label_dropout", 1.5, r"in \[0, 1\]"),
         ("optim.schedule", "linear", "constant, cosine, rsqrt, got 'linear'"),
         ("optim.accumulate", 3, "divisor of the batch 8, got 3"),
+        ("optim.accumulate", 0, "accumulate of at least 1, got 0"),
         ("optim.ema", 1.0, "ema < 1, got 1.0"),
         ("optim.only", "head", "log_variance, .* alone, got 'head'"),
         ("train.batch", 5000, "expected a batch"),

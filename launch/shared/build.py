@@ -112,8 +112,9 @@ def model(config: ConfigDict, num_classes: int) -> nn.Module:
     settings["dtype"] = _choose("config.model.dtype", settings["dtype"], DTYPES)
     settings["num_classes"] = num_classes if num_classes > 1 else 0
     for name in ("base", "multipliers", "blocks", "head_dim", "patch", "width", "depth", "heads", "mlp_ratio"):
-        if settings.get(name) is not None and np.min(settings[name]) < 1:
-            raise ValueError(f"expected config.model.{name} of at least 1, got {settings[name]}")
+        value = settings.get(name)
+        if value is not None and (not np.size(value) or np.min(value) < 1):
+            raise ValueError(f"expected config.model.{name} of at least 1, got {value}")
     return network(**{**shape, **_given("model", network, settings)})
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,9 @@ from ml_collections import ConfigDict, config_flags
 from launch.shared import cache, processes
 
 DEFAULT = "configs/digits.py"
-_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, flags.Error)
+# configurations are of as many kinds as there are commands that begin something: which one takes which, by an example
+_KINDS = {"launch.train": DEFAULT, "launch.train_tpm": "configs/tpm_digits.py"}
+_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, flags.Error)
 
 
 def main(run: Callable[[ConfigDict], None], description: str, *, default: str = DEFAULT) -> None:
@@ -33,7 +36,7 @@ def main(run: Callable[[ConfigDict], None], description: str, *, default: str = 
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
-        return _parse(_with_default(list(argv), default), description)
+        return _parse(_with_default(list(argv), default), description, default)
 
     _start(lambda: run(flags.FLAGS.config), parse)
 
@@ -45,7 +48,7 @@ def main_of_run(run: Callable[[], None], description: str) -> None:
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
-        return _parse(_with_default(list(argv), DEFAULT), description, only=("workdir", "sample."))
+        return _parse(_with_default(list(argv), DEFAULT), description, DEFAULT, only=("workdir", "sample."))
 
     _start(run, parse)
 
@@ -90,6 +93,8 @@ def _start(run: Callable[..., None], parse: Callable[[Sequence[str]], list[str]]
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    if isinstance(error, MemoryError):
+        return f"expected what fits into memory, got more: {error or 'a size in the settings may be too large'}"
     return str(error)
 
 
@@ -109,14 +114,20 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
     return any(arg in ("-h", "-help", "--help") for arg in argv[1:])
 
 
-def _parse(argv: list[str], description: str, only: tuple[str, ...] = ("",)) -> list[str]:
-    """Define `--config` and parse all flags; settings can be changed whose names begin with one of `only`."""
+def _parse(argv: list[str], description: str, example: str, only: tuple[str, ...] = ("",)) -> list[str]:
+    """Define `--config` and parse all flags; settings can be changed whose names begin with one of `only`.
+
+    Args:
+        example: a configuration of the kind that is wanted.
+    """
     if _asks_for_help(argv):
         print("\n".join([*_help(description), *_settings(argv, only)]))
         sys.exit(0)
-    argv[1] = f"--config={resolve(argv[1].split('=', 1)[1])}"
+    given = argv[1].split("=", 1)[1]
+    argv[1] = f"--config={resolve(given)}"
     config = load(argv[1].split("=", 1)[1])
     known = names(config)
+    check_kind(given, known, example)
     for arg in argv[2:]:
         if arg.startswith(("--config.", "-config.")):
             name = arg.lstrip("-").split("=", 1)[0].removeprefix("config.")
@@ -125,32 +136,79 @@ def _parse(argv: list[str], description: str, only: tuple[str, ...] = ("",)) -> 
                 raise ValueError(f"--config.{name} was settled when the run was trained; --config.sample.* can change")
     # config_flags looks for overrides in sys.argv, not in what it is given
     config_flags.DEFINE_config_file("config", help_string="Configuration file[:argument].", sys_argv=argv)
-    return _known(argv, [f"config.{name}" for name in known])
+    rest = _known(argv, [f"config.{name}" for name in known])
+    for name, value in _values(flags.FLAGS.config).items():
+        check_finite(f"config.{name}", value)
+    return rest
 
 
 def _known(argv: list[str], more: Sequence[str]) -> list[str]:
-    """Parse; an unknown flag is named with the nearest one, of the flags and `more`."""
+    """Parse; an unknown flag is named with the nearest one, of the main's own and `more`.
+
+    Raises:
+        ValueError: an unknown flag, or a number that is NaN or infinite.
+    """
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        close = difflib.get_close_matches(error.flagname, [*flags.FLAGS, *more], 1)
-        hint = f", did you mean --{close[0]}?" if close else ""
+        known = [*(flag.name for flag in _own_flags()), *("config" for _ in more[:1]), "debug", "help", *more]
+        close = _nearest(error.flagname, known)
+        hint = f", did you mean {' or '.join('--' + name for name in close)}?" if close else "; --help lists all"
         raise ValueError(f"unknown flag --{error.flagname}{hint}") from error
+    for flag in _own_flags():
+        check_finite(flag.name, flag.value)
+    return rest
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Refuse NaN and infinity as the value of a flag or a setting, or within it; and in a tuple, what is no number.
+
+    Raises:
+        ValueError: names it.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected a finite number as --{name}, got {value}")
+    if isinstance(value, tuple):
+        for part in value:
+            if isinstance(part, bool) or not isinstance(part, (int, float)):
+                raise ValueError(f"expected numbers such as (1, 2) as --{name}, got {value}")
+            check_finite(name, part)
+
+
+def check_kind(given: str, known: Sequence[str], example: str) -> None:
+    """Refuse a configuration of another kind than `example`, by the names of its settings.
+
+    Raises:
+        ValueError: says what it lacks, and which command takes it.
+    """
+    missing = [name for name in names(load(resolve(example))) if name not in known]
+    if not missing:
+        return
+    takers = [command for command, other in _KINDS.items() if set(names(load(resolve(other)))) <= set(known)]
+    hint = f"; it is one for python -m {takers[0]} --config={given}" if takers else ""
+    raise ValueError(
+        f"expected a configuration such as {example}, got {given}, which lacks {', '.join(missing[:3])}"
+        f"{' ...' if len(missing) > 3 else ''}{hint}"
+    )
 
 
 def resolve(name: str) -> str:
-    """The configuration file `name[:argument]`, from here or, if there is none, from the installed `configs` package.
+    """The configuration file `name[:argument]`; configs/NAME.py also from elsewhere, if it is none here.
 
     Raises:
         FileNotFoundError: in neither place; names what there is.
     """
     path, _, argument = name.partition(":")
-    folder = Path(__file__).parents[2] / "configs"
-    for candidate in (Path(path), folder / Path(path).name):
+    root = Path(__file__).parents[2]
+    packaged = [root / path] if Path(path).parent == Path("configs") else []
+    for candidate in (Path(path), *packaged):
         if candidate.is_file():
             return f"{candidate}:{argument}" if argument else str(candidate)
-    there = ", ".join(f"configs/{file.name}" for file in sorted(folder.glob("[!_]*.py")))
-    raise FileNotFoundError(f"expected a configuration file, got {path!r}; there are {there}")
+    files = sorted(file.name for file in (root / "configs").glob("[!_]*.py") if "base" not in file.stem)
+    close = difflib.get_close_matches(Path(path).name, files, 1, 0.8)
+    hint = f"; did you mean configs/{close[0]}?" if close else ""
+    there = ", ".join(f"configs/{file}" for file in files)
+    raise FileNotFoundError(f"expected a configuration file, got {path!r}; there are {there}{hint}")
 
 
 def load(name: str) -> ConfigDict:
@@ -173,11 +231,15 @@ def load(name: str) -> ConfigDict:
     return module.get_config(argument)
 
 
-def names(config: ConfigDict, prefix: str = "") -> list[str]:
+def names(config: ConfigDict) -> list[str]:
     """All settings by dotted name."""
-    found = []
+    return [*_values(config)]
+
+
+def _values(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    found = {}
     for name, value in config.items():
-        found += names(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
+        found |= _values(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
     return found
 
 
@@ -185,25 +247,51 @@ def check_name(name: str, known: Sequence[str]) -> None:
     """Raise ValueError with the nearest valid name if there is no setting `name`."""
     if name in known:
         return
-    # a name with its section forgotten or mistaken is the likeliest slip: compare the last parts first
-    last = name.rsplit(".", 1)[-1]
-    same = [k for k in known if k.rsplit(".", 1)[-1] == last]
-    close = (
-        same if "." not in name and same else difflib.get_close_matches(name, same or known, 1, 0.0 if same else 0.5)
-    )
+    close = _nearest(name, known)
     hint = f"did you mean {' or '.join('--config.' + k for k in close)}?" if close else "see --help for all of them"
     raise ValueError(f"unknown setting --config.{name}: {hint}")
 
 
+def _nearest(name: str, known: Sequence[str]) -> list[str]:
+    """What may have been meant: of dotted names, above all those with the same last part.
+
+    A section that is forgotten or mistaken is the likeliest slip; then come an abbreviation (lr), a letter too many, a
+    word of several (batch_size), and what looks alike.
+    """
+    section, _, last = name.rpartition(".")
+    lasts = {k: k.rpartition(".")[2] for k in known}
+    inside = [k for k in known if section and k.startswith(f"{section}.")]
+    words = set(last.split("_"))
+    slip = difflib.get_close_matches(last, lasts.values(), 1, 0.85)
+    like = difflib.get_close_matches(last, [lasts[k] for k in inside or known], 1, 0.5 if inside else 0.7)
+
+    def those(fits: Callable[[str], bool], among: Sequence[str]) -> list[str]:
+        found = [k for k in among if fits(lasts[k])]
+        own = [k for k in found if k in inside]
+        # of a section that is none, the one that is most like it
+        return own or (difflib.get_close_matches(name, found, 1, 0.0) if section else found)
+
+    return (
+        those(lambda other: other == last, known)
+        or those(lambda other: "_" in other and last == "".join(word[:1] for word in other.split("_")), known)
+        or those(lambda other: other in slip, known)
+        or those(lambda other: other in words or last in other.split("_"), inside or known)
+        or those(lambda other: other in like, inside or known)
+    )
+
+
+def _own_flags() -> list[flags.Flag]:
+    return [*flags.FLAGS.get_flags_for_module(sys.modules["__main__"].__name__)]
+
+
 def _help(description: str) -> list[str]:
-    module_flags = flags.FLAGS.get_flags_for_module(sys.modules["__main__"].__name__)
-    own = [f"  --{flag.name}: {flag.help} (default: {flag.default})" for flag in module_flags]
+    own = [f"  --{flag.name}: {flag.help} (default: {flag.default})" for flag in _own_flags()]
     return [description.strip(), "", "Flags:", *own, "  --debug: show the traceback of an error"]
 
 
 def _settings(argv: list[str], only: tuple[str, ...]) -> list[str]:
     name = argv[1].split("=", 1)[1]
-    flat = _flat(load(resolve(name)))
+    flat = _values(load(resolve(name)))
     values = [f"  {key} = {value!r}" for key, value in flat.items() if key.startswith(only)]
     return [
         "  --config: configuration file[:argument]",
@@ -211,9 +299,3 @@ def _settings(argv: list[str], only: tuple[str, ...]) -> list[str]:
         f"Settings of {name}, changed by --config.NAME=VALUE:",
         *values,
     ]
-
-
-def _flat(config: ConfigDict) -> dict[str, Any]:
-    from asyncpatch_jax.training.records import flatten
-
-    return flatten(config.to_dict())

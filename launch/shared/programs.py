@@ -38,6 +38,8 @@ def training(config: ConfigDict, run: build.Run, mesh: Mesh) -> Program:
     size, parts = config.train.batch, sharding.batch_parts(mesh)
     if size < 1 or size % parts:
         raise ValueError(f"expected config.train.batch to be a multiple of {parts} (data x fsdp), got {size}")
+    if config.optim.accumulate < 1:
+        raise ValueError(f"expected config.optim.accumulate of at least 1, got {config.optim.accumulate}")
     if size % config.optim.accumulate == 0 and size // config.optim.accumulate % parts:
         raise ValueError(
             f"expected config.train.batch to be a multiple of {parts} (data x fsdp) x config.optim.accumulate = "

@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from asyncpatch_jax import schema
-from asyncpatch_jax.files import check_writable, refuse_existing, write_json
+from asyncpatch_jax.files import check_writable, write_json
 from asyncpatch_jax.pretrained.folders import families
 from asyncpatch_jax.pretrained.folders.presets import PRESETS
 from asyncpatch_jax.pretrained.networks import autoencoder
 from launch.compiler import aot, report, topology
 from launch.compiler.pretrained_programs import TOKENS
 from launch.compiler.topology import GIB
-from launch.shared import cli
+from launch.shared import cli, outputs
 
 _FAMILIES = {"sd1.5": "sd", "sd2.1": "sd", "sdxl": "sdxl", "sd3.5": "sd3", "flux": "flux", "flux-kontext": "kontext"}
 _DOES_NOT_FIT, _FAILED = 2, 3
@@ -269,7 +269,7 @@ def main() -> None:
     values = flags.FLAGS
     topology.check_compiler()
     if values.out:
-        refuse_existing(values.out, values.overwrite)
+        outputs.refuse_existing(values.out, values.overwrite)
         check_writable(values.out)
     if values.folder:
         subjects = [of_folder(Path(values.folder), _place(_PLACES["sd2.1"]))]
