@@ -34,7 +34,7 @@ import asyncpatch_jax
 assert "jax" not in sys.modules
 asyncpatch_jax.__version__, dir(asyncpatch_jax)
 assert "jax" not in sys.modules
-asyncpatch_jax.sampling.DDIM, asyncpatch_jax.process.RectifiedFlow, asyncpatch_jax.training.AsyncPatch
+asyncpatch_jax.sampling.DDIM, asyncpatch_jax.process.RectifiedFlow, asyncpatch_jax.training.policies.load
 asyncpatch_jax.pretrained.text2image, asyncpatch_jax.UNet, asyncpatch_jax.metrics.combine
 print([name for name in {HEAVY} if name in sys.modules])
 """
