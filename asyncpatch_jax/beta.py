@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.special import betaln, digamma
 from jaxtyping import Array, Float
 
+from asyncpatch_jax.keys import threefry
 from asyncpatch_jax.types import ImageKeys
 
 # samples stay so far away from 0 and 1, where log-densities are infinite
@@ -41,7 +42,7 @@ def mode(belief: Beta) -> Float[Array, "..."]:
 
 def sample(keys: ImageKeys, belief: Beta) -> Float[Array, "b ..."]:
     """A draw for each number of each image [b, ...], from the image's own key, in EDGE ... 1 - EDGE."""
-    draws = jax.vmap(jax.random.beta)(keys, belief.alpha, belief.beta)
+    draws = jax.vmap(jax.random.beta)(threefry(keys), belief.alpha, belief.beta)
     return jnp.clip(draws.astype(jnp.float32), EDGE, 1.0 - EDGE)
 
 

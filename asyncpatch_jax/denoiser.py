@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from asyncpatch_jax.process import Kind, Process, predict, scale_velocity
+from asyncpatch_jax import checks
+from asyncpatch_jax.process import Kind, Process, check_kind, check_process, predict, scale_velocity
 from asyncpatch_jax.types import Condition, Denoiser, Image, Prediction, Times
 
 
@@ -19,10 +20,18 @@ def bind(model: nn.Module, params: Any, process: Process, kind: Kind, cond: Cond
     (interleaved, so that a sharded batch axis needs no all-to-all); the condition is repeated to match.
 
     Raises:
-        ValueError: the batch is no multiple of the condition's.
+        ValueError: no network, process, kind or condition; later, what is no image or no `Times`, or a batch that is no
+            multiple of the condition's.
     """
+    checks.instance("model", model, nn.Module, "UNet(...) or DiT(...)")
+    check_process(process)
+    check_kind(kind)
+    if cond is not None:
+        checks.instance("cond", cond, Condition, "Condition(label=labels)")
 
     def denoise(x: Image, times: Times) -> Prediction:
+        checks.images("x", x)
+        checks.instance("times", times, Times, "Times(field, field): the level, and what the network is told")
         out, aux = model.apply({"params": params}, x, times.told, _repeat(cond, x.shape[0]))
         pred = predict(process, kind, out.astype(jnp.float32), x, times.level)
         if times.gain is not None:

@@ -1,13 +1,13 @@
 """Noise processes `x_t = alpha(t) x0 + sigma(t) eps`, elementwise in the field, and conversions between predictions."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from asyncpatch_jax import timefield
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax.types import Image, Prediction, TimeField
 
 Kind = Literal["x0", "eps", "v", "velocity", "score"]
@@ -86,13 +86,10 @@ class Discrete(_LogSNR):
     zero_snr: bool = False
 
     def __post_init__(self):
-        if self.num_steps < 1 + self.zero_snr or not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
-                f"expected num_steps >= {1 + self.zero_snr} and 0 < beta_start <= beta_end < 1, got "
-                f"{self.num_steps}, {self.beta_start}, {self.beta_end}"
-            )
-        if self.betas not in _BETAS:
-            raise ValueError(f"expected betas out of {', '.join(_BETAS)}, got {self.betas!r}")
+        checks.whole("num_steps", self.num_steps, 1 + bool(self.zero_snr))
+        checks.number("beta_end", self.beta_end, above=0, below=1)
+        checks.number("beta_start", self.beta_start, above=0, high=self.beta_end)
+        checks.choice("betas", self.betas, _BETAS)
 
     def _betas(self) -> np.ndarray:
         if self.betas == "squaredcos_cap_v2":
@@ -134,6 +131,33 @@ class Discrete(_LogSNR):
         return -0.5 * slope / self.alpha(t), 0.5 * slope / self.sigma(t)
 
 
+def check_kind(kind: Any) -> None:
+    """Refuse what is no kind of prediction.
+
+    Raises:
+        ValueError: with all of them.
+    """
+    checks.choice("a prediction kind", kind, KINDS)
+
+
+def check_process(process: Any) -> None:
+    """Refuse what is no noise process.
+
+    Raises:
+        ValueError: with examples.
+    """
+    checks.instance("process", process, Process, "RectifiedFlow(), Cosine() or Discrete()")
+
+
+def _check(process: Any, **images: Any) -> None:
+    """Refuse what is no process, or no images of one shape."""
+    check_process(process)
+    for name, value in images.items():
+        checks.images(name, value)
+    if len(shapes := {value.shape for value in images.values()}) > 1:
+        raise ValueError(f"expected {' and '.join(images)} of one shape, got {' and '.join(map(str, sorted(shapes)))}")
+
+
 def _divide(a: Times_, b: Times_) -> Times_:
     """a / b, and 0 where b is 0: there the quotient has no limit, and finite beats NaN."""
     zero = b == 0
@@ -154,11 +178,16 @@ def coefficients(process: Process, kind: Kind, t: Times_) -> tuple[Times_, Times
         return -process.sigma(t), process.alpha(t)
     if kind == "velocity":
         return process.rates(t)
-    raise ValueError(f"expected a prediction kind out of {', '.join(KINDS)}, got {kind!r}")
+    raise ValueError(f"expected a prediction kind out of {', '.join(KINDS[:-1])}, got {kind!r}")
 
 
 def diffuse(process: Process, x0: Image, eps: Image, t: TimeField) -> Image:
-    """Noise an image to a field: `alpha(t) x0 + sigma(t) eps`. Cells at 0 are `x0` bit for bit."""
+    """Noise an image to a field: `alpha(t) x0 + sigma(t) eps`. Cells at 0 are `x0` bit for bit.
+
+    Raises:
+        ValueError: no floating-point images of one shape, or a field that does not fit them.
+    """
+    _check(process, x0=x0, eps=eps)
     t = timefield.like(t, x0)
     return process.alpha(t) * x0 + process.sigma(t) * eps
 
@@ -167,7 +196,12 @@ def target(process: Process, kind: Kind, x0: Image, eps: Image, t: TimeField) ->
     """What a network of this kind should answer for `diffuse(process, x0, eps, t)`.
 
     x0, eps, v = alpha eps - sigma x0, velocity = alpha' x0 + sigma' eps, score = -eps / sigma (infinite at t = 0).
+
+    Raises:
+        ValueError: as `diffuse`, or an unknown kind.
     """
+    check_kind(kind)
+    _check(process, x0=x0, eps=eps)
     t = timefield.like(t, x0)
     if kind == "score":
         return -eps / process.sigma(t)
@@ -182,7 +216,12 @@ def predict(process: Process, kind: Kind, out: Image, x: Image, t: TimeField) ->
     and for velocity in rectified flow, so nothing divides by sigma there. A clean cell (sigma = 0) is its own x0,
     whatever the network says. Where the other half of the pair has no limit (eps from x0 at t = 0, x0 from eps where
     alpha = 0) it is 0.
+
+    Raises:
+        ValueError: an unknown kind, or what the network answers has another shape than the image.
     """
+    check_kind(kind)
+    _check(process, prediction=out, image=x)
     t = timefield.like(t, x)
     alpha, sigma = process.alpha(t), process.sigma(t)
     if kind == "score":
@@ -227,6 +266,7 @@ def renoise(process: Process, x: Image, eps: Image, t: TimeField, t_next: TimeFi
     `x' = (alpha' / alpha) x + sqrt(sigma'^2 - (alpha' sigma / alpha)^2) eps`, the process's own forward transition; in
     rectified flow `(1 - t') / (1 - t) x + sqrt(t'^2 - ((1 - t') t / (1 - t))^2) eps`.
     """
+    _check(process, x=x, eps=eps)
     t, t_next = timefield.like(t, x), timefield.like(t_next, x)
     ratio = _divide(process.alpha(t_next), process.alpha(t))
     fresh = jnp.sqrt(jnp.maximum(process.sigma(t_next) ** 2 - (ratio * process.sigma(t)) ** 2, 0.0))

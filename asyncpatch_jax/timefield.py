@@ -14,17 +14,24 @@ import numpy as np
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from asyncpatch_jax import checks
 from asyncpatch_jax.types import FewTimes, Image, TimeField
 
 Grid = tuple[int, int]
+# with 64-bit types on, an array is of float64 unless it is told otherwise
+_WIDE = (np.dtype("float32"), np.dtype("float64"))
 
 
 def constant(t: float | Float[Array, ""] | Float[Array, "b"], batch: int) -> TimeField:
     """The 1x1 field [batch, 1, 1, 1] of one time, or of one time per image [batch].
 
     Raises:
-        ValueError: `t` is neither a scalar nor [batch].
+        ValueError: `t` is neither a scalar nor [batch], or lies outside of 0 ... 1.
     """
+    checks.whole("batch", batch)
+    if not isinstance(t, int | float) and not checks.is_array(t) and not isinstance(t, np.number):
+        raise ValueError(f"expected a scalar or [{batch}] times, got {checks.shown(t)}")
+    checks.numbers("t", t, 0, 1)
     t = jnp.asarray(t, jnp.float32)
     if t.ndim > 1 or t.shape not in ((), (1,), (batch,)):
         raise ValueError(f"expected a scalar or [{batch}] times, got shape {t.shape}")
@@ -36,20 +43,38 @@ def few(values: Float[Array, "_b k"], index: Int[Array, "_b2 gh gw 1"]) -> FewTi
 
     Args:
         values: float32 times [b, k], or [1, k] for all images.
-        index: integers [b|1, gh, gw, 1]. One outside of 0 ... k - 1 takes the nearest that exists, and is an error in a
-            program under `jax.experimental.checkify` (of no cost elsewhere).
+        index: integers [b|1, gh, gw, 1]. One outside of 0 ... k - 1 is refused where it is known. Where it is traced it
+            takes the nearest that exists, and is an error in a program under `jax.experimental.checkify` (of no cost
+            elsewhere).
+
+    Raises:
+        ValueError: wrong rank, batch or dtype, times outside of 0 ... 1, or an index of none of them.
+    """
+    made = assembled(values, index)
+    checks.numbers("times", values, 0, 1)
+    if not isinstance(index, jax.core.Tracer):
+        checks.numbers("index", index, 0, values.shape[1] - 1)
+    return made
+
+
+def assembled(values: Float[Array, "_b k"], index: Int[Array, "_b2 gh gw 1"]) -> FewTimes:
+    """`few` for what the library makes at each step: numbers on a device are not read, which would wait for them.
 
     Raises:
         ValueError: wrong rank, batch or dtype.
     """
-    if values.ndim != 2 or not values.shape[1]:
+    checks.shaped("the values of a field as", values, "b k")
+    if not values.shape[1]:
         raise ValueError(f"expected the values of a field as [b, k], got shape {values.shape}")
-    if values.dtype != jnp.float32:
+    if values.dtype not in _WIDE:
         raise ValueError(f"expected float32 times (bfloat16 cannot tell times near 1 apart), got {values.dtype}")
+    if not checks.is_array(index):
+        raise ValueError(f"expected the index of a field as integers [b, gh, gw, 1], got {checks.shown(index)}")
     if index.ndim != 4 or index.shape[-1] != 1 or not jnp.issubdtype(index.dtype, jnp.integer):
         raise ValueError(f"expected the index of a field as integers [b, gh, gw, 1], got {index.dtype}{index.shape}")
     if values.shape[0] != index.shape[0] and 1 not in (values.shape[0], index.shape[0]):
         raise ValueError(f"expected values and index of one batch, got {values.shape} and {index.shape}")
+    values, index = jnp.asarray(values, jnp.float32), jnp.asarray(index)
     last = values.shape[1] - 1
     checkify.debug_check(
         jnp.all((index >= 0) & (index <= last)),
@@ -64,15 +89,15 @@ def few(values: Float[Array, "_b k"], index: Int[Array, "_b2 gh gw 1"]) -> FewTi
 def as_few(t: TimeField | FewTimes) -> FewTimes | None:
     """A field as one of few times, if it is one by construction: the 1x1 field is a field of one time."""
     if isinstance(t, FewTimes):
-        return few(*t)
-    return few(t[:, 0, 0], jnp.zeros((1, 1, 1, 1), jnp.int8)) if t.shape[1:3] == (1, 1) else None
+        return assembled(*t)
+    return assembled(t[:, 0, 0], jnp.zeros((1, 1, 1, 1), jnp.int8)) if t.shape[1:3] == (1, 1) else None
 
 
 def dense(t: TimeField | FewTimes) -> TimeField:
     """The field itself, [b|1, gh, gw, 1]."""
     if not isinstance(t, FewTimes):
         return t
-    values, index = few(*t)
+    values, index = assembled(*t)
     # selects, not a gather: fetching single numbers is slow on TPUs, and these melt into what reads the field
     batch = max(values.shape[0], index.shape[0])
     t = jnp.broadcast_to(values[:, :1, None, None], (batch, *index.shape[1:]))
@@ -83,7 +108,7 @@ def dense(t: TimeField | FewTimes) -> TimeField:
 
 def mapped(t: TimeField | FewTimes, new: Callable[[jax.Array], jax.Array]) -> TimeField | FewTimes:
     """The field with the times `new(t)`: a field of few times stays one."""
-    return few(new(t.values), t.index) if isinstance(t, FewTimes) else new(t)
+    return assembled(new(t.values), t.index) if isinstance(t, FewTimes) else new(t)
 
 
 def changed(
@@ -103,7 +128,7 @@ def changed(
         return jnp.where(where, new(t), t)
     k = t.values.shape[1]
     index = resize(t.index.astype(jnp.int32), grid)
-    return few(jnp.concatenate([t.values, new(t.values)], 1), jnp.where(where, index + k, index))
+    return assembled(jnp.concatenate([t.values, new(t.values)], 1), jnp.where(where, index + k, index))
 
 
 def check(t: TimeField | FewTimes, batch: int) -> None:
@@ -113,14 +138,15 @@ def check(t: TimeField | FewTimes, batch: int) -> None:
         ValueError: wrong rank, batch or dtype.
     """
     if isinstance(t, FewTimes):
-        few(*t)
+        assembled(*t)
         for part in t:
             if part.shape[0] not in (1, batch):
                 raise ValueError(f"expected a time field of {batch} images, got few times of shape {part.shape}")
         return
-    if t.ndim != 4 or t.shape[-1] != 1 or t.shape[0] not in (1, batch):
-        raise ValueError(f"expected a time field [{batch}, gh, gw, 1], got shape {t.shape}")
-    if t.dtype != jnp.float32:
+    if not checks.is_array(t) or t.ndim != 4 or t.shape[-1] != 1 or t.shape[0] not in (1, batch):
+        found = f"shape {t.shape}" if checks.is_array(t) else checks.shown(t)
+        raise ValueError(f"expected a time field [{batch}, gh, gw, 1], got {found}")
+    if t.dtype not in _WIDE:
         raise ValueError(f"expected a float32 time field (bfloat16 cannot tell times near 1 apart), got {t.dtype}")
 
 
@@ -162,10 +188,11 @@ def resize(
     a cell with any unknown part is unknown).
 
     Raises:
-        ValueError: "max" between grids of which neither divides the other.
+        ValueError: "max" between grids of which neither divides the other, no field, or no grid.
     """
-    if how not in ("area", "max"):
-        raise ValueError(f"expected how = 'area' or 'max', got {how!r}")
+    checks.choice("how", how, ("area", "max"))
+    checks.shaped("a field", t, "b gh gw d")
+    checks.cells("grid", tuple(grid) if isinstance(grid, tuple | list) else grid)
     return _resize_axis(_resize_axis(t, 1, grid[0], how), 2, grid[1], how)
 
 
@@ -216,9 +243,17 @@ def from_mask(
     """The field of an inpainting mask (1 = generate, 0 = keep): `t` where something is to be generated, else `known`.
 
     On a coarser `grid` a cell with any pixel to generate is one to generate.
+
+    Raises:
+        ValueError: no mask [b, h, w, 1], or numbers outside of 0 ... 1.
     """
-    hard = mask > 0.5
-    field = jnp.where(hard, 1.0, 0.0).astype(jnp.float32)
-    if grid is not None:
-        field = resize(field, grid, "max")
-    return jnp.where(field > 0.5, jnp.float32(t), jnp.float32(known))
+    checks.mask("mask", mask)
+    checks.numbers("t", t, 0, 1)
+    checks.numbers("known", known, 0, 1)
+    return jnp.where(unknown(mask, grid) > 0.5, jnp.float32(t), jnp.float32(known))
+
+
+def unknown(mask: Float[Array, "b h w 1"], grid: Grid | None = None) -> Float[Array, "b _gh _gw 1"]:
+    """1 where a mask has anything to generate in a cell, else 0; its numbers are not looked at (see `from_mask`)."""
+    field = (mask > 0.5).astype(jnp.float32)
+    return field if grid is None else resize(field, grid, "max")

@@ -94,8 +94,8 @@ def test_perlin_area_is_uniform():
     ("arguments", "message"),
     [
         (("thik", 0, 1, 8), "expected a mask out of thin"),
-        (("thin", 0, 1, 1), "at least 2 pixels"),
-        (("thin", 0, 1, (8, 1)), "at least 2 pixels"),
+        (("thin", 0, 1, 1), "a size in pixels >= 2"),
+        (("thin", 0, 1, (8, 1)), "a size in pixels >= 2"),
         (("thin", -1, 1, 8), "seed >= 0"),
         (("thin", 0, 0, 8), "batch >= 1"),
     ],

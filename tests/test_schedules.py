@@ -142,7 +142,7 @@ class Dense:
 MASKS = (jax.random.uniform(jax.random.key(3), (2, 8, 8, 1)) > 0.4).astype(jnp.float32)
 DECLARED = {
     "synchronous": (Synchronous(linear(4)), 1),
-    "table": (Table(jax.random.uniform(jax.random.key(0), (5, 2, 8, 8))), None),
+    "table": (Table(jax.random.uniform(jax.random.key(0), (5, 2, 8, 8)).at[-1].set(0.0)), None),
     "inpaint": (Inpaint(MASKS, linear(4)), 2),
     "graded": (Graded(0.7 * MASKS, linear(4)), None),
     "autoregressive": (Autoregressive(jnp.where(MASKS > 0, raster((8, 8), (4, 4)), -1), cosine(3), 4), 3),
@@ -192,6 +192,7 @@ def test_schedules_keep_to_the_distinct_times_that_they_declare(name):
 # ------------------------------------------------------------------------------------------------------- plans
 def test_a_table_is_what_it_holds():
     levels = np.random.default_rng(0).uniform(size=(5, 3, 2, 4)).astype(np.float32)
+    levels[-1] = 0
     assert (fields(Table(levels), batch=3) == levels).all()
     assert (fields(Table(levels[..., None]), batch=3) == levels).all()
     assert (fields(Table(levels[:, :1]), batch=3) == levels[:, :1]).all()
@@ -304,7 +305,7 @@ def test_guided_schedules_need_a_log_variance():
         lambda: DualLoop(linear(2), (2, 2), confident=1.0),
         lambda: DualLoop(linear(2), (2, 2), substeps=1),
     ):
-        with pytest.raises(ValueError, match="expected 0 <"):
+        with pytest.raises(ValueError, match=r"expected (0 <|substeps >= 2)"):
             wrong()
 
 
@@ -326,7 +327,7 @@ def test_repaint_costs_what_the_paper_says():
 
 @pytest.mark.parametrize("wrong", [(250, 1, 10), (10, 10, 10), (250, 10, 0)])
 def test_impossible_jumps_are_refused(wrong):
-    with pytest.raises(ValueError, match="expected 2 <= jump"):
+    with pytest.raises(ValueError, match=r"expected (2 <= jump <= \d+|resample >= 1)"):
         repaint_path(*wrong)
 
 

@@ -94,7 +94,7 @@ def test_a_guidance_over_one_call_keeps_each_branch_to_its_condition():
     )
     with pytest.raises(ValueError, match="expected a batch that is a multiple of 3 images, got 2"):
         one_call(bound(rows), images=3)(X, times)
-    with pytest.raises(ValueError, match="expected images >= 1 and copies >= 1"):
+    with pytest.raises(ValueError, match=r"expected (images|copies) >= 1"):
         one_call(bound(rows), images=0)
 
 
@@ -138,7 +138,7 @@ def test_cfg_plus_plus_is_the_authors_update():
     noise_pred = noise_uc + lam * (noise_c - noise_uc)
     z0t = (np.asarray(X) - np.sqrt(1 - now) * noise_pred) / np.sqrt(now)
     np.testing.assert_allclose(ours, np.sqrt(prev) * z0t + np.sqrt(1 - prev) * noise_uc, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match=r"expected a CFG\+\+ scale in 0 ... 1, got 5.0"):
+    with pytest.raises(ValueError, match=r"expected 0 <= lam \(the scale of CFG\+\+\) <= 1, got 5.0"):
         cfg_plus_plus(two_calls(c, u), 5.0)
 
 

@@ -152,7 +152,7 @@ def test_an_index_outside_is_an_error_in_debug_and_the_nearest_elsewhere():
 )
 def test_what_is_no_field_of_few_times_is_refused(values, index, message):
     with pytest.raises(ValueError, match=message):
-        inspect.unwrap(timefield.few)(values, index)
+        inspect.unwrap(timefield.assembled)(values, index)
 
 
 def test_a_field_of_few_times_of_another_batch_is_refused():

@@ -253,5 +253,5 @@ def test_what_does_not_fit_is_refused():
         TPM(**SMALL, cell=2).init(jax.random.key(0), observation((6, 8), told=(1, 1)))
     with pytest.raises(ValueError, match="expected a width"):
         TPM(width=10)
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError, match="expected cell >= 1"):
         TPM(cell=0)

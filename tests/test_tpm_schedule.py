@@ -459,11 +459,11 @@ def test_pretrained_networks(name, space):
 
 def test_what_does_not_fit_is_refused():
     base = BASES["synchronous"]
-    with pytest.raises(ValueError, match="expected space = 'time' or 'velocity'"):
+    with pytest.raises(ValueError, match="expected space out of time, velocity"):
         ConstantDeviation(base, 0.5, space="speed")
     with pytest.raises(ValueError, match="expected a base that tells the image's own times"):
         ConstantDeviation(ConstantDeviation(base, 0.5), 0.5)
-    with pytest.raises(ValueError, match="expected mode = 'mode' or 'sample'"):
+    with pytest.raises(ValueError, match="expected mode out of mode, sample"):
         learned(base, "mean")
     with pytest.raises(ValueError, match=r"expected rho as \[\] or \[4\], got shape \(3,\)"):
         run(ConstantDeviation(base, jnp.full(3, 0.5)))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 
+from asyncpatch_jax import checks
 from asyncpatch_jax.data.decoding import MAX_PIXELS, ImageFile, decoded, shown
 from asyncpatch_jax.data.images import check_settings, resize
 from asyncpatch_jax.data.mask_values import Values, alpha_of, check_values, greys_of, strengths
@@ -131,11 +132,11 @@ def _super_resolution(rng: np.random.Generator, shape: Shape) -> Hole:
 
 def _perlin(rng: np.random.Generator, shape: Shape) -> Hole:
     """Where Perlin noise is lowest: lattice cell U(1, shorter side), area U(0, 1), as in the Perlin training times."""
-    import jax
-
     pixels = shape[0] * shape[1]
     area = np.clip(rng.random(), 1 / pixels, 1 - 1 / pixels)
-    key = jax.random.key(rng.integers(2**32, dtype=np.uint32))
+    from asyncpatch_jax import keys
+
+    key = keys.of_seed(int(rng.integers(2**32, dtype=np.uint32)))
     return np.asarray(_perlin_region()(key, shape, rng.uniform(1, min(shape)), area)) > 0.5
 
 
@@ -165,9 +166,11 @@ MASKS: tuple[str, ...] = tuple(_KINDS)
 
 
 def _check_shape(size: int | Shape) -> Shape:
-    shape = (size, size) if isinstance(size, int) else tuple(size)
-    if len(shape) != 2 or min(shape) < 2:
+    shape = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(shape) != 2:
         raise ValueError(f"expected a size (or height and width) of at least 2 pixels, got {size}")
+    for side in shape:
+        checks.whole("a size in pixels", side, 2)
     return shape
 
 
@@ -188,8 +191,8 @@ def draw(name: str, seed: int, batch: int, size: int | Shape) -> Float[np.ndarra
     """
     if name not in _KINDS:
         raise ValueError(f"expected a mask out of {', '.join(MASKS)}, got {name!r}")
-    if seed < 0 or batch < 1:
-        raise ValueError(f"expected seed >= 0 and batch >= 1, got {seed} and {batch}")
+    checks.whole("seed", seed, 0)
+    checks.whole("batch", batch)
     shape = _check_shape(size)
     holes = [_draw_one(name, np.random.default_rng([seed, i]), shape) for i in range(batch)]
     return np.stack(holes)[..., None].astype(np.float32)
@@ -215,6 +218,8 @@ def outpaint(
     """
     h, w = _check_shape(size)
     margins = (top, right, bottom, left)
+    for margin in margins:
+        checks.whole("a margin in pixels", margin, 0)
     if min(margins) < 0 or max(margins) == 0 or top + bottom >= h or left + right >= w:
         raise ValueError(f"expected margins (top, right, bottom, left) within {h}x{w} pixels, got {margins}")
     mask = np.ones((h, w, 1), np.float32)

@@ -18,6 +18,7 @@ from asyncpatch_jax.models.layers import (
     Attention,
     ConditionEmbedding,
     Remat,
+    check_network,
     logical_axes,
     project,
     rematerialised,
@@ -113,6 +114,9 @@ class DiT(nn.Module):
         dtype: compute type; parameters, times and reductions stay float32.
         remat: what blocks keep for the backward pass, see `layers.rematerialised`.
         scan: loop over the blocks instead of unrolling them (compiles faster). Parameters are the same either way.
+
+    Raises:
+        ValueError: a size below its least, or a width that is no multiple of 4 and of the heads.
     """
 
     patch: int = 2
@@ -127,6 +131,16 @@ class DiT(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "none"
     scan: bool = False
+
+    def __post_init__(self) -> None:
+        check_network(self, "patch", "width", "depth", "heads", "mlp_ratio")
+        if self.width % 4:
+            raise ValueError(
+                f"expected a width that is a multiple of 4 (sine and cosine of row and column), got {self.width}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"expected a width that {self.heads} heads divide, got {self.width}")
+        super().__post_init__()
 
     @property
     def multiple(self) -> int:
@@ -144,16 +158,11 @@ class DiT(nn.Module):
         """Predict from x [b, h, w, c] at field t [b, gh, gw, 1]: out [b, h, w, c] in float32, and aux.
 
         Raises:
-            ValueError: height or width is no multiple of the patch, the width none of 4, or the field or condition
-                does not fit.
+            ValueError: height or width is no multiple of the patch, or the field or condition does not fit.
         """
         b, height, width, channels = x.shape
         if height % self.patch or width % self.patch:
             raise ValueError(f"expected height and width to be multiples of {self.patch}, got {height}x{width}")
-        if self.width % 4:
-            raise ValueError(
-                f"expected a width that is a multiple of 4 (sine and cosine of row and column), got {self.width}"
-            )
         timefield.check(t, b)
         grid = (height // self.patch, width // self.patch)
         label, context = ConditionEmbedding(

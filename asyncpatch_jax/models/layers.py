@@ -4,13 +4,14 @@ Norms and softmax reduce in float32 whatever the compute type.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from asyncpatch_jax import checks
 from asyncpatch_jax.models.attention import attend
 from asyncpatch_jax.models.modulated import modulated_norm, normalise
 from asyncpatch_jax.models.times import LevelTimes
@@ -64,6 +65,24 @@ def logical_axes(params: Any, table: Mapping[str, tuple[str | None, ...]]) -> An
         return ("layers",) * (leaf.ndim - len(found)) + found
 
     return jax.tree_util.tree_map_with_path(names, params)
+
+
+def check_network(model: Any, *sizes: str) -> None:
+    """Refuse settings of a network that cannot be.
+
+    Args:
+        model: with `dropout`, `num_classes`, `context_dim` and `remat`.
+        sizes: names of the settings that are whole numbers from 1 on.
+
+    Raises:
+        ValueError: by the setting's name.
+    """
+    for name in sizes:
+        checks.whole(name, getattr(model, name))
+    for name in ("num_classes", "context_dim"):
+        checks.whole(name, getattr(model, name), 0)
+    checks.number("dropout", model.dropout, 0, below=1)
+    checks.choice("remat", model.remat, get_args(Remat))
 
 
 def rematerialised(block: type[nn.Module], remat: Remat, *, loop: bool = False) -> type[nn.Module]:
@@ -124,7 +143,7 @@ class ConditionEmbedding(nn.Module):
             )
             label = table(index)[:, None, :]
         if self.context_dim:
-            null = self.param("null_token", nn.initializers.normal(0.02), (1, 1, self.width))
+            null = self.param("null_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
             tokens = jnp.broadcast_to(null, (batch, 1, self.width)).astype(self.dtype)
             mask = jnp.ones((batch, 1), bool)
             project = nn.Dense(self.width, dtype=self.dtype, name="tokens")
@@ -143,8 +162,12 @@ class ConditionEmbedding(nn.Module):
 def _affine(module: nn.Module, kind: NormKind, channels: int) -> tuple[jax.Array, jax.Array | None]:
     """A norm's own scale and (of a group norm) bias [1, 1, 1, d]."""
     shape = (channels,)
-    scale = module.param("scale", nn.initializers.ones, shape).reshape(1, 1, 1, -1)
-    bias = module.param("bias", nn.initializers.zeros, shape).reshape(1, 1, 1, -1) if kind == "group" else None
+    scale = module.param("scale", nn.initializers.ones, shape, jnp.float32).reshape(1, 1, 1, -1)
+    bias = (
+        module.param("bias", nn.initializers.zeros, shape, jnp.float32).reshape(1, 1, 1, -1)
+        if kind == "group"
+        else None
+    )
     return scale, bias
 
 

@@ -104,11 +104,12 @@ class TimeEmbedding(nn.Module):
             return nn.silu(emb if label is None else emb + label)
 
         if isinstance(t, FewTimes):
-            values, index = timefield.few(*t)
+            values, index = timefield.assembled(*t)
             if math.prod(index.shape[1:3]) > values.shape[1]:
                 emb = embed(values)
                 return [_chosen(emb, index, grid) for grid in grids]
             t = timefield.dense(t)
+        t = t.astype(jnp.float32)
         cells = t.shape[1:3]
         if math.prod(cells) <= KNOTS:
             emb = embed(t.reshape(t.shape[0], -1))

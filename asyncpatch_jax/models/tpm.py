@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from asyncpatch_jax import timefield
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax.beta import Beta, phi
 from asyncpatch_jax.models.attention import attend
 from asyncpatch_jax.models.dit import positions
@@ -96,9 +96,13 @@ class TPM(nn.Module):
     context_dim: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.patch, self.depth, self.heads, self.mlp_ratio, self.global_tokens) < 1 or self.cell == 0:
-            raise ValueError(f"expected a TPM whose sizes are 1 or more, got {self}")
-        if self.width < 4 or self.width % 4 or self.width % self.heads:
+        for name in ("patch", "width", "depth", "heads", "mlp_ratio", "global_tokens"):
+            checks.whole(name, getattr(self, name))
+        for name in ("num_classes", "context_dim"):
+            checks.whole(name, getattr(self, name), 0)
+        if self.cell is not None:
+            checks.whole("cell", self.cell)
+        if self.width % 4 or self.width % self.heads:
             raise ValueError(f"expected a width that 4 and {self.heads} heads divide, got {self.width}")
         super().__post_init__()
 
@@ -135,7 +139,7 @@ class TPM(nn.Module):
         patches = patches + nn.Dense(self.width, name="cells")(sinusoid(told, _FREQUENCIES))
         patches = constrain(patches, "batch", None, None, None).reshape(b, -1, self.width)
 
-        first = self.param("globals", nn.initializers.normal(1.0), (1, self.global_tokens, self.width))
+        first = self.param("globals", nn.initializers.normal(1.0), (1, self.global_tokens, self.width), jnp.float32)
         mean = timefield.noisy_mean(seen.told)
         tokens = [
             jnp.broadcast_to(first, (b, *first.shape[1:])),

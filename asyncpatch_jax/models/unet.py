@@ -4,14 +4,14 @@ Every residual block gets scale and shift (FiLM) from the time field: their mean
 block's level stands for.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from asyncpatch_jax import timefield
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax.models.dropout import Dropout, Seed, first_seed, seeds
 from asyncpatch_jax.models.layers import (
     AXES,
@@ -22,6 +22,7 @@ from asyncpatch_jax.models.layers import (
     Norm,
     NormKind,
     Remat,
+    check_network,
     logical_axes,
     rematerialised,
 )
@@ -145,6 +146,10 @@ class UNet(nn.Module):
         remat: what blocks keep for the backward pass, see `layers.rematerialised`.
         scan: loop over a level's equal blocks instead of unrolling them (compiles faster; XLA:CPU runs convolutions in
             loops on one thread). Parameters are the same either way.
+
+    Raises:
+        ValueError: a size below its least, attention on no level (with a `context_dim`) or one that does not exist, a
+            width that `head_dim` does not divide, or an unknown norm.
     """
 
     base: int = 64
@@ -160,6 +165,24 @@ class UNet(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "none"
     scan: bool = False
+
+    def __post_init__(self) -> None:
+        check_network(self, "base", "blocks", "head_dim")
+        checks.choice("norm", self.norm, get_args(NormKind))
+        if not isinstance(self.multipliers, tuple | list) or not self.multipliers:
+            raise ValueError(f"expected multipliers of one level or more, got {checks.shown(self.multipliers)}")
+        for multiplier in self.multipliers:
+            checks.whole("multiplier", multiplier)
+        levels = len(self.multipliers)
+        if not isinstance(self.attention, tuple | list) or not set(self.attention) <= set(range(levels)):
+            raise ValueError(f"expected attention on levels out of 0 ... {levels - 1}, got {self.attention}")
+        if self.context_dim and not self.attention:
+            raise ValueError("expected attention on at least one level for a model with context_dim, got none")
+        # the middle attends too, at the width of the lowest level
+        for level in {*self.attention, levels - 1} if self.attention else ():
+            if (width := self.base * self.multipliers[level]) % self.head_dim:
+                raise ValueError(f"expected a width that head_dim = {self.head_dim} divides, got {width}")
+        super().__post_init__()
 
     @property
     def multiple(self) -> int:
@@ -177,18 +200,13 @@ class UNet(nn.Module):
         """Predict from x [b, h, w, c] at field t [b, gh, gw, 1]: out [b, h, w, c] in float32, and aux.
 
         Raises:
-            ValueError: height or width is no multiple of 2^(levels - 1), the field or condition does not fit, or
-                attention is asked for on no level or one that does not exist.
+            ValueError: height or width is no multiple of 2^(levels - 1), or the field or condition does not fit.
         """
         b, height, width, channels = x.shape
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"expected height and width to be multiples of {self.multiple}, got {height}x{width}")
         timefield.check(t, b)
         levels = len(self.multipliers)
-        if not set(self.attention) <= set(range(levels)):
-            raise ValueError(f"expected attention on levels out of 0 ... {levels - 1}, got {self.attention}")
-        if self.context_dim and not self.attention:
-            raise ValueError("expected attention on at least one level for a model with context_dim, got none")
         widths = [self.base * m for m in self.multipliers]
         emb_width = 4 * self.base
 

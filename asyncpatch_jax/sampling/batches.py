@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from asyncpatch_jax import checks
+
 
 def batched(
     call: Callable[[Any], Any], inputs: Any, *, batch: int, on_batch: Callable[[int], None] = lambda done: None
@@ -14,7 +16,11 @@ def batched(
 
     Returns:
         What `call` gave for each, on the host; the filler is still in the last.
+
+    Raises:
+        ValueError: a batch below 1.
     """
+    checks.whole("batch", batch)
     count = len(jax.tree.leaves(inputs)[0])
     results = []
     for first in range(0, count, batch):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 from jaxtyping import Array, Float, Key
 
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax import timefield
-from asyncpatch_jax.process import Process, diffuse
+from asyncpatch_jax.process import Process, check_process, diffuse
 from asyncpatch_jax.sampling.schedules.base import Schedule
 from asyncpatch_jax.sampling.solvers import Solver
 from asyncpatch_jax.sampling.state import SamplerState
@@ -28,8 +28,15 @@ def start(process: Process, schedule: Schedule, key: Key[Array, "..."], known: I
 
     Args:
         key: one key, or one per image; the same that `sample` gets.
-        known: [b, h, w, c].
+        known: [b, h, w, c], floating-point numbers in the network's units (about -1 ... 1).
+
+    Raises:
+        ValueError: no process, schedule, key or images, or a schedule whose field does not fit the images.
     """
+    check_process(process)
+    _check_schedule(schedule)
+    checks.images("known", known)
+    known = jnp.asarray(known)
     keys = keys_lib.per_image(key, known.shape[0])
     times, _ = schedule.init(keys_lib.fold_in(keys, _INIT), known)
     noise = keys_lib.normal(keys_lib.fold_in(keys, _START), known.shape[1:])
@@ -67,9 +74,19 @@ def sample(
         The last state, and what `trace` gave at each step (None without one).
 
     Raises:
-        ValueError: the schedule's fields do not fit the image, or hold another number of steps; noise for a solver that
-            draws none, or of another shape.
+        ValueError: an argument of another kind; the schedule's fields do not fit the image, or hold another number of
+            steps, or times outside of 0 ... 1; noise for a solver that draws none, or of another shape.
     """
+    checks.function("denoise", denoise, "(x, times) -> Prediction, as bind(...) makes")
+    checks.instance("solver", solver, Solver, "DDIM(process)")
+    _check_schedule(schedule)
+    checks.images("x", x)
+    if x.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"expected x as float32 images [b, h, w, c], got {x.dtype}")
+    checks.whole("num_steps", num_steps)
+    if trace is not None:
+        checks.function("trace", trace, "(state, prediction) -> anything")
+    x = jnp.asarray(x)
     keys = keys_lib.per_image(key, x.shape[0])
     length = getattr(schedule, "num_steps", num_steps)
     if length != num_steps:
@@ -78,6 +95,7 @@ def sample(
         )
     times, schedule_carry = schedule.init(keys_lib.fold_in(keys, _INIT), x)
     timefield.like(times.level, x)
+    checks.numbers("a schedule's times", times.level, 0, 1)
     _check_distinct(schedule, times)
     state = SamplerState(x, times, solver.init(x), schedule_carry)
     if noise is not None:
@@ -86,23 +104,25 @@ def sample(
     def body(state: SamplerState, turn: tuple[jax.Array, jax.Array | None]) -> tuple[SamplerState, Any]:
         i, drawn = turn
         key_schedule, key_solver = keys_lib.split(keys_lib.fold_in(keys, _STEP + i), 2)
-        pred = denoise(state.x, state.times)
+        pred = _as(x.dtype, denoise(state.x, state.times))
         times_next, schedule_carry = schedule.next(i, state, pred, key_schedule)
         if jax.tree.map(jnp.shape, times_next) != jax.tree.map(jnp.shape, state.times):
             raise ValueError(
                 f"expected a schedule whose fields stay {state.times.level.shape}, got {times_next.level.shape}"
             )
         _check_distinct(schedule, times_next)
+        checks.numbers("a schedule's times", times_next.level, 0, 1)
         given = {} if drawn is None else {"noise": drawn}
-        x, solver_carry = solver.step(
+        stepped, solver_carry = solver.step(
             denoise, pred, state.x, state.times, times_next, key_solver, state.solver, **given
         )
         # told apart bit for bit, so that a known or waiting cell never drifts, whatever the solver's arithmetic
         moved = timefield.like((times_next.level != state.times.level).astype(jnp.float32), x) > 0
-        after = SamplerState(jnp.where(moved, x, state.x), times_next, solver_carry, schedule_carry)
+        image = jnp.where(moved, stepped, state.x).astype(x.dtype)
+        after = SamplerState(image, times_next, solver_carry, schedule_carry)
         return after, None if trace is None else trace(state, pred)
 
-    return jax.lax.scan(body, state, (jnp.arange(num_steps), noise))
+    return jax.lax.scan(body, state, (jnp.arange(num_steps, dtype=jnp.int32), noise))
 
 
 def _check_noise(solver: Solver, noise: Array, num_steps: int, x: Image) -> None:
@@ -110,8 +130,24 @@ def _check_noise(solver: Solver, noise: Array, num_steps: int, x: Image) -> None
     if not draws:
         raise ValueError(f"expected a solver that draws noise, such as DDIM with eta > 0, got noise for {solver}")
     wanted = (num_steps, *((draws,) if draws > 1 else ()), *x.shape)
-    if jnp.shape(noise) != wanted:
-        raise ValueError(f"expected noise of shape {wanted}, one for each step, got {jnp.shape(noise)}")
+    found = noise.shape if checks.is_array(noise) else checks.shown(noise)
+    if found != wanted:
+        raise ValueError(f"expected noise of shape {wanted}, one for each step, got {found}")
+    checks.numbers("noise", noise)
+
+
+def _check_schedule(schedule: Any) -> None:
+    checks.instance("schedule", schedule, Schedule, "Synchronous(linear(50))")
+
+
+def _as(dtype: Any, pred: Prediction) -> Prediction:
+    """In the image's type, whatever the denoiser computes in: a loop's types stay.
+
+    Raises:
+        ValueError: the denoiser's answer is no prediction.
+    """
+    checks.instance("a denoiser's answer", pred, Prediction, "Prediction(x0, eps, aux)")
+    return pred._replace(x0=pred.x0.astype(dtype), eps=pred.eps.astype(dtype))
 
 
 def _check_distinct(schedule: Schedule, times: Times) -> None:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from asyncpatch_jax import checks
 from asyncpatch_jax.types import Image
 
 
@@ -16,12 +17,15 @@ def paste_back(x: Image, known: Image, mask: Float[Array, "_b _h _w 1"], feather
     more than three widths away stay exact, and pixels to be generated never mix with what `known` holds there.
 
     Raises:
-        ValueError: images or mask of different sizes, or a negative feather.
+        ValueError: no floating-point images, images or mask of different sizes, a mask outside of 0 ... 1, or a
+            negative feather.
     """
+    checks.images("x", x)
+    checks.images("known", known)
+    checks.mask("mask", mask)
+    checks.number("feather", feather, 0)
     if x.shape != known.shape or mask.shape != (*x.shape[:3], 1):
         raise ValueError(f"expected images and mask of one size, got {x.shape}, {known.shape} and {mask.shape}")
-    if feather < 0:
-        raise ValueError(f"expected feather >= 0 pixels, got {feather}")
     hard = mask > 0.5
     if feather == 0:
         return jnp.where(hard, x, known)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax import timefield
-from asyncpatch_jax.process import Process
+from asyncpatch_jax.process import Process, check_process
 from asyncpatch_jax.types import Denoiser, Image, ImageKeys, Prediction, TimeField, Times
 
 
@@ -52,15 +52,15 @@ class DDIM:
     Order 1 for eta = 0. An upward move of eta = 0 is DDIM inversion.
 
     Raises:
-        ValueError: negative eta.
+        ValueError: no process, or an eta that is no number from 0 on.
     """
 
     process: Process
     eta: float = 0.0
 
     def __post_init__(self):
-        if self.eta < 0:
-            raise ValueError(f"expected eta >= 0, got {self.eta}")
+        check_process(self.process)
+        checks.number("eta", self.eta, 0)
 
     @property
     def draws(self) -> int:
@@ -96,6 +96,9 @@ class Euler:
 
     process: Process
 
+    def __post_init__(self):
+        check_process(self.process)
+
     def init(self, x: Image) -> None:
         return None
 
@@ -112,6 +115,9 @@ class Heun:
     """
 
     process: Process
+
+    def __post_init__(self):
+        check_process(self.process)
 
     def init(self, x: Image) -> None:
         return None
@@ -146,8 +152,12 @@ class DPMSolver2M:
 
     process: Process
 
+    def __post_init__(self):
+        check_process(self.process)
+
     def init(self, x: Image) -> History:
-        return History(jnp.zeros_like(x), jnp.zeros((*x.shape[:3], 1), x.dtype))
+        # times and their logarithms are float32, whatever the image is
+        return History(jnp.zeros_like(x), jnp.zeros((*x.shape[:3], 1), jnp.float32))
 
     def step(self, denoise, pred, x, times, times_next, keys, carry):
         t, t_next = timefield.like(times.level, x), timefield.like(times_next.level, x)
@@ -166,7 +176,7 @@ class DPMSolver2M:
         after = ratio * x + (alpha_next - alpha * ratio) * d
         # up from clean data, which holds no noise to be scaled
         after = jnp.where(sigma == 0, alpha_next * pred.x0 + sigma_next * pred.eps, after)
-        h = jnp.broadcast_to(jnp.where(moved & ~first, h, 0.0), carry.h.shape)
+        h = jnp.broadcast_to(jnp.where(moved & ~first, h, 0.0), carry.h.shape).astype(jnp.float32)
         return after, History(pred.x0, h)
 
 
@@ -184,7 +194,7 @@ class ZSampling:
         zigzags: how many steps, from the first on, are zigzags.
 
     Raises:
-        ValueError: negative `zigzags`.
+        ValueError: no process or denoiser, or negative `zigzags`.
     """
 
     process: Process
@@ -192,8 +202,9 @@ class ZSampling:
     zigzags: int
 
     def __post_init__(self):
-        if self.zigzags < 0:
-            raise ValueError(f"expected zigzags >= 0, got {self.zigzags}")
+        check_process(self.process)
+        checks.function("weak", self.weak, "(x, times) -> Prediction, as bind(...) makes")
+        checks.whole("zigzags", self.zigzags, 0)
 
     def init(self, x: Image) -> Int[Array, ""]:
         return jnp.int32(0)

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax import timefield
-from asyncpatch_jax.process import Process, diffuse
+from asyncpatch_jax.process import Process, check_process, diffuse
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.types import Denoiser, FewTimes, Image, ImageKeys, TimeField, Times
 
@@ -76,6 +76,9 @@ class Raster:
 
     grid: Grid
 
+    def __post_init__(self):
+        checks.cells("grid", self.grid)
+
     def __call__(self, keys: ImageKeys, u: PerImage, log_range: float) -> tuple[FewTimes, TimeField]:
         cells = self.grid[0] * self.grid[1]
         which, place = jnp.floor(u * cells), (u * cells) % 1.0
@@ -84,7 +87,7 @@ class Raster:
         index = (1 + jnp.sign(order - which[:, None])).astype(jnp.int8)
         values = jnp.stack([jnp.zeros_like(u), jnp.exp(-log_range * place), jnp.ones_like(u)], 1)
         count = jnp.where(index == 1, log_range * cells, 0.0).reshape(-1, *self.grid, 1)
-        return timefield.few(values, index.reshape(-1, *self.grid, 1)), count
+        return timefield.assembled(values, index.reshape(-1, *self.grid, 1)), count
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ class RandomEnvironment:
 
     grid: Grid
 
+    def __post_init__(self):
+        checks.cells("grid", self.grid)
+
     def __call__(self, keys: ImageKeys, u: PerImage, log_range: float) -> tuple[TimeField, TimeField]:
         cells = self.grid[0] * self.grid[1]
 
@@ -107,7 +113,7 @@ class RandomEnvironment:
             key_cell, key_speed = jax.random.split(key)
             drawn = jnp.arange(cells) == jax.random.randint(key_cell, (), 0, cells)
             # neither a speed of 0 nor a time of 1, which take forever
-            speed = jnp.maximum(jax.random.exponential(key_speed, (cells,)), 1e-9)
+            speed = jnp.maximum(jax.random.exponential(key_speed, (cells,), jnp.float32), 1e-9)
             at = jnp.minimum(jnp.exp(-log_range * u), 1.0 - 2.0**-24)
             tau = -jnp.log1p(-at) / jnp.where(drawn, speed, 0.0).sum()
             # in these terms 1 - t keeps its precision near 0, and t near 1
@@ -183,18 +189,23 @@ def elbo(
         ValueError: an odd `num_samples` or none, `t_min` outside of (0, 1), one level, or a grid that does not tile the
             image.
     """
-    if num_samples < 2 or num_samples % 2:
+    checks.images("x0", x0)
+    check_process(process)
+    checks.function("denoise", denoise, "(x, times) -> Prediction, as bind(...) makes")
+    checks.function("path", path, "(keys, u, log_range) -> (field, counts), such as Diagonal()")
+    checks.whole("num_samples (an even number)", num_samples, 2)
+    if num_samples % 2:
         raise ValueError(f"expected an even number of samples, got {num_samples}")
-    if not 0 < t_min < 1:
-        raise ValueError(f"expected 0 < t_min < 1, got {t_min}")
-    if levels < 0 or levels == 1:
+    checks.number("t_min", t_min, above=0, below=1)
+    checks.whole("levels", levels, 0)
+    if levels == 1:
         raise ValueError(f"expected at least 2 levels, or 0 for continuous data, got {levels}")
     keys = keys_lib.per_image(key, x0.shape[0])
     log_range = -float(np.log(t_min))
 
     def draw(k: Array) -> tuple[PerImage, PerImage]:
         key_u, key_path, key_noise, key_end = keys_lib.split(keys_lib.fold_in(keys, k), 4)
-        u = (k // 2 + jax.vmap(jax.random.uniform)(key_u)) / (num_samples // 2)
+        u = (k // 2 + keys_lib.uniform(key_u)) / (num_samples // 2)
         told, count = path(key_path, u, log_range)
         t = timefield.dense(told)
         eps = keys_lib.normal(key_noise, x0.shape[1:])
@@ -215,5 +226,11 @@ def elbo(
 
 
 def bits_per_dim(nats: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Nats per image as bits per dimension of an image of `shape` (h, w, c)."""
+    """Nats per image as bits per dimension of an image of `shape` (h, w, c).
+
+    Raises:
+        ValueError: a shape with a size below 1.
+    """
+    for size in shape:
+        checks.whole("a size of the shape", size)
     return nats / (np.prod(shape) * np.log(2.0))

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
-from asyncpatch_jax import beta, sharding
+from asyncpatch_jax import beta, checks, sharding
 from asyncpatch_jax.beta import Beta
+from asyncpatch_jax.keys import threefry
 from asyncpatch_jax.models.tpm import TPM, Observation, observe
 from asyncpatch_jax.sampling.loop import sample
 from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
@@ -77,6 +78,7 @@ def rollout(denoise: Denoiser, solver: Solver, schedule: TPMSchedule, key: Key[A
     Raises:
         ValueError: a schedule that does not draw, or has a single step, whose deviation has no effect.
     """
+    checks.instance("schedule", schedule, TPMSchedule, 'TPMSchedule(base, module, params, mode="sample")')
     if schedule.mode != "sample":
         raise ValueError(f"expected a schedule that draws (mode = 'sample'), got mode = {schedule.mode!r}")
     steps = schedule.num_steps
@@ -120,9 +122,13 @@ def advantages(
         draws: images of each noise, next to each other.
 
     Raises:
-        ValueError: groups of fewer than two images, or draws that do not divide them.
+        ValueError: rewards that are no numbers, groups of fewer than two images, or draws that do not divide them.
     """
+    checks.shaped("rewards", rewards, "p g")
+    checks.numbers("rewards", rewards)
+    checks.number("least", least, above=0)
     p, g = rewards.shape
+    checks.whole("draws", draws)
     if g < 2 or draws < 1 or g % draws:
         raise ValueError(f"expected groups of two images or more, a multiple of {draws} draws, got {p} of {g}")
     compared = rewards.reshape(p, -1, draws if draws > 1 else g)
@@ -161,7 +167,12 @@ def surrogate(
 
     Returns:
         The loss, and entropy and KL (mean per deviation), ratio_mean, ratio_max and clip_fraction.
+
+    Raises:
+        ValueError: a negative clip or kl.
     """
+    checks.number("clip", clip, 0)
+    checks.number("kl", kl, 0)
     drawn = batch.trajectory
     belief = beliefs(module, params, drawn)
     log_ratio = (_log_prob(belief, drawn.rho, drawn.acts) - drawn.log_prob).sum(1)
@@ -220,12 +231,16 @@ def update(
     Raises:
         ValueError: a minibatch that does not divide the images, or fewer than one pass.
     """
+    checks.whole("minibatch", minibatch)
+    checks.whole("passes", passes)
+    checks.number("ema", ema, 0, below=1)
     images = trajectory.rho.shape[0]
     if minibatch < 1 or images % minibatch or passes < 1:
         raise ValueError(
             f"expected a minibatch that divides {images} images and one pass or more, got {minibatch} and {passes}"
         )
-    key = jax.random.fold_in(key, state.step)
+    # whatever the kind of keys: orders are the same
+    key = jax.random.fold_in(threefry(key), state.step)
     orders = jax.vmap(lambda k: jax.random.permutation(k, images))(jax.random.split(key, passes))
     weight = jnp.repeat(used.astype(jnp.float32), advantage.shape[1])
     whole = Batch(trajectory, advantage.reshape(-1), weight)

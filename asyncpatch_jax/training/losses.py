@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Key
 
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax import timefield
-from asyncpatch_jax.process import Kind, Process, coefficients, diffuse, target
+from asyncpatch_jax.process import Kind, Process, check_kind, check_process, coefficients, diffuse, target
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.times import TimeSampler
 from asyncpatch_jax.types import Condition, Image, TimeField
@@ -53,6 +53,9 @@ class SiD2:
 
     bias: float = 2.0
 
+    def __post_init__(self):
+        checks.number("bias", self.bias)
+
     def __call__(self, process: Process, kind: Kind, t: TimeField) -> TimeField:
         alpha, sigma = process.alpha(t), process.sigma(t)
         # the rates of some processes are infinite at the ends, where the weight is 0 anyway
@@ -78,10 +81,11 @@ def drop_labels(key: Key[Array, "..."], cond: Condition, rate: float, null: int)
     Raises:
         ValueError: no labels, or a rate outside of [0, 1].
     """
+    checks.instance("cond", cond, Condition, "Condition(label=labels)")
     if cond.label is None:
         raise ValueError("expected a condition with labels, got none: unconditional training has no labels to drop")
-    if not 0 <= rate <= 1:
-        raise ValueError(f"expected a rate in [0, 1], got {rate}")
+    checks.number("rate", rate, 0, 1)
+    checks.whole("null (the index of no class)", null, 0)
     keys = keys_lib.fold_in(keys_lib.per_image(key, cond.label.shape[0]), _LABELS)
     drop = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys)
     return cond._replace(label=jnp.where(drop, null, cond.label))
@@ -123,10 +127,22 @@ def loss(
         each quarter of [0, 1]; 0 if the batch has none there), and with uncertainty `nll`.
 
     Raises:
-        ValueError: a grid that does not tile the image, an unknown kind, or uncertainty without a log-variance head.
+        ValueError: an argument of another kind, a grid that does not tile the image, an unknown kind, or uncertainty
+            that is negative or without a log-variance head.
     """
+    check_process(process)
+    check_kind(kind)
+    checks.images("x0", x0)
+    checks.function("times", times, "(key, batch, grid) -> field, such as AsyncPatch()")
+    checks.function("weight", weight, "(process, kind, t) -> weights, such as SiD2()")
+    checks.number("uncertainty", uncertainty, 0)
+    cells = tuple(grid) if isinstance(grid, tuple | list) else grid
+    cells = x0.shape[1:3] if isinstance(cells, tuple) and not cells else cells
+    checks.cells("grid", cells)
+    if any(size % n for n, size in zip(cells, x0.shape[1:3], strict=True)):
+        raise ValueError(f"expected a grid that tiles {x0.shape[1]}x{x0.shape[2]} pixels, got {cells}")
     keys = keys_lib.per_image(key, x0.shape[0])
-    told = times(keys_lib.fold_in(keys, _TIMES), x0.shape[0], tuple(grid) or x0.shape[1:3])
+    told = times(keys_lib.fold_in(keys, _TIMES), x0.shape[0], cells)
     t = timefield.dense(told)
     eps = keys_lib.normal(keys_lib.fold_in(keys, _NOISE), x0.shape[1:])
     dropout = {"dropout": keys_lib.fold_in(keys, _DROPOUT)[0]}

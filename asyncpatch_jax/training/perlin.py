@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from asyncpatch_jax import checks
 from asyncpatch_jax.timefield import Grid
 
 Cells = Float[Array, "gh gw"]
@@ -20,15 +21,15 @@ def perlin_noise(key: Key[Array, ""], grid: Grid, cell: float | Float[Array, ""]
         cell: side of a lattice cell in cells of the grid, >= 1; may be traced.
 
     Raises:
-        ValueError: a `cell` that is a plain number below 1.
+        ValueError: a known `cell` below 1, or no grid.
     """
-    if isinstance(cell, int | float) and cell < 1:
-        raise ValueError(f"expected a lattice cell of at least 1 cell of the grid, got {cell}")
+    checks.cells("grid", grid)
+    checks.numbers("cell (the side of a lattice cell, in cells of the grid)", cell, 1)
     key_lattice, key_shift = jax.random.split(key)
     # as large as the finest lattice needs, so that the shape does not depend on `cell`
-    angle = jax.random.uniform(key_lattice, (grid[0] + 2, grid[1] + 2), maxval=2 * jnp.pi)
-    shift = jax.random.uniform(key_shift, (2,))
-    y, x = jnp.arange(grid[0]) / cell + shift[0], jnp.arange(grid[1]) / cell + shift[1]
+    angle = jax.random.uniform(key_lattice, (grid[0] + 2, grid[1] + 2), jnp.float32, maxval=2 * jnp.pi)
+    shift = jax.random.uniform(key_shift, (2,), jnp.float32)
+    y, x = (jnp.arange(n, dtype=jnp.float32) / cell + start for n, start in zip(grid, shift, strict=True))
     row, column = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
     y, x = (y - row)[:, None], (x - column)[None, :]
 

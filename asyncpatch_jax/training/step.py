@@ -1,5 +1,6 @@
 """One training step as a pure function, the optimiser that it applies, and the averaged weights that sampling uses."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,8 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from asyncpatch_jax import checks, sharding
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax import sharding
 
 DECAYS = ("constant", "cosine", "rsqrt")
 Batch = Any
@@ -44,7 +45,7 @@ def learning_rate(peak: float, *, warmup: int = 0, decay: str = "constant", step
     """
     if decay not in DECAYS:
         raise ValueError(f"expected a decay out of {', '.join(DECAYS)}, got {decay!r}")
-    if peak <= 0 or warmup < 0:
+    if not 0 < peak < math.inf or warmup < 0:
         raise ValueError(f"expected a learning rate > 0 and warm-up >= 0 steps, got {peak} and {warmup}")
     if decay == "cosine" and steps <= warmup:
         raise ValueError(f"expected more steps than the warm-up's {warmup} for a cosine decay, got {steps}")
@@ -75,7 +76,7 @@ def adam(
     Raises:
         ValueError: a setting out of range; or, when it meets the parameters, no module is named `only`.
     """
-    if not (0 <= b1 < 1 and 0 <= b2 < 1 and clip >= 0):
+    if not (0 <= b1 < 1 and 0 <= b2 < 1 and 0 <= clip < math.inf):
         raise ValueError(f"expected 0 <= b1, b2 < 1 and clip >= 0, got {b1}, {b2} and {clip}")
     chain = optax.chain(_clip(clip) if clip else optax.identity(), optax.adam(rate, b1, b2))
     if not only:
@@ -164,8 +165,10 @@ def train_step(
         The next state, and scalars: the loss's own metrics, loss, grad_norm (before clipping), finite.
 
     Raises:
-        ValueError: `accumulate` does not divide the batch.
+        ValueError: `accumulate` does not divide the batch, or a decay outside of 0 ... 1.
     """
+    checks.number("ema", ema, 0, 1)
+    checks.whole("accumulate", accumulate)
     size = jax.tree.leaves(batch)[0].shape[0]
     keys = keys_lib.per_image(jax.random.fold_in(key, state.step), size)
     (loss, metrics), grads = _gradients(loss_fn, state.params, keys, batch, accumulate)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax import timefield
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.perlin import by_rank, perlin_noise
 from asyncpatch_jax.types import FewTimes, TimeField
@@ -44,21 +44,19 @@ class _PerImage:
 
 
 def _check_grid(grid: Grid) -> None:
-    if len(grid) != 2 or min(grid) < 1:
-        raise ValueError(f"expected a grid of (rows, columns) of cells, got {grid}")
+    checks.cells("grid", grid)
 
 
-def _check_distribution(distribution: str, scale: float) -> None:
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"expected a distribution out of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
-    if scale <= 0:
-        raise ValueError(f"expected scale > 0, got {scale}")
+def _check_distribution(distribution: str, loc: float, scale: float) -> None:
+    checks.choice("distribution", distribution, DISTRIBUTIONS)
+    checks.number("loc", loc)
+    checks.number("scale", scale, above=0)
 
 
 def _scalar_time(key: Key[Array, ""], distribution: str, loc: float, scale: float) -> Scalar:
     if distribution == "uniform":
-        return jax.random.uniform(key)
-    return jax.nn.sigmoid(loc + scale * jax.random.normal(key))
+        return jax.random.uniform(key, dtype=jnp.float32)
+    return jax.nn.sigmoid(loc + scale * jax.random.normal(key, dtype=jnp.float32))
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Synchronous(_PerImage):
     scale: float = 1.0
 
     def __post_init__(self):
-        _check_distribution(self.distribution, self.scale)
+        _check_distribution(self.distribution, self.loc, self.scale)
 
     def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
         return _scalar_time(key, self.distribution, self.loc, self.scale).reshape(1, 1)
@@ -84,7 +82,7 @@ class Independent(_PerImage):
     """Every cell its own uniform time; the image mean then hardly moves from 1/2."""
 
     def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
-        return jax.random.uniform(key, grid)
+        return jax.random.uniform(key, grid, jnp.float32)
 
 
 def patches(values: Cells, size: Int[Array, ""], offset: Int[Array, "2"]) -> Cells:
@@ -112,14 +110,14 @@ class Patchwise(_PerImage):
 
     def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
         key_tiling, key_values = jax.random.split(key)
-        return patches(jax.random.uniform(key_values, grid), *_tiling(key_tiling, grid))
+        return patches(jax.random.uniform(key_values, grid, jnp.float32), *_tiling(key_tiling, grid))
 
 
 def _perlin_mask(key: Key[Array, ""], grid: Grid) -> Cells:
     """1 on a smooth random region that covers a uniformly random share of the image, 0 elsewhere."""
     key_noise, key_cell, key_area = jax.random.split(key, 3)
-    cell = jax.random.uniform(key_cell, minval=1.0, maxval=float(max(grid)))
-    return by_rank(perlin_noise(key_noise, grid, cell), jax.random.uniform(key_area))
+    cell = jax.random.uniform(key_cell, (), jnp.float32, 1.0, float(max(grid)))
+    return by_rank(perlin_noise(key_noise, grid, cell), jax.random.uniform(key_area, dtype=jnp.float32))
 
 
 @dataclass(frozen=True)
@@ -136,15 +134,15 @@ class Perlin:
         def image(key: Key[Array, ""]) -> tuple[Float[Array, "2"], Int[Array, "gh gw"]]:
             key_mask, key_times = jax.random.split(key)
             inside = _perlin_mask(key_mask, grid) > 0
-            return jax.random.uniform(key_times, (2,)), jnp.where(inside, 0, 1)
+            return jax.random.uniform(key_times, (2,), jnp.float32), jnp.where(inside, 0, 1)
 
         values, index = jax.vmap(image)(keys_lib.per_image(key, batch))
-        return timefield.few(values, index[..., None])
+        return timefield.assembled(values, index[..., None])
 
 
 def _symmetric_beta(key: Key[Array, ""], a: np.ndarray) -> Float[Array, "n"]:
     """Beta(a, a) for a > 1/2 without rejection, which loops: Ulrich 1984 (Devroye 1986, p. 437)."""
-    u, v = jax.random.uniform(key, (2, *a.shape))
+    u, v = jax.random.uniform(key, (2, *a.shape), jnp.float32)
     radius = jnp.sqrt(-jnp.expm1(jnp.log(u) * np.float32(2.0 / (2.0 * a - 1.0))))
     return 0.5 + 0.5 * radius * jnp.cos(2.0 * jnp.pi * v)
 
@@ -178,13 +176,12 @@ class UniformMean(_PerImage):
     sharpness: float = 1.0
 
     def __post_init__(self):
-        if self.sharpness <= 0.5:
-            raise ValueError(f"expected sharpness > 0.5, got {self.sharpness}")
+        checks.number("sharpness", self.sharpness, above=0.5)
 
     def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
         key_mean, key_split, key_order = jax.random.split(key, 3)
         cells = math.prod(grid)
-        t = share_out(key_split, jax.random.uniform(key_mean) * cells, cells, self.sharpness)
+        t = share_out(key_split, jax.random.uniform(key_mean, dtype=jnp.float32) * cells, cells, self.sharpness)
         return jax.random.permutation(key_order, t).reshape(grid)
 
 
@@ -201,15 +198,15 @@ class LogitNormalTruncated(_PerImage):
     scale: float = 1.0
 
     def __post_init__(self):
-        if self.scale <= 0:
-            raise ValueError(f"expected scale > 0, got {self.scale}")
+        checks.number("loc", self.loc)
+        checks.number("scale", self.scale, above=0)
 
     def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
         key_bound, key_below, key_again = jax.random.split(key, 3)
-        bound = jax.nn.sigmoid(self.loc + self.scale * jax.random.normal(key_bound))
+        bound = jax.nn.sigmoid(self.loc + self.scale * jax.random.normal(key_bound, dtype=jnp.float32))
         # min(m / 2, 0.6) is m / 2, as m <= 1
-        clean = bound - 0.5 * bound * jnp.abs(jax.random.normal(key_below, grid))
-        clean = jnp.where(clean < 0, bound * jax.random.uniform(key_again, grid), clean)
+        clean = bound - 0.5 * bound * jnp.abs(jax.random.normal(key_below, grid, jnp.float32))
+        clean = jnp.where(clean < 0, bound * jax.random.uniform(key_again, grid, jnp.float32), clean)
         return 1.0 - clean
 
 
@@ -254,24 +251,25 @@ class AsyncPatch(_PerImage):
     base: str = "mixed"
 
     def __post_init__(self):
-        _check_distribution(self.distribution, self.scale)
-        if len(self.spread) != 2 or not 0 <= self.spread[0] <= self.spread[1] <= 1:
-            raise ValueError(f"expected spread = (low, high) with 0 <= low <= high <= 1, got {self.spread}")
-        if self.base not in BASES:
-            raise ValueError(f"expected a base out of {', '.join(BASES)}, got {self.base!r}")
+        _check_distribution(self.distribution, self.loc, self.scale)
+        if not isinstance(self.spread, tuple) or len(self.spread) != 2:
+            raise ValueError(f"expected spread = (low, high), got {checks.shown(self.spread)}")
+        checks.number("the spread's high", self.spread[1], 0, 1)
+        checks.number("the spread's low", self.spread[0], 0, self.spread[1])
+        checks.choice("base", self.base, BASES)
 
     def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
         key_mean, key_spread, key_base = jax.random.split(key, 3)
         mean = _scalar_time(key_mean, self.distribution, self.loc, self.scale)
-        amount = jax.random.uniform(key_spread, minval=self.spread[0], maxval=self.spread[1])
+        amount = jax.random.uniform(key_spread, (), jnp.float32, self.spread[0], self.spread[1])
         return with_mean(self._pattern(key_base, grid), mean, amount)
 
     def _pattern(self, key: Key[Array, ""], grid: Grid) -> Cells:
         key_tiling, key_values, key_area, key_perlin, key_which = jax.random.split(key, 5)
-        uniform = patches(jax.random.uniform(key_values, grid), *_tiling(key_tiling, grid))
+        uniform = patches(jax.random.uniform(key_values, grid, jnp.float32), *_tiling(key_tiling, grid))
         if self.base == "uniform":
             return uniform
         two_level, perlin = jax.random.bernoulli(key_which, 0.5, (2,))
-        squares = (uniform < jax.random.uniform(key_area)).astype(jnp.float32)
+        squares = (uniform < jax.random.uniform(key_area, dtype=jnp.float32)).astype(jnp.float32)
         levels = jnp.where(perlin, _perlin_mask(key_perlin, grid), squares)
         return levels if self.base == "two_level" else jnp.where(two_level, levels, uniform)

@@ -3,12 +3,15 @@
 Conditional first, then unconditional, then what else a guidance needs.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from asyncpatch_jax import checks
 from asyncpatch_jax.types import Denoiser, Image, Prediction, Times
 
 Number = float | Float[Array, ""]
@@ -25,7 +28,15 @@ def two_calls(cond: Denoiser, uncond: Denoiser) -> Pair:
 
 
 def separate_calls(*denoisers: Denoiser) -> Branches:
-    """Each denoiser's prediction, by a network call each."""
+    """Each denoiser's prediction, by a network call each.
+
+    Raises:
+        ValueError: none, or what is no function.
+    """
+    if not denoisers:
+        raise ValueError("expected one denoiser or more, got none")
+    for denoise in denoisers:
+        check_denoiser(denoise)
 
     def branches(x: Image, times: Times) -> tuple[Prediction, ...]:
         return tuple(denoise(x, times) for denoise in denoisers)
@@ -46,8 +57,9 @@ def one_call(denoise: Denoiser, images: int, copies: int = 2) -> Branches:
     Raises:
         ValueError: fewer than one copy, or a batch that is no multiple of `images`.
     """
-    if copies < 1 or images < 1:
-        raise ValueError(f"expected images >= 1 and copies >= 1, got {images} and {copies}")
+    check_denoiser(denoise)
+    checks.whole("images", images)
+    checks.whole("copies", copies)
 
     def branches(x: Image, times: Times) -> tuple[Prediction, ...]:
         batch = x.shape[0]
@@ -79,6 +91,35 @@ def mixed(pred: Prediction, weight: Float[Array, "_b _h _w 1"], other: Predictio
     """
     x0, eps = pred.x0 + weight * (pred.x0 - other.x0), pred.eps + weight * (pred.eps - other.eps)
     return Prediction(x0, eps, pred.aux)
+
+
+def check_denoiser(denoise: Any) -> None:
+    """Refuse what is no function.
+
+    Raises:
+        ValueError: with what makes one.
+    """
+    checks.function("a denoiser", denoise, "(x, times) -> Prediction, as bind(...) makes")
+
+
+def check_pair(pair: Any) -> None:
+    """Refuse what is no function.
+
+    Raises:
+        ValueError: with what makes one.
+    """
+    checks.function("branches", pair, "(x, times) -> predictions, as two_calls(cond, uncond) makes")
+
+
+def check_scale(name: str, scale: Any, low: checks.Bound = -math.inf, high: checks.Bound = math.inf) -> None:
+    """Refuse what is no number within bounds, or array of them; once, where a guidance is made.
+
+    Raises:
+        ValueError: by name.
+    """
+    if not checks.is_array(scale):
+        checks.number(name, scale, low, high)
+    checks.numbers(name, scale, low, high)
 
 
 def per_image(scale: Scale, batch: int) -> Float[Array, "_b 1 1 1"]:

@@ -6,10 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax import timefield
-from asyncpatch_jax.process import Kind, Process, output, predict, renoise
-from asyncpatch_jax.sampling.guidance.branches import Number, Scale, interleave, per_image
+from asyncpatch_jax.process import Kind, Process, check_kind, check_process, output, predict, renoise
+from asyncpatch_jax.sampling.guidance.branches import (
+    Number,
+    Scale,
+    check_denoiser,
+    check_scale,
+    interleave,
+    per_image,
+)
 from asyncpatch_jax.sampling.schedules.uncertainty import doubt
 from asyncpatch_jax.types import Denoiser, FewTimes, Image, Prediction, TimeField, Times
 
@@ -39,8 +46,16 @@ def input_guidance(
         noisier: the time t+ of the hint, in [0, 1]; 1 hides the hint altogether.
 
     Raises:
-        ValueError: a hint that does not fit the image.
+        ValueError: an argument of another kind, a scale that is no number, a time outside of 0 ... 1, or a hint that
+            does not fit the image.
     """
+    check_denoiser(denoise)
+    check_process(process)
+    check_kind(kind)
+    checks.mask("hint", hint)
+    keys_lib.threefry(key)
+    check_scale("scale", scale)
+    check_scale("noisier", noisier, 0, 1)
 
     def guided(x: Image, times: Times) -> Prediction:
         batch = x.shape[0]
@@ -88,10 +103,13 @@ def look_ahead(
         cells: the grid on which cells are judged.
 
     Raises:
-        ValueError: a share outside (0, 1), a ratio below 1, or a network without a log-variance head.
+        ValueError: a share outside (0, 1), a ratio below 1, no cells, or a network without a log-variance head.
     """
-    if not 0 < confident < 1 or ratio < 1:
-        raise ValueError(f"expected 0 < confident < 1 and ratio >= 1, got {confident} and {ratio}")
+    check_denoiser(denoise)
+    check_process(process)
+    checks.cells("cells", cells)
+    checks.number("confident", confident, above=0, below=1)
+    checks.number("ratio", ratio, 1)
 
     def ahead(x: Image, times: Times) -> Prediction:
         pred = denoise(x, times)
@@ -130,4 +148,4 @@ def _both(
     whole = (batch, *plus.index.shape[1:])
     index = jnp.broadcast_to(timefield.resize(few.index, whole[1:3]), whole)
     values = plus.values if plus.values.shape[0] == 1 else jnp.repeat(plus.values, 2, axis=0)
-    return timefield.few(values, interleave(index, jnp.broadcast_to(plus.index, whole)))
+    return timefield.assembled(values, interleave(index, jnp.broadcast_to(plus.index, whole)))

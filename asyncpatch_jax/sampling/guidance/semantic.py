@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from asyncpatch_jax.sampling.guidance.branches import Pair, Scale, mixed, per_image
+from asyncpatch_jax.sampling.guidance.branches import Pair, Scale, check_pair, check_scale, mixed, per_image
 from asyncpatch_jax.sampling.schedules.masks import nearest
 from asyncpatch_jax.types import Denoiser, Image, Prediction, Times
 
@@ -34,8 +34,10 @@ def semantic_aware(pair: Pair, scale: Scale) -> Denoiser:
         scale: w, one number or one per image [b].
 
     Raises:
-        ValueError: a network without these maps, or maps of a single token.
+        ValueError: a negative scale, a network without these maps, or maps of a single token.
     """
+    check_pair(pair)
+    check_scale("scale", scale, 0)
 
     def denoise(x: Image, times: Times) -> Prediction:
         c, u = pair(x, times)

@@ -3,8 +3,17 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from asyncpatch_jax import timefield
-from asyncpatch_jax.sampling.guidance.branches import Branches, Number, Pair, Scale, mixed, per_image
+from asyncpatch_jax import checks, timefield
+from asyncpatch_jax.sampling.guidance.branches import (
+    Branches,
+    Number,
+    Pair,
+    Scale,
+    check_pair,
+    check_scale,
+    mixed,
+    per_image,
+)
 from asyncpatch_jax.types import Denoiser, Image, Prediction, Times
 
 
@@ -15,7 +24,14 @@ def classifier_free(pair: Pair, scale: Scale, interval: tuple[Number, Number] | 
         pair: from `two_calls` or `one_call`.
         scale: w, one number or one per image [b].
         interval: guide only cells whose time lies in (low, high), as Kynkäänniemi et al. 2024; the others get c.
+
+    Raises:
+        ValueError: a scale that is no number, or no interval within 0 ... 1.
     """
+    check_pair(pair)
+    check_scale("scale", scale)
+    if interval is not None:
+        _check_interval(interval)
 
     def denoise(x: Image, times: Times) -> Prediction:
         c, u = pair(x, times)
@@ -36,8 +52,8 @@ def cfg_plus_plus(pair: Pair, lam: Scale) -> Denoiser:
     Raises:
         ValueError: a number outside of 0 ... 1.
     """
-    if isinstance(lam, int | float) and not 0 <= lam <= 1:
-        raise ValueError(f"expected a CFG++ scale in 0 ... 1, got {lam}")
+    check_pair(pair)
+    check_scale("lam (the scale of CFG++)", lam, 0, 1)
 
     def denoise(x: Image, times: Times) -> Prediction:
         c, u = pair(x, times)
@@ -58,8 +74,11 @@ def smoothed_energy(branches: Branches, scale: Scale, gamma: Scale = 3.0) -> Den
         gamma: one number or one per image [b].
 
     Raises:
-        ValueError: another number of branches than three.
+        ValueError: a scale that is no number, or another number of branches than three.
     """
+    check_pair(branches)
+    check_scale("scale", scale)
+    check_scale("gamma", gamma)
 
     def denoise(x: Image, times: Times) -> Prediction:
         predictions = branches(x, times)
@@ -72,6 +91,16 @@ def smoothed_energy(branches: Branches, scale: Scale, gamma: Scale = 3.0) -> Den
         return Prediction(guided.x0 + weight * (c.x0 - s.x0), guided.eps + weight * (c.eps - s.eps), c.aux)
 
     return denoise
+
+
+def _check_interval(interval: tuple[Number, Number]) -> None:
+    if not isinstance(interval, tuple | list) or len(interval) != 2:
+        raise ValueError(f"expected an interval as (low, high), got {checks.shown(interval)}")
+    for name, value in zip(("low", "high"), interval, strict=True):
+        check_scale(f"the interval's {name}", value, 0, 1)
+    low, high = (checks.known(value) for value in interval)
+    if low is not None and high is not None and not low <= high:
+        raise ValueError(f"expected an interval with low <= high, got {low} and {high}")
 
 
 def _extra(x: Image, times: Times, scale: Scale, interval: tuple[Number, Number] | None) -> Float[Array, "_b _h _w 1"]:

@@ -4,11 +4,16 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
 from jaxtyping import Array, Float, Int
 
-from asyncpatch_jax import timefield
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax.sampling.state import SamplerState
 from asyncpatch_jax.types import FewTimes, Image, ImageKeys, Prediction, TimeField, Times
+
+# a run ends at clean data, or at the least noise that a network knows: 1 / 1000 in Stable Diffusion's
+CLEAN = 0.1
 
 
 @runtime_checkable
@@ -76,6 +81,59 @@ def length(grid: Any) -> int:
     Raises:
         ValueError: not a vector of at least two times.
     """
-    if jnp.ndim(grid) != 1 or jnp.shape(grid)[0] < 2:
-        raise ValueError(f"expected a grid of times [num_steps + 1], got shape {jnp.shape(grid)}")
-    return jnp.shape(grid)[0] - 1
+    shape = getattr(grid, "shape", None)
+    numeric = shape is not None and checks.is_numeric(grid.dtype)
+    if not numeric or len(shape) != 1 or shape[0] < 2:
+        found = f"shape {shape}" if numeric else checks.shown(grid)
+        raise ValueError(f"expected a grid of times [num_steps + 1], got {found}")
+    return shape[0] - 1
+
+
+def check_grid(grid: Any, *, falls: bool = True) -> None:
+    """Refuse a grid of times that is none; what is no array (yet) passes, `length` refuses it where it is used.
+
+    Raises:
+        ValueError: not a vector of two times or more in 0 ... 1, one that rises (unless it may), or ends before 0.
+    """
+    if checks.is_array(grid):
+        length(grid)
+        checks.numbers("a grid of times", grid, 0, 1)
+        _check_course(grid, "a grid of times", falls)
+
+
+def _check_course(levels: Any, name: str, falls: bool) -> None:
+    """Refuse times [num_steps + 1, ...] that rise, if they may not, or end as noise."""
+    if isinstance(levels, jax.core.Tracer):
+        rise = jnp.diff(levels, axis=0).max() if falls else jnp.zeros((), levels.dtype)
+        checkify.debug_check(rise <= 0, f"expected {name} that falls, got a step up by {{rise}}", rise=rise)
+        last = levels[-1].max()
+        checkify.debug_check(last <= CLEAN, f"expected {name} that ends at 0 (clean), got {{last}}", last=last)
+        return
+    known = checks.known(levels)
+    if known is None:
+        return
+    if falls and (np.diff(known, axis=0) > 0).any():
+        raise ValueError(f"expected {name} that falls, got {known}")
+    if known[-1].max() > CLEAN:
+        raise ValueError(f"expected {name} that ends at 0 (clean), got {known[-1].max():g}")
+
+
+def check_table(levels: Any) -> None:
+    """Refuse a table of fields [num_steps + 1, ...] with times outside of 0 ... 1, or that does not end at 0.
+
+    Raises:
+        ValueError: as said.
+    """
+    if checks.is_array(levels):
+        checks.numbers("a table's times", levels, 0, 1)
+        _check_course(levels, "a table of fields", falls=False)
+
+
+def check_mask(mask: Any, name: str = "mask") -> None:
+    """Refuse a mask (1 = generate) that is none; what is no array (yet) passes, and is refused where it is used.
+
+    Raises:
+        ValueError: not [b, h, w, 1], or numbers outside of 0 ... 1.
+    """
+    if checks.is_array(mask):
+        checks.mask(name, mask)

@@ -2,15 +2,14 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from asyncpatch_jax import timefield
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax.sampling.schedules import curves
-from asyncpatch_jax.sampling.schedules.base import length, same_for_network, spread
+from asyncpatch_jax.sampling.schedules.base import check_grid, check_mask, length, same_for_network, spread
 from asyncpatch_jax.sampling.schedules.masks import Dynamic, Fixed, disjoint
 from asyncpatch_jax.types import FewTimes, Image, ImageKeys, Prediction, TimeField, Times
 
@@ -29,7 +28,7 @@ class Places(NamedTuple):
     k: Any
 
 
-@struct.dataclass
+@checks.dataclass
 class Concave:
     """Masked cells follow a concave curve, the others the grid of times of an ordinary run, which has as many calls.
 
@@ -80,19 +79,29 @@ class Concave:
 
     def __post_init__(self):
         curves.check(self.curve)
+        checks.cells("cells", self.cells)
+        if self.levels is not None:
+            checks.whole("levels", self.levels, 2)
+        check_grid(self.grid)
+        check_mask(self.mask)
+        check_mask(self.strength, "strength")
+        checks.numbers("k", self.k)
+        checks.numbers("shift", self.shift, above=0)
         if self.text_time is not None and self.text_time not in TEXT_TIMES:
             raise ValueError(f"expected a text time out of {', '.join(TEXT_TIMES)}, got {self.text_time!r}")
         if self.mask is not None and self.strength is not None:
             raise ValueError("expected a mask or a strength, got both")
-        grid, k, shift = (_known(value) for value in (self.grid, self.k, self.shift))
+        grid, k, shift = (checks.known(value) for value in (self.grid, self.k, self.shift))
         if k is not None and k.ndim > 2:
             raise ValueError(f"expected k as [], [k] or [b, k], got shape {k.shape}")
-        first = None if self.first is None else _known(self.first)
+        first = None if self.first is None else checks.known(self.first)
+        if first is not None and first.dtype.kind not in "iu":
+            raise ValueError(f"expected the first object as a whole number, got {checks.shown(self.first)}")
         if first is not None and k is not None and not ((first >= 0) & (first < (k.shape or (1,))[-1])).all():
             raise ValueError(f"expected the first of {(k.shape or (1,))[-1]} objects, got {first.tolist()}")
-        if grid is not None and length(grid) and (np.diff(grid) >= 0).any():
+        if grid is not None and grid.ndim and (np.diff(grid) >= 0).any():
             raise ValueError(f"expected a grid of times that falls, got {grid}")
-        if any(value is None for value in (grid, k, shift)):
+        if any(value is None for value in (grid, k, shift)) or not grid.ndim:
             return
         most = curves.largest(self.curve, length(grid), self._room(grid, shift))
         if k.size and (k.min() < 0 or k.max() > most + 1e-5):
@@ -127,6 +136,15 @@ class Concave:
         return self.curve == "quadratic" and jnp.ndim(self.k) == 0 and few and isinstance(self.masks, Dynamic)
 
     def init(self, keys: ImageKeys, x: Image) -> tuple[Times, Places]:
+        length(self.grid)
+        checks.given("k", self.k)
+        checks.given("shift", self.shift)
+        if self.first is not None:
+            checks.given("first", self.first)
+        checks.instance("masks", self.masks, Dynamic | Fixed, "Dynamic(), Fixed(mask) or everywhere()")
+        for name, mask in (("mask", self.mask), ("strength", self.strength)):
+            if mask is not None:
+                checks.shaped(name, mask, "b h w 1")
         batch = x.shape[0]
         k = self._per_object()
         if isinstance(self.masks, Fixed):
@@ -181,13 +199,13 @@ class Concave:
         if isinstance(self.masks, Fixed):
             chosen = disjoint(self.masks.masks(self.cells, None), places.k[:, 1:])
             index = jnp.where(chosen.any(-1, keepdims=True), 1 + chosen.argmax(-1, keepdims=True), 0)
-            t: TimeField | FewTimes = timefield.few(self._at(i, places.excess), index)
-            masked = timefield.dense(timefield.few(places.k, index)) > 0
+            t: TimeField | FewTimes = timefield.assembled(self._at(i, places.excess), index)
+            masked = timefield.dense(timefield.assembled(places.k, index)) > 0
         elif self._counted:
             counts = jnp.arange(self.num_steps + 1, dtype=jnp.float32)
             k = jnp.asarray(self.k, jnp.float32)
             values = self._at(i, left * k * counts / self.num_steps).reshape(1, -1)
-            t, masked = timefield.few(values, places.excess), places.k > 0
+            t, masked = timefield.assembled(values, places.excess), places.k > 0
         else:
             t, masked = self._at(i, places.excess), places.k > 0
         t = self._held(t)
@@ -230,7 +248,7 @@ class Concave:
         if not isinstance(t, FewTimes):
             return jnp.where(known, 0.0, cells)
         values = jnp.concatenate([t.values, jnp.zeros_like(t.values[:, :1])], 1)
-        return timefield.few(values, jnp.where(known, t.values.shape[1], cells))
+        return timefield.assembled(values, jnp.where(known, t.values.shape[1], cells))
 
     def _text(
         self, level: TimeField, masked: Bool[Array, "_b _gh _gw 1"], reference: Float[Array, ""]
@@ -267,12 +285,3 @@ class Concave:
 
 def _unshifted(t: Any, shift: Any) -> Any:
     return t / (shift - (shift - 1.0) * t)
-
-
-def _known(value: Any) -> np.ndarray | None:
-    """A setting's numbers, or None while it is traced or stands for a shape."""
-    known = (int, float, np.number, np.ndarray, jax.Array)
-    for leaf in jax.tree.leaves(value):
-        if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, known):
-            return None
-    return np.asarray(value)

@@ -3,11 +3,12 @@
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from flax import struct
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from asyncpatch_jax.process import Process
-from asyncpatch_jax.sampling.schedules.base import Planned, length
+from asyncpatch_jax import checks
+from asyncpatch_jax.process import Process, check_process
+from asyncpatch_jax.sampling.schedules.base import Planned, check_grid, check_table, length
 
 Grid = Float[Array, "s"]
 
@@ -18,8 +19,7 @@ def linear(num_steps: int) -> Grid:
     Raises:
         ValueError: fewer than one step.
     """
-    if num_steps < 1:
-        raise ValueError(f"expected num_steps >= 1, got {num_steps}")
+    checks.whole("num_steps", num_steps)
     return jnp.linspace(1.0, 0.0, num_steps + 1, dtype=jnp.float32)
 
 
@@ -32,8 +32,9 @@ def shifted(num_steps: int, shift: float | Float[Array, ""]) -> Grid:
     Raises:
         ValueError: fewer than one step, or a known shift that is not positive.
     """
-    if isinstance(shift, int | float) and shift <= 0:
-        raise ValueError(f"expected shift > 0, got {shift}")
+    if not checks.is_array(shift):
+        checks.number("shift", shift, above=0)
+    checks.numbers("shift", shift, above=0)
     t = linear(num_steps)
     return shift * t / (1.0 + (shift - 1.0) * t)
 
@@ -58,11 +59,14 @@ def logsnr(num_steps: int, process: Process, limit: float = 8.0) -> Grid:
     needed: 8 is t = .982 and .018 in rectified flow.
 
     Raises:
-        ValueError: fewer than one step, or no log-SNR between the ends.
+        ValueError: fewer than one step, no log-SNR between the ends, or so large a limit that times are the same in
+            float32.
     """
-    if num_steps < 1:
-        raise ValueError(f"expected num_steps >= 1, got {num_steps}")
+    checks.whole("num_steps", num_steps)
+    check_process(process)
+    checks.number("limit", limit, above=0)
     low = jnp.maximum(process.logsnr(jnp.ones((1,), jnp.float32)), -limit)
+    checks.numbers(f"the process's log-SNR at t = 1 (limit = {limit:g})", low, below=float(limit))
     u = jnp.arange(1, num_steps, dtype=jnp.float32) / num_steps
     wanted = low + (limit - low) * u
     below, above = jnp.zeros_like(u), jnp.ones_like(u)
@@ -70,40 +74,62 @@ def logsnr(num_steps: int, process: Process, limit: float = 8.0) -> Grid:
         middle = 0.5 * (below + above)
         noisy = process.logsnr(middle) < wanted
         below, above = jnp.where(noisy, below, middle), jnp.where(noisy, middle, above)
-    return jnp.concatenate([jnp.ones((1,)), 0.5 * (below + above), jnp.zeros((1,))]).astype(jnp.float32)
+    grid = jnp.concatenate([jnp.ones((1,)), 0.5 * (below + above), jnp.zeros((1,))]).astype(jnp.float32)
+    if (known := checks.known(grid)) is not None and (np.diff(known) >= 0).any():
+        raise ValueError(f"expected a limit whose times float32 tells apart, got {limit:g}: {known}")
+    return grid
 
 
-@struct.dataclass
+@checks.dataclass
 class Synchronous(Planned):
-    """All cells on one grid of times [num_steps + 1]: ordinary diffusion, at the price of a scalar time."""
+    """All cells on one grid of times [num_steps + 1]: ordinary diffusion, at the price of a scalar time.
+
+    Raises:
+        ValueError: no grid of times in 0 ... 1, one that rises, or ends before 0.
+    """
 
     grid: Any  # Float[Array, "s"]
     distinct: ClassVar[int] = 1
+    _falls: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_grid(self.grid, falls=self._falls)
 
     @property
     def num_steps(self) -> int:
         return length(self.grid)
 
     def field(self, i: int | Int[Array, ""]) -> Float[Array, "1 1 1 1"]:
+        length(self.grid)
         return jnp.asarray(self.grid, jnp.float32)[i].reshape(1, 1, 1, 1)
 
 
-@struct.dataclass
+@checks.dataclass
 class Table(Planned):
     """Any run, written out: the field after each step [num_steps + 1, b|1, gh, gw] (a last axis of 1 may follow).
 
-    The first row is the start. Times may go up as well as down; a cell whose time stays is held.
+    The first row is the start. Times may go up on the way as well as down; a cell whose time stays is held. In the last
+    row all cells are at 0: what ends before is no image yet.
+
+    Raises:
+        ValueError: no such table, times outside of 0 ... 1, or one that does not end at 0.
     """
 
     levels: Any  # Float[Array, "s b gh gw"] or Float[Array, "s b gh gw 1"]
 
+    def __post_init__(self):
+        if checks.is_array(self.levels):
+            self.num_steps  # noqa: B018, the property checks
+            check_table(self.levels)
+
     @property
     def num_steps(self) -> int:
-        shape = jnp.shape(self.levels)
+        shape = getattr(self.levels, "shape", ())
         if len(shape) not in (4, 5) or shape[4:] not in ((), (1,)) or shape[0] < 2:
             raise ValueError(f"expected a table of fields [num_steps + 1, b, gh, gw], got shape {shape}")
         return shape[0] - 1
 
     def field(self, i: int | Int[Array, ""]) -> Float[Array, "_b gh gw 1"]:
+        self.num_steps  # noqa: B018, the property checks
         levels = jnp.asarray(self.levels, jnp.float32)
         return levels[i].reshape(*levels.shape[1:4], 1)

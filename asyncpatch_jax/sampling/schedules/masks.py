@@ -4,10 +4,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Shaped
 
-from asyncpatch_jax import timefield
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax.types import Prediction
 
 
@@ -38,14 +37,20 @@ def nearest(masks: Shaped[Array, "b _gh _gw k"], cells: timefield.Grid) -> Shape
     return masks[:, rows][:, :, columns]
 
 
-@struct.dataclass
+@checks.dataclass
 class Dynamic:
     """The masks that the network's attention shows at every step: `A >= threshold mean(A)`, A = `pred.aux["maps"]`.
 
     The first mask is all ones. The mask of a step's maps decides where the next step lands.
+
+    Raises:
+        ValueError: a threshold that is no number from 0 on.
     """
 
     threshold: Any = 1.0
+
+    def __post_init__(self):
+        checks.numbers("threshold", self.threshold, 0)
 
     def masks(self, pred: Prediction, cells: timefield.Grid, objects: int | None) -> Bool[Array, "b gh gw k"]:
         """The masks of a prediction on the grid `cells`.
@@ -53,6 +58,7 @@ class Dynamic:
         Raises:
             ValueError: no attention maps, or maps of another number of objects than `objects` (None: any).
         """
+        checks.given("threshold", self.threshold)
         if "maps" not in pred.aux:
             raise ValueError(
                 'expected attention maps in the prediction (aux["maps"], which a network with text tokens gives when '
@@ -64,15 +70,23 @@ class Dynamic:
         return nearest(thresholded(maps, self.threshold), cells)
 
 
-@struct.dataclass
+@checks.dataclass
 class Fixed:
     """Masks that are known before the run: drawn by a user, or from another run's maps (`from_maps`).
 
     mask: [b|1, gh, gw, k], 1 (more than 1/2) where object k is. On a grid finer than the field's a cell belongs to an
     object if at least half of it does.
+
+    Raises:
+        ValueError: no masks [b, gh, gw, k], or numbers outside of 0 ... 1.
     """
 
     mask: Any  # Float[Array, "b gh gw k"]
+
+    def __post_init__(self):
+        if checks.is_array(self.mask):
+            checks.shaped("masks", self.mask, "b gh gw k")
+            checks.numbers("masks", self.mask, 0, 1)
 
     def masks(self, cells: timefield.Grid, objects: int | None) -> Bool[Array, "b gh gw k"]:
         """The masks on the grid `cells`; an axis of size 1 stays.
@@ -80,6 +94,7 @@ class Fixed:
         Raises:
             ValueError: no masks [b, gh, gw, k], or of another number of objects than `objects` (None: any).
         """
+        checks.shaped("masks", self.mask, "b gh gw k")
         mask = jnp.asarray(self.mask)
         if mask.ndim != 4 or (objects is not None and mask.shape[-1] != objects):
             raise ValueError(f"expected masks [b, gh, gw, {objects or 'k'}], one for each k, got shape {mask.shape}")
@@ -98,5 +113,12 @@ def from_maps(maps: Float[Array, "b gh gw k"], threshold: float | Float[Array, "
     Args:
         maps: [b, gh, gw, k].
         threshold: as in `Dynamic`.
+
+    Raises:
+        ValueError: no maps [b, gh, gw, k] of numbers from 0 on, or a threshold that is none.
     """
+    checks.shaped("attention maps", maps, "b gh gw k")
+    checks.numbers("attention maps", maps, 0)
+    checks.given("threshold", threshold)
+    checks.numbers("threshold", threshold, 0)
     return Fixed(thresholded(maps, threshold).astype(jnp.float32))

@@ -7,10 +7,10 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax import timefield
-from asyncpatch_jax.process import Process, diffuse, renoise
-from asyncpatch_jax.sampling.schedules.base import length, spread
+from asyncpatch_jax.process import Process, check_process, diffuse, renoise
+from asyncpatch_jax.sampling.schedules.base import check_grid, check_mask, length, spread
 from asyncpatch_jax.sampling.schedules.grids import Synchronous
 from asyncpatch_jax.sampling.solvers import DDIM
 from asyncpatch_jax.types import Denoiser, Image, ImageKeys, Prediction, Times
@@ -25,8 +25,9 @@ def repaint_path(num_steps: int, jump: int = 10, resample: int = 10) -> Int[np.n
     Raises:
         ValueError: jump < 2 (a jump of one level would end where it began), fewer steps than that, or resample < 1.
     """
-    if jump < 2 or num_steps <= jump or resample < 1:
-        raise ValueError(f"expected 2 <= jump < num_steps and resample >= 1, got {jump}, {num_steps} and {resample}")
+    checks.whole("num_steps", num_steps, 3)
+    checks.whole("jump", jump, 2, int(num_steps) - 1)
+    checks.whole("resample", resample)
     left = {level + 1: resample - 1 for level in range(0, num_steps - jump, jump)}
     path = [num_steps]
     while path[-1] > 0:
@@ -44,12 +45,22 @@ def repaint_cost(num_steps: int, jump: int = 10, resample: int = 10) -> tuple[in
     return len(path) - 1, jump * int((np.diff(path) > 0).sum())
 
 
-@struct.dataclass
+@checks.dataclass
+class UpAndDown(Synchronous):
+    """The levels of a RePaint run, which rise at each jump."""
+
+    _falls: ClassVar[bool] = False
+
+
+@checks.dataclass
 class RePaint:
     """The solver of a RePaint run: a step down the grid, the jump up where the schedule says so, and the known pixels.
 
     The levels of a jump are re-noised at once: the forward process is Gaussian and Markov, so that is the same in law
     as one after the other. Known pixels are then `known`, freshly noised to the level of the next model call.
+
+    Raises:
+        ValueError: no process, grid, images or mask, or a negative eta.
     """
 
     process: Process = struct.field(pytree_node=False)
@@ -60,6 +71,14 @@ class RePaint:
 
     # for the step down, the jump up, and the known pixels
     draws: ClassVar[int] = 3
+
+    def __post_init__(self):
+        check_process(self.process)
+        check_grid(self.grid)
+        check_mask(self.mask)
+        checks.number("eta", self.eta, 0)
+        if checks.is_array(self.known):
+            checks.images("known", self.known)
 
     def init(self, x: Image) -> None:
         return None
@@ -100,7 +119,10 @@ def repaint(
     eta is 1 (ancestral sampling) in the paper.
 
     Raises:
-        ValueError: as `repaint_path`.
+        ValueError: as `repaint_path` and `RePaint`.
     """
     levels = length(grid) - repaint_path(length(grid), jump, resample)
-    return Synchronous(jnp.asarray(grid)[levels]), RePaint(process, grid, known, mask, eta)
+    checks.images("known", known)
+    checks.mask("mask", mask)
+    solver = RePaint(process, grid, known, mask, eta)
+    return UpAndDown(jnp.asarray(grid)[levels]), solver

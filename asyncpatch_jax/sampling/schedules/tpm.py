@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from asyncpatch_jax import beta, timefield
+from asyncpatch_jax import beta, checks, timefield
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax.beta import Beta
 from asyncpatch_jax.models.tpm import TPM, observe
-from asyncpatch_jax.sampling.schedules.base import spread
+from asyncpatch_jax.sampling.schedules.base import Schedule, spread
 from asyncpatch_jax.types import FewTimes, Image, ImageKeys, Prediction, TimeField, Times
 
 # the least time that a cell with noise is told, unless its own is less
@@ -56,8 +56,9 @@ class _Deviating:
     """What the schedules below share: `base` owns the image's times, `_rho` says how far to deviate from them."""
 
     def _check(self) -> None:
-        if self.space not in ("time", "velocity"):
-            raise ValueError(f"expected space = 'time' or 'velocity', got {self.space!r}")
+        checks.choice("space", self.space, ("time", "velocity"))
+        checks.numbers("gain", self.gain)
+        checks.instance("base", self.base, Schedule, "Synchronous(linear(50))")
         if isinstance(self.base, _Deviating):
             raise ValueError(f"expected a base that tells the image's own times, got a {type(self.base).__name__}")
 
@@ -77,6 +78,7 @@ class _Deviating:
         return None
 
     def init(self, keys: ImageKeys, x: Image) -> tuple[Times, Deviation]:
+        checks.given("gain", self.gain)
         times, carry = self.base.init(keys, x)
         cells = self._cells(x)
         rho = jnp.full((x.shape[0], *cells, 1), 0.5, jnp.float32)
@@ -112,7 +114,7 @@ class _Deviating:
         old, new, batch = before.told, after.told, rho.shape[0]
         if isinstance(old, FewTimes) and isinstance(new, FewTimes) and self._whole and self._steady:
             old, values = (jnp.broadcast_to(t.values, (batch, t.values.shape[1])) for t in (old, new))
-            return timefield.few(_deviated(old, values, rho.reshape(-1, 1), self.gain), new.index)
+            return timefield.assembled(_deviated(old, values, rho.reshape(-1, 1), self.gain), new.index)
         cells = timefield.finer(after.level, rho)
         old, new, rho = (timefield.resize(spread(t, batch), cells) for t in (before.level, after.level, rho))
         return _deviated(old, new, rho, self.gain)
@@ -122,7 +124,7 @@ class _Deviating:
         return getattr(self.base, "steady", False)
 
 
-@struct.dataclass
+@checks.dataclass
 class ConstantDeviation(_Deviating):
     """The same deviation for all images, without learning: the baseline that a TPM has to beat.
 
@@ -133,7 +135,8 @@ class ConstantDeviation(_Deviating):
         space: deviate in the "time" that the network is told, or multiply its "velocity" by `1 + gain (rho - 1/2)`.
 
     Raises:
-        ValueError: an unknown space, a base that deviates itself, or rho of another shape.
+        ValueError: an unknown space, a base that is no schedule or deviates itself, rho of another shape or outside of
+            0 ... 1, or no gain.
     """
 
     base: Any  # Schedule
@@ -143,10 +146,13 @@ class ConstantDeviation(_Deviating):
 
     def __post_init__(self) -> None:
         self._check()
+        checks.numbers("rho", self.rho, 0, 1)
 
     _whole = True
 
     def _cells(self, x: Image) -> timefield.Grid:
+        if not checks.is_array(self.rho):
+            checks.number("rho", self.rho, 0, 1)
         if jnp.shape(self.rho) not in ((), (self.num_steps,)):
             raise ValueError(f"expected rho as [] or [{self.num_steps}], got shape {jnp.shape(self.rho)}")
         return 1, 1
@@ -156,10 +162,11 @@ class ConstantDeviation(_Deviating):
 
     def _rho(self, i: jax.Array, state: Any, pred: Prediction, keys: ImageKeys) -> tuple[Float[Array, "b 1 1 1"], None]:
         rho = jnp.asarray(self.rho, jnp.float32)
-        return timefield.constant(rho[i] if rho.ndim else rho, state.x.shape[0]), None
+        rho = rho[i] if rho.ndim else rho
+        return jnp.broadcast_to(rho.reshape(1, 1, 1, 1), (state.x.shape[0], 1, 1, 1)), None
 
 
-@struct.dataclass
+@checks.dataclass
 class TPMSchedule(_Deviating):
     """A TPM finds the deviation from what it sees of each step, one for the image or one for each of its cells.
 
@@ -174,7 +181,7 @@ class TPMSchedule(_Deviating):
             module sees the true times then.
 
     Raises:
-        ValueError: an unknown mode or space, or a base that deviates itself.
+        ValueError: an unknown mode or space, a base that is no schedule or deviates itself, no module, or no gain.
     """
 
     base: Any  # Schedule
@@ -187,8 +194,8 @@ class TPMSchedule(_Deviating):
 
     def __post_init__(self) -> None:
         self._check()
-        if self.mode not in ("mode", "sample"):
-            raise ValueError(f"expected mode = 'mode' or 'sample', got {self.mode!r}")
+        checks.instance("module", self.module, TPM, "TPM(patch=4)")
+        checks.choice("mode", self.mode, ("mode", "sample"))
 
     @property
     def _whole(self) -> bool:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from asyncpatch_jax import timefield
-from asyncpatch_jax.sampling.schedules.base import length, same_for_network, spread
+from asyncpatch_jax import checks, timefield
+from asyncpatch_jax.sampling.schedules.base import check_grid, check_mask, length, same_for_network, spread
 from asyncpatch_jax.types import Image, ImageKeys, Prediction, TimeField, Times
 
 
@@ -39,23 +39,35 @@ def doubt(pred: Prediction, cells: timefield.Grid, free: Float[Array, "b gh gw 1
     return jnp.minimum(0.5 * (below("left") + below("right")) / count, 1.0).reshape(free.shape)
 
 
+def _check(schedule: Any) -> None:
+    check_grid(schedule.grid)
+    checks.cells("cells", schedule.cells)
+    check_mask(schedule.mask)
+
+
+def _check_use(schedule: Any) -> None:
+    length(schedule.grid)
+    if schedule.mask is not None:
+        checks.shaped("mask", schedule.mask, "b h w 1")
+
+
 def _free(mask: Any, cells: timefield.Grid, batch: int) -> TimeField:
     """1 where a cell has anything to generate; everywhere without a mask."""
     if mask is None:
         return jnp.ones((batch, *cells, 1), jnp.float32)
-    return spread(timefield.from_mask(mask, grid=cells), batch)
+    return spread(timefield.unknown(mask, cells), batch)
 
 
 def _hold(mask: Any, cells: Shaped[Array, "b _gh _gw 1"], value: float | int) -> Shaped[Array, "b _gh2 _gw2 1"]:
     """What the cells have, and `value` where an inpainting mask knows the pixels, on the finer of the two grids."""
     if mask is None:
         return cells
-    mask = spread(timefield.from_mask(mask), cells.shape[0])
+    mask = spread(timefield.unknown(mask), cells.shape[0])
     finer = (max(mask.shape[1], cells.shape[1]), max(mask.shape[2], cells.shape[2]))
     return jnp.where(timefield.resize(mask, finer) > 0, timefield.resize(cells, finer), value)
 
 
-@struct.dataclass
+@checks.dataclass
 class UncertaintyGuided:
     """Cells with a lower predicted log-variance move faster; all reach 0 after `num_steps`, however they rank.
 
@@ -68,7 +80,7 @@ class UncertaintyGuided:
     are all known take no part in the ranks.
 
     Raises:
-        ValueError: spread outside [0, 1).
+        ValueError: spread outside [0, 1), or no grid of times, cells or mask.
     """
 
     grid: Any  # Float[Array, "s"]
@@ -77,14 +89,15 @@ class UncertaintyGuided:
     spread: float = struct.field(pytree_node=False, default=0.5)
 
     def __post_init__(self):
-        if not 0 <= self.spread < 1:
-            raise ValueError(f"expected 0 <= spread < 1, got {self.spread}")
+        _check(self)
+        checks.number("spread", self.spread, 0, below=1)
 
     @property
     def num_steps(self) -> int:
         return length(self.grid)
 
     def init(self, keys: ImageKeys, x: Image) -> tuple[Times, Float[Array, "b gh gw 1"]]:
+        _check_use(self)
         place = jnp.zeros((x.shape[0], *self.cells, 1), jnp.float32)
         return self._times(place), place
 
@@ -102,7 +115,7 @@ class UncertaintyGuided:
         return same_for_network(_hold(self.mask, level, 0.0), place.shape[0])
 
 
-@struct.dataclass
+@checks.dataclass
 class DualLoop:
     """Patch Forcing's dual loop (arXiv 2604.19141): confident cells take a grid step at once, the others in parts.
 
@@ -112,7 +125,7 @@ class DualLoop:
     authors' code, which the rule follows; a mask as in `UncertaintyGuided` is ours.
 
     Raises:
-        ValueError: a share outside (0, 1), or fewer than two substeps.
+        ValueError: a share outside (0, 1), fewer than two substeps, or no grid of times, cells or mask.
     """
 
     grid: Any  # Float[Array, "s"]
@@ -122,8 +135,9 @@ class DualLoop:
     substeps: int = struct.field(pytree_node=False, default=4)
 
     def __post_init__(self):
-        if not 0 < self.confident < 1 or self.substeps < 2:
-            raise ValueError(f"expected 0 < confident < 1 and substeps >= 2, got {self.confident}, {self.substeps}")
+        _check(self)
+        checks.number("confident", self.confident, above=0, below=1)
+        checks.whole("substeps", self.substeps, 2)
 
     @property
     def num_steps(self) -> int:
@@ -135,6 +149,7 @@ class DualLoop:
         return 2 if self.mask is None else 3
 
     def init(self, keys: ImageKeys, x: Image) -> tuple[Times, Bool[Array, "b gh gw 1"]]:
+        _check_use(self)
         fast = jnp.zeros((x.shape[0], *self.cells, 1), bool)
         return self._times(self.grid[0], self.grid[0], fast), fast
 
@@ -148,4 +163,4 @@ class DualLoop:
     def _times(self, fast_level: Any, slow_level: Any, fast: Bool[Array, "b gh gw 1"]) -> Times:
         values = jnp.stack([jnp.float32(level) for level in (slow_level, fast_level, 0.0)[: self.distinct]])[None]
         index = _hold(self.mask, fast.astype(jnp.int8), 2)
-        return same_for_network(timefield.few(values, index), fast.shape[0])
+        return same_for_network(timefield.assembled(values, index), fast.shape[0])
