@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from asyncpatch_jax.files import check_writable, write_json
+from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.sampling import repaint_cost
 from launch.bench import cases, reference, versus
 from launch.bench.timing import compiled, interleaved, row, table
@@ -151,7 +152,7 @@ def network(config: ConfigDict, workdir: str | None, steps: int | None, *, fall_
         run = build.load_run(workdir, fall_back=fall_back)
     else:
         run = build.untrained(config, build.dataset(config))
-        run = run._replace(params=build.init_params(run.model, jax.random.key(config.seed), run.shape))
+        run = run._replace(params=build.init_params(run.model, of_seed(config.seed), run.shape))
     if steps is not None:
         run.config.sample.steps = steps
     trained.check(run)

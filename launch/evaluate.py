@@ -38,7 +38,7 @@ from asyncpatch_jax.types import Condition
 from launch.policy import pages, rewarding, subjects
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Subject
-from launch.shared import build, cli, outputs, trained
+from launch.shared import build, cli, outputs, seeding, trained
 from launch.shared.records import recorded
 
 RESIDUAL = "residual"
@@ -212,7 +212,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("schedules", "sync", "Separated by commas; differences are to the first.")
     flags.DEFINE_integer("num", 200, "Images of each seed.", lower_bound=2)
     flags.DEFINE_integer("seeds", 3, "How many seeds of noise.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "The first of them.", lower_bound=0)
+    seeding.define("The first of them.")
     flags.DEFINE_integer("batch", 100, "Images at a time.", lower_bound=1)
     flags.DEFINE_integer("steps", None, "Steps; as the folder suggests unless given.", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Classifier-free scale; as the folder suggests unless given.")

@@ -39,7 +39,7 @@ from asyncpatch_jax.pretrained.requests import Request, factor
 from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.pretrained.text.objects import noun_phrases
 from asyncpatch_jax.sampling.schedules import curves
-from launch.shared import cli, outputs, trained
+from launch.shared import cli, outputs, seeding, trained
 
 _MOMENTS = 8
 _ARRAYS = ("image", "mask", "object_masks", "noise", "fresh_noise")
@@ -287,7 +287,7 @@ def define_flags() -> None:
     flags.DEFINE_list("objects", [], 'Words of --prompt that denoise slower with asyndm: "bear, clock#2".')
     flags.DEFINE_bool("find_objects", False, "Take the noun phrases of --prompt as its objects (needs spaCy).")
     flags.DEFINE_integer("num", 1, "Images of each prompt.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Seed of the first image of each prompt.", lower_bound=0)
+    seeding.define("Seed of the first image of each prompt.")
     flags.DEFINE_integer("height", None, "Pixels; the network's own size unless given.")
     flags.DEFINE_integer("width", None, "Pixels; the network's own size unless given.")
     flags.DEFINE_integer("num_steps", None, "Steps; what the family's authors suggest unless given.", lower_bound=1)

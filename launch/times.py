@@ -4,9 +4,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from asyncpatch_jax import timefield, viz
+from asyncpatch_jax import keys, timefield, viz
 from asyncpatch_jax.training import times
-from launch.shared import cli, outputs
+from launch.shared import cli, outputs, seeding
 
 DESCRIPTION = """Draw time fields of every sampler of training times and write them as one PNG: a row for each sampler.
 
@@ -40,9 +40,7 @@ def picture(size: int, draws: int, seed: int) -> np.ndarray:
     rows = []
     for sampler in SAMPLERS.values():
         fields = np.asarray(
-            jax.jit(lambda key, sampler=sampler: timefield.dense(sampler(key, draws, (size, size))))(
-                jax.random.key(seed)
-            )
+            jax.jit(lambda key, sampler=sampler: timefield.dense(sampler(key, draws, (size, size))))(keys.of_seed(seed))
         )
         tiles = viz.heat(np.broadcast_to(fields, (draws, size, size, 1)))
         rows.append(viz.enlarge(tiles, viz.visible((size, size))))
@@ -54,7 +52,7 @@ def main() -> None:
     out = flags.DEFINE_string("out", "training_times.png", "Where the PNG goes.")
     size = flags.DEFINE_integer("size", 64, "Cells along each side of the field.")
     draws = flags.DEFINE_integer("draws", 10, "Draws of each sampler.")
-    seed = flags.DEFINE_integer("seed", 0, "Random seed.")
+    seed = seeding.define("Random seed.")
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
 
     def run() -> None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from asyncpatch_jax import sharding
 from asyncpatch_jax.data import dataset
 from asyncpatch_jax.data.dataset import Dataset
+from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.training import loop
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.records import differences, shortened, summary
@@ -79,7 +80,7 @@ def run(config: ConfigDict) -> None:
             folder = samples_folder(workdir, int(state.step))
             finished = network._replace(params=state.ema, step=int(state.step))
             if config.train.sample_every and not pictures.complete(folder, finished):
-                _write_pages(folder, finished, shown, jax.random.key(config.seed))
+                _write_pages(folder, finished, shown, of_seed(config.seed))
             return
         finished = _fit(config, network, shown, state, batches, program, checkpoints, record)
         print(f"wrote {workdir}/checkpoints (steps {', '.join(map(str, checkpoints.steps))}) and {workdir}/run.json")
@@ -111,8 +112,8 @@ def _fit(
 
     workdir, steps = epath.Path(config.workdir), config.train.steps
     rate = build.rate(config)
-    key = jax.random.key(config.seed)
-    everywhere = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(network.mesh))()
+    key = of_seed(config.seed)
+    everywhere = jax.jit(lambda: of_seed(config.seed), out_shardings=sharding.replicated(network.mesh))()
     first_process = jax.process_index() == 0
     files = [metric_writers.SummaryWriter(str(workdir))] if first_process else []
     writer = metric_writers.AsyncWriter(metric_writers.MultiWriter(files))
@@ -230,7 +231,7 @@ def first_params(config: ConfigDict, network: build.Run) -> Any:
         ValueError: its network is another one.
     """
     layout = build.layout(network, network.mesh)
-    fresh = build.init_params(network.model, jax.random.key(config.seed), network.shape, layout)
+    fresh = build.init_params(network.model, of_seed(config.seed), network.shape, layout)
     if not config.train.init:
         return fresh
     given = build.load_run(config.train.init, mesh=network.mesh, fall_back=config.train.fall_back).params

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import sharding
 from asyncpatch_jax.files import write_json
+from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.metrics.rewards import combine
 from asyncpatch_jax.models.tpm import TPM
 from asyncpatch_jax.training import grpo, loop, policies
@@ -94,14 +95,14 @@ class Trainer:
         scores = self.scores(rolled.images, index)
         total = combine(scores, self.rewards.weights).reshape(len(prompts), -1)
         advantage, used = grpo.advantages(jnp.asarray(total), settings.draws)
-        args = self.subject.net.mesh, state, rolled.trajectory, advantage, used, jax.random.key(self.config.seed)
+        args = self.subject.net.mesh, state, rolled.trajectory, advantage, used, of_seed(self.config.seed)
         state, metrics = iteration.update(*args, **self.settings)
         return state, {**metrics, **{f"reward/{name}": float(value.mean()) for name, value in scores.items()}}
 
     def rolled(self, params: Any, step: Any, asked: Asked) -> grpo.Rollout:
         """An iteration's images; the draws of a noise are next to each other."""
         subject, draws = self.subject, self.config.grpo.draws
-        keys = jax.random.fold_in(jax.random.key(self.config.seed), step)
+        keys = jax.random.fold_in(of_seed(self.config.seed), step)
         keys = keys_lib.per_image(keys, math.prod(self.config.grpo[name] for name in _SIZES))
         begin = grpo.grouped(keys[::draws], draws)
         schedule = self.policy._replace(params=params).schedule(subject.base, asked.known, mode="sample")
@@ -211,7 +212,7 @@ def run(config: ConfigDict) -> bool:
 
     @partial(jax.jit, out_shardings=everywhere)
     def first() -> TrainState:
-        return create(policies.init(module, jax.random.key(config.seed), subject.shape), trainer.optimizer)
+        return create(policies.init(module, of_seed(config.seed), subject.shape), trainer.optimizer)
 
     like = sharding.abstract(jax.eval_shape(first), jax.tree.map(lambda _: everywhere, jax.eval_shape(first)))
     prompts = Prompts(len(subject.prompts), config.grpo.prompts, config.seed)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from asyncpatch_jax import viz
+from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.pretrained.folders.complete import check_complete
 from asyncpatch_jax.pretrained.folders.edges import check_tokenizers
 from asyncpatch_jax.pretrained.folders.loading import Pretrained
@@ -207,7 +208,7 @@ def prepare(
     guided = scale != 1.0 or settings.method != "cfg"
     drawn = [request.object_masks for request in requests if _drawn(settings)]
     return Batch(
-        keys=jax.vmap(jax.random.key)(np.array([request.seed for request in requests], np.uint32)),
+        keys=jnp.stack([of_seed(request.seed) for request in requests]),
         cond=cond._replace(spans=objects),
         uncond=uncond if guided else None,
         scale=np.full(len(requests), scale, np.float32) if guided else None,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from asyncpatch_jax import timefield
+from asyncpatch_jax import checks, timefield
+from asyncpatch_jax.keys import LARGEST_SEED
 from asyncpatch_jax.pretrained.folders.loading import Pretrained, latent_channels
 from asyncpatch_jax.pretrained.settings import Settings, check_method
 
@@ -19,7 +20,7 @@ class Request(NamedTuple):
     """One image to be made.
 
     prompt, negative: texts; negative None is "" (or what its family has in its place).
-    seed: of its noise, 0 ... 2^32 - 1; an image depends on its own request alone.
+    seed: of its noise, 0 ... 2^64 - 1; an image depends on its own request alone.
     objects: words of the prompt that denoise slower with the schedule "asyndm", as `spans.find` takes them.
     omegas: how much slower, for each object or drawn mask; empty: the settings' omega for all.
     item_idx: of each object, where the released code of AsynDM takes it to be (`reference_compat`).
@@ -102,8 +103,7 @@ def _check_arrays(pretrained: Pretrained, request: Request, settings: Settings) 
 def _check_request(family: str, request: Request, settings: Settings) -> None:
     if not isinstance(request.prompt, str) or not isinstance(request.negative, str | None):
         raise ValueError(f"expected texts, got {request.prompt!r} and {request.negative!r}")
-    if not 0 <= request.seed < 2**32:
-        raise ValueError(f"expected a seed in 0 ... 2^32 - 1, got {request.seed}")
+    checks.whole("seed", request.seed, 0, LARGEST_SEED)
     # the curve says how large they may be
     if not all(0 <= omega < math.inf for omega in request.omegas):
         raise ValueError(f"expected finite omegas of at least 0, got {list(request.omegas)}")

@@ -126,4 +126,4 @@ def _generate(
 
 def image_keys(seed: int, count: int, first: int = 0) -> ImageKeys:
     """Keys of images `first` ... of a seed: image i is the same whatever it is drawn together with."""
-    return keys_lib.per_image(jax.random.key(seed), first + count)[first:]
+    return keys_lib.per_image(keys_lib.of_seed(seed), first + count)[first:]

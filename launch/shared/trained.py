@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
 from asyncpatch_jax.texts import composed
 from asyncpatch_jax.training import policies
-from launch.shared import build
+from launch.shared import build, seeding
 
 flags.disclaim_key_flags()  # they belong to the main that asks for them, and show in its --help
 
@@ -37,7 +37,7 @@ def define_flags(*settings: str) -> None:
     """Define --workdir, --checkpoint, --seed, --fall_back, and those of `config.sample` that are named."""
     flags.DEFINE_string("workdir", None, "Folder of a trained run; --config's unless given.")
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint to use; the newest unless given.")
-    flags.DEFINE_integer("seed", 0, "Seed of all noise.", lower_bound=0)
+    seeding.define("Seed of all noise.")
     define_fall_back()
     for name in settings:
         define, about = _SETTINGS[name]

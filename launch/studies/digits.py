@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from asyncpatch_jax.data import masks
 from asyncpatch_jax.files import write_json, writing
+from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.sampling import Inpaint, repaint, repaint_cost, sample, start
 from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.paste import paste_back
@@ -69,7 +70,7 @@ def _repainted(net: Net, params: Any, grid: Float[Array, "s"], mask: Image, inpu
 
 def inpainted(run: build.Run, images: Image, label: Any, mask: Image, seed: int, repaint_steps: int) -> Image:
     """The images with their holes filled, known pixels untouched; by RePaint if `repaint_steps` is not 0."""
-    inputs = pictures.inputs(run, jax.random.key(seed), images, label)
+    inputs = pictures.inputs(run, of_seed(seed), images, label)
     net = pictures.net(run)
 
     def call(part: Any) -> Image:

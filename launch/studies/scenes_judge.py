@@ -7,7 +7,7 @@ Prints how it judges them with their own captions, and with captions of other sc
 
 from absl import flags
 
-from launch.shared import cli, scenes_judge
+from launch.shared import cli, scenes_judge, seeding
 
 
 def main() -> None:
@@ -21,5 +21,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_integer("num", 2000, "Scenes.", lower_bound=2)
-    flags.DEFINE_integer("seed", 0, "Seed of the scenes.", lower_bound=0)
+    seeding.define("Seed of the scenes.")
     cli.main_of_flags(main, __doc__)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from asyncpatch_jax.data import scenes
 from asyncpatch_jax.files import writing
+from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.metrics.clip import read_clip
 from asyncpatch_jax.metrics.pixels import preprocess
 from asyncpatch_jax.pretrained.folders.loading import Component
@@ -29,7 +30,7 @@ from asyncpatch_jax.pretrained.folders.saving import save_component
 from asyncpatch_jax.pretrained.networks import clip
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import TrainState, adam, learning_rate
-from launch.shared import cli
+from launch.shared import cli, seeding
 from launch.studies import scenes_model, train_scenes
 
 # files of captions
@@ -113,7 +114,7 @@ def fit(chosen: dict[str, Any], folder: Path) -> TrainState | None:
         texts, images, scale = model.apply({"params": params}, jnp.asarray(ids)[label], read)
         return contrast(texts, images, jnp.minimum(scale, 100.0), jnp.asarray(also)[label][:, label]), {"scale": scale}
 
-    params = jax.jit(model.init)(jax.random.key(chosen["seed"]), *clip.example(model))["params"]
+    params = jax.jit(model.init)(of_seed(chosen["seed"]), *clip.example(model))["params"]
     state, finished = train_scenes.steps_of(chosen, folder, params, loss_fn, optimizer, steps, _check)
     return state if finished else None
 
@@ -198,7 +199,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 4000, "Training steps.", lower_bound=2)
     flags.DEFINE_integer("batch", 128, "Scenes in a step.", lower_bound=2)
     flags.DEFINE_float("learning_rate", 1e-3, "At its peak.", lower_bound=0.0)
-    flags.DEFINE_integer("seed", 0, "Seed of data and parameters.", lower_bound=0)
+    seeding.define("Seed of data and parameters.")
     flags.DEFINE_integer("num", 1000, "Scenes to say how good it is.", lower_bound=2)
     flags.DEFINE_bool("tiny", False, "A network that learns little, to see it work.")
     cli.main_of_flags(main, __doc__)

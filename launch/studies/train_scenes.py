@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.data import dataset, scenes
+from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.pretrained.folders import families
 from asyncpatch_jax.pretrained.folders.loading import Component, Pretrained
 from asyncpatch_jax.pretrained.folders.saving import save_pretrained
@@ -34,7 +35,7 @@ from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import LossFn, TrainState, adam, create, jit_step, learning_rate, train_step
 from asyncpatch_jax.training.times import Synchronous
 from asyncpatch_jax.types import Condition
-from launch.shared import cli
+from launch.shared import cli, seeding
 from launch.studies import scenes_model
 
 _DROPPED = 0.1  # captions
@@ -88,7 +89,7 @@ def fit(chosen: dict[str, Any], folder: Path) -> bool:
         cond = losses.drop_labels(keys, Condition(label=batch["label"]), _DROPPED, model.num_classes)
         return losses.loss(params, keys, batch["image"], cond, weight=losses.Uniform(), **common)
 
-    params = scenes_model.init(model, jax.random.key(chosen["seed"]), scenes.scenes().shape[0])
+    params = scenes_model.init(model, of_seed(chosen["seed"]), scenes.scenes().shape[0])
     return steps_of(chosen, folder, params, loss_fn, optimizer, steps, _check)[1]
 
 
@@ -117,7 +118,7 @@ def steps_of(
     state = jax.device_put(state, layout)
     step = jit_step(partial(train_step, loss_fn=loss_fn, optimizer=optimizer, ema=0.999), mesh, layout)
     batches = dataset.batches(scenes.scenes("train", seed=chosen["seed"]), batch=chosen["batch"], seed=chosen["seed"])
-    key = jax.random.key(chosen["seed"])
+    key = of_seed(chosen["seed"])
     with Checkpoints(folder / "checkpoints", keep=1, record={"config": chosen}) as checkpoints:
         if checkpoints.latest is not None:
             check(checkpoints.about()["config"], chosen, folder)
@@ -222,6 +223,6 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("batch", 32, "Scenes in a step.", lower_bound=1)
     flags.DEFINE_float("learning_rate", 1e-3, "At its peak.", lower_bound=0.0)
-    flags.DEFINE_integer("seed", 0, "Seed of data, noise and parameters.", lower_bound=0)
+    seeding.define("Seed of data, noise and parameters.")
     flags.DEFINE_bool("tiny", False, "A network of a few thousand weights, to see it work.")
     cli.main_of_flags(main, __doc__)

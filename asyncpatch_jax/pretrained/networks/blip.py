@@ -69,9 +69,11 @@ class VisionTransformer(nn.Module):
         patch = (self.patch, self.patch)
         embed = nn.Conv(self.width, patch, patch, dtype=self.dtype, name="patch_embed.proj")
         x = embed(pixels.astype(self.dtype)).reshape(b, -1, self.width)
-        first = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
+        first = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32).astype(
+            self.dtype
+        )
         x = jnp.concatenate([jnp.broadcast_to(first, (b, 1, self.width)), x], axis=1)
-        x = x + self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:])).astype(self.dtype)
+        x = x + self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]), jnp.float32).astype(self.dtype)
         settings = {"heads": self.heads, "mlp": self.mlp, "dtype": self.dtype}
         x = stacked(VisionLayer, settings, self.layers, "blocks", x)
         return LayerNorm(_VISION_EPS, dtype=self.dtype, name="norm")(x)

@@ -129,7 +129,7 @@ class VisionModel(nn.Module):
         patch = (self.patch, self.patch)
         embed = nn.Conv(self.width, patch, patch, use_bias=False, dtype=self.dtype, name="embeddings.patch_embedding")
         x = embed(pixels.astype(self.dtype)).reshape(b, -1, self.width)
-        first = self.param("embeddings.class_embedding", nn.initializers.normal(0.02), (self.width,))
+        first = self.param("embeddings.class_embedding", nn.initializers.normal(0.02), (self.width,), jnp.float32)
         first = jnp.broadcast_to(first.astype(self.dtype), (b, 1, self.width))
         x = jnp.concatenate([first, x], axis=1)
         places = nn.Embed(x.shape[1], self.width, dtype=self.dtype, name="embeddings.position_embedding")
@@ -183,7 +183,7 @@ class CLIPModel(nn.Module):
         texts = project(self.text.copy(name="text_model")(ids).pooled)
         project = nn.Dense(self.projection, use_bias=False, dtype=self.vision.dtype, name="visual_projection")
         images = project(self.vision.copy(name="vision_model")(pixels))
-        scale = self.param("logit_scale", nn.initializers.constant(2.6592), ())
+        scale = self.param("logit_scale", nn.initializers.constant(2.6592), (), jnp.float32)
         return texts, images, jnp.exp(scale)
 
 

@@ -54,8 +54,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         h = _normalised(x.astype(wide(self.dtype)), self.eps, (-1,))
         if self.affine:
-            scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+            scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
             h = h * _broadcast(scale, x.ndim) + _broadcast(bias, x.ndim)
         return h.astype(self.dtype)
 
@@ -70,7 +70,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         h = x.astype(wide(self.dtype))
         h = h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + self.eps)
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         return (h * _broadcast(scale, x.ndim)).astype(self.dtype)
 
 
@@ -92,8 +92,8 @@ class GroupNorm(nn.Module):
             raise ValueError(f"expected channels that {self.groups} groups divide, got {d}")
         grouped = x.astype(wide(self.dtype)).reshape(b, h, w, self.groups, d // self.groups)
         out = _normalised(grouped, self.eps, (1, 2, 4)).reshape(x.shape)
-        scale = self.param("scale", nn.initializers.ones, (d,))
-        bias = self.param("bias", nn.initializers.zeros, (d,))
+        scale = self.param("scale", nn.initializers.ones, (d,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (d,), jnp.float32)
         return (out * _broadcast(scale, 4) + _broadcast(bias, 4)).astype(self.dtype)
 
 

@@ -52,7 +52,7 @@ class PatchEmbedding(nn.Module):
     def __call__(self, x: Image) -> Float[Array, "b th tw d"]:
         side, patch = self.table, (self.patch, self.patch)
         x = nn.Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype, name="proj")(x)
-        positions = self.param("pos_embed", nn.initializers.zeros, (1, side * side, self.width))
+        positions = self.param("pos_embed", nn.initializers.zeros, (1, side * side, self.width), jnp.float32)
         rows, cols = x.shape[1:3]
         top, left = (side - rows) // 2, (side - cols) // 2
         cut = positions.reshape(1, side, side, self.width)[:, top : top + rows, left : left + cols]
