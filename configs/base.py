@@ -1,14 +1,14 @@
-"""Every setting with its default. The experiments beside this file and the command line change some.
+"""Every setting of `launch.train` with its default. The experiments beside this file and the command line change some.
 
-None means: the preset's, or the class's own default.
+None means: the preset's, or the class's own default. The remark behind a setting is what `--help` says of it.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def settings(arg: str = "") -> ConfigDict:
-    """The defaults. An experiment passes its own argument through here, so that all refuse an unknown one alike.
+def common(arg: str, workdir: str) -> ConfigDict:
+    """What the settings of all trainings have. An experiment's own argument comes here, so that all refuse alike.
 
     Raises:
         ValueError: `arg` is neither empty nor "smoke".
@@ -16,17 +16,36 @@ def settings(arg: str = "") -> ConfigDict:
     if arg not in ("", "smoke"):
         raise ValueError(f"expected no argument or :smoke after the configuration's name, got :{arg}")
     config = ConfigDict()
-    config.seed = 0
-    config.workdir = "runs/run"  # everything a run writes goes here; a run that is there continues
+    config.seed = 0  # of all that is drawn
+    config.workdir = workdir  # everything a run writes goes here; a run that is there continues
+
+    config.mesh = mesh = ConfigDict()  # sizes multiply to the number of devices; one may be -1: what the others leave
+    mesh.data = -1  # copies of the network, each on its part of the batch; -1: as many as the devices allow
+    mesh.fsdp = 1  # parts of each copy; the batch is spread over them too
+    mesh.tensor = 1  # parts of each layer
+
+    config.train = train = ConfigDict()
+    train.keep = 3  # checkpoints that are kept, the newest ones
+    train.fall_back = True  # go on from the newest whole checkpoint if the newest is damaged; False: refuse
+    return config
+
+
+def settings(arg: str = "") -> ConfigDict:
+    """The defaults.
+
+    Raises:
+        ValueError: `arg` is neither empty nor "smoke".
+    """
+    config = common(arg, "runs/run")
 
     config.data = data = ConfigDict()
     data.name = "digits"  # digits, photos, folder, tfds
     data.path = ""  # folder: the directory; tfds: its data_dir
     data.dataset = ""  # tfds: e.g. imagenet_resized/64x64
-    data.split = "train"
-    data.size = 8  # images are size x size
-    data.channels = 1
-    data.augment = "none"  # none, flip
+    data.split = "train"  # tfds: which part of the data set
+    data.size = 8  # side of the images in pixels
+    data.channels = 1  # 1: grey, 3: colour
+    data.augment = "none"  # none; flip: mirrored, or not, at random
     data.on_error = "raise"  # folder: raise, or skip what is no readable image
     data.max_pixels = 89_478_485  # folder, tfds: larger images are refused, as they may be decompression bombs
 
@@ -35,33 +54,33 @@ def settings(arg: str = "") -> ConfigDict:
     model.preset = "tiny"  # unet: tiny, 60M, 600M; dit: tiny, S/2 ... XL/8
     model.dtype = "float32"  # compute: float32, bfloat16; parameters are float32 always
     model.log_variance = True  # predict its own uncertainty too
-    model.dropout = placeholder(float)
+    model.dropout = placeholder(float)  # share of features dropped in training
     model.remat = "none"  # none; products or blocks: less memory, more arithmetic
-    model.scan = False
-    model.base = placeholder(int)  # from here to norm: unet only
-    model.multipliers = placeholder(tuple)
-    model.blocks = placeholder(int)
-    model.attention = placeholder(tuple)
-    model.head_dim = placeholder(int)
-    model.norm = placeholder(str)
-    model.patch = placeholder(int)  # from here on: dit only
-    model.width = placeholder(int)
-    model.depth = placeholder(int)
-    model.heads = placeholder(int)
-    model.mlp_ratio = placeholder(int)
+    model.scan = False  # loop over equal blocks: compiles faster, and is slow on CPUs
+    model.base = placeholder(int)  # unet: width of the first level
+    model.multipliers = placeholder(tuple)  # unet: widths of the levels, in multiples of base
+    model.blocks = placeholder(int)  # unet: residual blocks a level
+    model.attention = placeholder(tuple)  # unet: levels with attention, 0 the finest
+    model.head_dim = placeholder(int)  # unet: width of an attention head
+    model.norm = placeholder(str)  # unet: group, rms
+    model.patch = placeholder(int)  # dit: side of a token in pixels
+    model.width = placeholder(int)  # dit: of the tokens
+    model.depth = placeholder(int)  # dit: number of layers
+    model.heads = placeholder(int)  # dit: of attention
+    model.mlp_ratio = placeholder(int)  # dit: width of the hidden layers, in widths
 
     config.process = "rectified_flow"  # rectified_flow, cosine, discrete
     config.kind = "velocity"  # what the network predicts: x0, eps, v, velocity
 
     config.times = times = ConfigDict()
-    times.name = "asyncpatch"  # synchronous, independent, patchwise, perlin, uniform_mean, logit_normal_truncated
+    times.name = "asyncpatch"  # or synchronous, independent, patchwise, perlin, uniform_mean, logit_normal_truncated
     times.grid = ()  # cells of a training field: (rows, columns), or () for one per pixel
     times.distribution = placeholder(str)  # asyncpatch, synchronous: uniform, logit_normal
-    times.loc = placeholder(float)
-    times.scale = placeholder(float)
-    times.spread = placeholder(tuple)  # asyncpatch
-    times.base = placeholder(str)  # asyncpatch
-    times.sharpness = placeholder(float)  # uniform_mean
+    times.loc = placeholder(float)  # logit_normal, logit_normal_truncated: where times lie, before the sigmoid
+    times.scale = placeholder(float)  # logit_normal, logit_normal_truncated: how far they spread
+    times.spread = placeholder(tuple)  # asyncpatch: least and most spread within an image, 0 ... 1
+    times.base = placeholder(str)  # asyncpatch: uniform, two_level, mixed
+    times.sharpness = placeholder(float)  # uniform_mean: larger keeps cells closer to the mean; above .5
 
     config.loss = loss = ConfigDict()
     loss.weight = "sid2"  # uniform, sid2
@@ -70,39 +89,32 @@ def settings(arg: str = "") -> ConfigDict:
     loss.label_dropout = 0.1  # share of images trained without their class, for classifier-free guidance
 
     config.optim = optim = ConfigDict()
-    optim.learning_rate = 1e-3
+    optim.learning_rate = 1e-3  # after the warm-up, of Adam
     optim.schedule = "cosine"  # after the warm-up: constant, cosine (to 0 at the last step), rsqrt
-    optim.warmup = 100
-    optim.b1 = 0.9
-    optim.b2 = 0.99
+    optim.warmup = 100  # steps in which the learning rate rises from 0
+    optim.b1 = 0.9  # decay of the mean of gradients
+    optim.b2 = 0.99  # decay of the mean of their squares
     optim.clip = 1.0  # of the gradient's global norm; 0: none
-    optim.ema = 0.999
+    optim.ema = 0.999  # decay of the averaged parameters, which images are made with
     optim.accumulate = 1  # parts that a batch is split in, to save memory
-    optim.only = ""  # log_variance: train that head alone and leave the rest as it is
+    optim.only = ""  # ""; log_variance: train that head alone and leave the rest as it is
 
-    config.train = train = ConfigDict()
-    train.steps = 3000
-    train.batch = 128
+    train = config.train
+    train.steps = 3000  # in all
+    train.batch = 128  # images a step
     train.init = ""  # begin with the averaged parameters of the run in this folder
-    train.checkpoint_every = 500
-    train.log_every = 50
-    train.sample_every = 1000  # pictures, then and at the end; 0: none at all
-    train.keep = 3  # checkpoints
-    train.fall_back = True  # go on from the newest whole checkpoint if the newest is damaged; False: refuse
-
-    config.mesh = mesh = ConfigDict()  # sizes multiply to the number of devices; one may be -1: what the others leave
-    mesh.data = -1  # copies of the network, each on its part of the batch
-    mesh.fsdp = 1  # parts of each copy; the batch is spread over them too
-    mesh.tensor = 1  # parts of each layer
+    train.checkpoint_every = 500  # steps
+    train.log_every = 50  # steps
+    train.sample_every = 1000  # steps; pictures then and at the end; 0: none at all
 
     config.sample = sample = ConfigDict()
     sample.solver = "ddim"  # ddim, ddpm, euler, heun, dpm2m
     sample.eta = 0.0  # ddim: share of fresh noise
-    sample.steps = 50
+    sample.steps = 50  # calls of the network (heun: twice as many)
     sample.grid = "linear"  # linear, shifted, cosine, logsnr
-    sample.shift = 3.0  # shifted
+    sample.shift = 3.0  # shifted: more than 1 spends more steps at high noise
     sample.guidance = 1.0  # classifier-free; 1: none
-    sample.input_guidance = 0.0
+    sample.input_guidance = 0.0  # towards what is known of an image, in inpainting; 0: none
     return config
 
 

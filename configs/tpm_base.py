@@ -1,10 +1,12 @@
 """Every setting of `launch.train_tpm` with its default. The experiments beside this file and flags change some.
 
-None means: as the denoiser's folder suggests.
+None means: as the denoiser's folder suggests. The remark behind a setting is what `--help` says of it.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from configs.base import common
 
 
 def settings(arg: str = "") -> ConfigDict:
@@ -13,59 +15,48 @@ def settings(arg: str = "") -> ConfigDict:
     Raises:
         ValueError: `arg` is neither empty nor "smoke".
     """
-    if arg not in ("", "smoke"):
-        raise ValueError(f"expected no argument or :smoke after the configuration's name, got :{arg}")
-    config = ConfigDict()
-    config.seed = 0
-    config.workdir = "runs/tpm"  # everything a training writes goes here; a training that is there continues
+    config = common(arg, "runs/tpm")
     config.denoiser = ""  # folder of a run of launch.train with classes, or a text-to-image folder
     config.prompts = ""  # file of prompts; of a run, "" for all its classes
     config.rewards = ""  # NAME, NAME=FOLDER or MODULE:FUNCTION, each with *WEIGHT if it is not 1; separated by commas
 
     config.sample = sample = ConfigDict()  # how images are made
-    sample.steps = placeholder(int)
-    sample.guidance = placeholder(float)
-    sample.solver = placeholder(str)
+    sample.steps = placeholder(int)  # calls of the denoiser
+    sample.guidance = placeholder(float)  # classifier-free; 1: none
+    sample.solver = placeholder(str)  # ddim, ddpm, euler, heun, dpm2m
     sample.size = placeholder(int)  # of text-to-image folders, in pixels
 
     config.policy = policy = ConfigDict()
-    policy.patch = 4
-    policy.width = 256
-    policy.depth = 4
-    policy.heads = 4
-    policy.global_tokens = 4
+    policy.patch = 4  # side of the module's tokens, in latents
+    policy.width = 256  # of its tokens
+    policy.depth = 4  # layers
+    policy.heads = 4  # of attention
+    policy.global_tokens = 4  # which the deviation is read from
     policy.cell = placeholder(int)  # side, in patches, of cells with a deviation of their own; None: one an image
     policy.gain = 1.0  # 1: deviations of half a step; 2: the lifted bound, a whole step
-    policy.space = "time"  # that the network is told, or the "velocity" that images move with
+    policy.space = "time"  # time: that the network is told; velocity: that images move with
 
     config.grpo = grpo = ConfigDict()
     grpo.prompts = 1  # of an iteration
     grpo.noises = 16  # of each prompt, a group
     grpo.draws = 1  # of each noise; several are compared with each other, which takes out the noise's share
-    grpo.minibatch = 4
-    grpo.passes = 1
-    grpo.clip = 0.2
+    grpo.minibatch = 4  # images a step of the optimizer
+    grpo.passes = 1  # over an iteration's images
+    grpo.clip = 0.2  # how far the ratio of probabilities counts from 1
     grpo.kl = 0.0  # weight of the divergence from the start
 
     config.optim = optim = ConfigDict()
-    optim.learning_rate = 1e-5
-    optim.b1 = 0.9
-    optim.b2 = 0.99
+    optim.learning_rate = 1e-5  # of Adam
+    optim.b1 = 0.9  # decay of the mean of gradients
+    optim.b2 = 0.99  # decay of the mean of their squares
     optim.clip = 1.0  # of the gradient's global norm
 
-    config.train = train = ConfigDict()
-    train.steps = 4000  # iterations
-    train.checkpoint_every = 100
-    train.log_every = 10
-    train.sample_every = 500  # pages with the policy's deviations and rewards, then and at the end; 0: none
+    train = config.train
+    train.steps = 4000  # iterations in all
+    train.checkpoint_every = 100  # iterations
+    train.log_every = 10  # iterations
+    train.sample_every = 500  # iterations; pages with the policy's deviations and rewards, then and at the end; 0: none
     train.held_out = 64  # images that those pages are about
-    train.keep = 3
-    train.fall_back = True  # as in base.py
-
-    config.mesh = mesh = ConfigDict()  # as in base.py
-    mesh.data = -1
-    mesh.fsdp = 1
-    mesh.tensor = 1
     return config
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from launch import train
 from launch.shared import build, cli, plans
+from launch.shared.meanings import meanings
 from tests import mains
 
 ROOT = Path(__file__).parent.parent
@@ -238,3 +239,27 @@ def test_debug_shows_where_and_help_what(tmp_path):
     assert "python -m launch.train --config=configs/digits.py" in out
     assert "data.name = 'photos'" in out
     assert "train.steps = 8" in out
+
+
+@pytest.mark.parametrize("name", ["base", "tpm_base"])
+def test_help_says_of_every_setting_what_it_means(name):
+    module = cli._module(str(ROOT / "configs" / f"{name}.py"))
+    found = meanings(module)
+    assert sorted(found) == sorted(cli.names(module.settings()))
+    assert all(found.values())
+
+
+def test_a_remark_is_that_of_its_own_setting(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def settings():\n"
+        "    config = ConfigDict()\n"
+        "    config.a = a = ConfigDict()  # a section\n"
+        "    a.x = 1  # the first\n"
+        "    a.y = 2\n"
+        "    config.z = 3  # the last\n"
+        "    return config\n"
+        "get_config = settings\n"
+    )
+    assert meanings(cli._module(str(file))) == {"a.x": "the first", "z": "the last"}

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # before anything imports TensorFlow (clu does): it shall neither talk nor reach for the accelerator
@@ -17,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from launch.shared import cache, processes
+from launch.shared.meanings import meanings
 
 DEFAULT = "configs/digits.py"
 # configurations are of as many kinds as there are commands that begin something: which one takes which, by an example
@@ -218,6 +220,13 @@ def load(name: str) -> ConfigDict:
         ValueError: the file cannot be run or has no `get_config`; or it does not take the argument.
     """
     path, _, argument = name.partition(":")
+    module = _module(path)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"expected a function get_config(argument) in {path}")
+    return module.get_config(argument)
+
+
+def _module(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"expected a Python file as the configuration, got {path!r}")
@@ -226,9 +235,7 @@ def load(name: str) -> ConfigDict:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"expected a function get_config(argument) in {path}")
-    return module.get_config(argument)
+    return module
 
 
 def names(config: ConfigDict) -> list[str]:
@@ -292,7 +299,10 @@ def _help(description: str) -> list[str]:
 def _settings(argv: list[str], only: tuple[str, ...]) -> list[str]:
     name = argv[1].split("=", 1)[1]
     flat = _values(load(resolve(name)))
-    values = [f"  {key} = {value!r}" for key, value in flat.items() if key.startswith(only)]
+    remarks = meanings(_module(resolve(name).partition(":")[0]))
+    values = [(f"{key} = {value!r}", remarks.get(key)) for key, value in flat.items() if key.startswith(only)]
+    width = min(44, max(len(value) for value, _ in values))
+    values = [f"  {value:{width}}  {remark}" if remark else f"  {value}" for value, remark in values]
     return [
         "  --config: configuration file[:argument]",
         "",
