@@ -95,6 +95,9 @@ def _whole_files():
     grey = np.random.default_rng(1).integers(0, 4096, (5, 7))
     files += [png(grey, 16, clear=7), png(grey % 4, 2, clear=1), tiff(grey, 12), tiff(grey, 16, white_is_zero=True)]
     files.append(stored(small.convert("RGBA").convert("P"), transparency=3).getvalue())
+    hole = Image.fromarray(np.eye(9, 12, dtype=np.uint8) * 255)
+    files += [stored(mask).getvalue() for mask in (hole, hole.convert("1"), Image.merge("LA", (hole, hole)))]
+    files += [stored(hole, format="jpeg").getvalue(), stored(Image.fromarray(np.eye(9, 12, dtype=np.uint8))).getvalue()]
     files.append(stored(small, format="gif", save_all=True, append_images=[small.rotate(90)]).getvalue())
     return files
 
@@ -103,10 +106,11 @@ def _whole_files():
 def damaged(draw):
     """A whole file of any format, a part of one, or one of which some bytes are others."""
     content = bytearray(draw(st.sampled_from(_WHOLE)))
-    for _ in range(draw(st.integers(0, 4))):
+    for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(content) - 1) | st.integers(0, 60))
-        content[at : at + 1] = draw(st.binary(max_size=3) | st.just(b"\xff\xff\xff\xff"))
-    return bytes(content[: draw(st.just(len(content)) | st.integers(0, len(content)))])
+        content[at : at + 1] = draw(st.binary(min_size=1, max_size=1) | st.binary(max_size=3) | st.just(b"\xff" * 4))
+    whole = draw(st.sampled_from([True, True, True, False]))
+    return bytes(content if whole else content[: draw(st.integers(0, len(content)))])
 
 
 _WHOLE = _whole_files()

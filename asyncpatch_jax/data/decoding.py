@@ -6,10 +6,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 # what images are kept in. Pillow knows 30 more: PostScript, for which it starts Ghostscript, what games use, ...
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -146,7 +147,7 @@ def _formats() -> tuple[str, ...]:
 def _opened(stream: io.BufferedIOBase) -> Image.Image:
     """An image of which the header was read alone."""
     try:
-        image: Image.Image = Image.open(stream, formats=_formats())
+        image: Image.Image = Image.open(cast(IO[bytes], stream), formats=_formats())
     except UnidentifiedImageError:
         stream.seek(0)
         head = stream.read(16)
@@ -156,7 +157,7 @@ def _opened(stream: io.BufferedIOBase) -> Image.Image:
         what = next(kinds, "something else, or with a header that is damaged or unknown")
         raise ValueError(f"{what}; read are {', '.join(FORMATS)}") from None
     # the lowest bit of NewSubfileType: a copy of lower resolution of another picture in the file
-    if image.format == "TIFF" and _whole(image.tag_v2.get(254)) & 1:
+    if isinstance(image, TiffImageFile) and _whole(image.tag_v2.get(254)) & 1:
         raise ValueError("its first picture is a small copy of another one, as in cameras' raw files; convert it")
     return image
 
@@ -182,7 +183,7 @@ def _mend_transparency(image: Image.Image) -> None:
 
 def _mend_greys(image: Image.Image) -> Image.Image:
     """Scale and turn the greys of a TIFF that Pillow leaves as they stand: of 12 bits in 16, and where 0 is white."""
-    if image.format != "TIFF" or image.mode not in ("I;16", "I;16B", "F"):
+    if not isinstance(image, TiffImageFile) or image.mode not in ("I;16", "I;16B", "F"):
         return image
     stored, white = np.asarray(image), 1.0 if image.mode == "F" else 65535
     values = stored
@@ -205,7 +206,7 @@ def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -53,14 +53,15 @@ def scan_folder(
     if not root.is_dir():
         there = "a file" if root.exists() else "does not exist"
         raise ValueError(f"expected a folder of images, got {shown(root)} ({there})")
-    groups = _grouped(root)
-    entries = [entry for group in groups.values() for entry in group]
+    beside, groups = _grouped(root)
+    entries = [*beside, *(entry for group in groups.values() for entry in group)]
     with ThreadPoolExecutor() as pool:
         problems = dict(
             zip(entries, pool.map(lambda entry: _problem(entry, channels, max_pixels), entries), strict=True)
         )
+    loose = [entry.path for entry in beside if problems[entry] is None]
     good = {name: [entry.path for entry in group if problems[entry] is None] for name, group in groups.items()}
-    loose, classes = good.pop(None), {name: files for name, files in good.items() if files}
+    classes = {name: files for name, files in good.items() if files}
     if loose and classes:
         raise ValueError(
             f"expected images either in class subdirectories of {shown(root)} or directly in it, got both "
@@ -69,13 +70,13 @@ def scan_folder(
     if loose:
         classes = {composed(root.resolve().name): loose}
     else:  # no class may vanish because its folder is empty
-        empty = [_Entry(root / name, "a folder without files") for name, group in groups.items() if name and not group]
+        empty = [_Entry(root / name, "a folder without files") for name, group in groups.items() if not group]
         problems |= {entry: entry.problem for entry in empty}
     skipped = tuple(
         f"{shown(entry.path.relative_to(root))} ({problem})" for entry, problem in problems.items() if problem
     )
     if skipped and (on_error == "raise" or not classes):
-        hint = " (on_error='skip' leaves them out)" if classes else ""
+        hint = " (on_error='skip' leaves them out, --config.data.on_error=skip in commands)" if classes else ""
         wanted = "only readable images" if classes else "images"
         raise ValueError(
             f"expected {wanted} in {shown(root)}, got {len(skipped)} others of {len(problems)}{hint}:\n"
@@ -95,8 +96,8 @@ def scan_folder(
     )
 
 
-def _grouped(root: Path) -> dict[str | None, list[_Entry]]:
-    """What lies in a folder by class, each sorted by path; under None what lies in no subdirectory."""
+def _grouped(root: Path) -> tuple[list[_Entry], dict[str, list[_Entry]]]:
+    """What lies in a folder itself, and what in its subdirectories, by class; each sorted by path."""
     first = _listed(root)
     folders: dict[str, Path] = {}
     for entry in first:
@@ -106,7 +107,7 @@ def _grouped(root: Path) -> dict[str | None, list[_Entry]]:
                 raise ValueError(f"expected classes of different names in {shown(root)}, got {name!r} in two spellings")
             folders[name] = entry.path
     loose = [entry for entry in first if entry.path not in folders.values()]
-    return {None: loose} | {name: sorted(_below(folders[name], root)) for name in sorted(folders)}
+    return loose, {name: sorted(_below(folders[name], root)) for name in sorted(folders)}
 
 
 def _below(folder: Path, root: Path) -> Iterator[_Entry]:
