@@ -68,8 +68,7 @@ def damages(content):
     """Ways to spoil a file, by name; None: it is gone."""
     rng = random.Random(time.time_ns())
     yield "gone", None
-    yield "empty", b""
-    yield "half", content[: len(content) // 2]
+    yield "half", content[: rng.randrange(len(content))]
     places = range(len(content)) if EVERY_BYTE else rng.sample(range(len(content)), min(1, len(content)))
     for place in places:
         bit = rng.randrange(8)
@@ -100,13 +99,13 @@ def test_any_damage_to_any_file_is_found_or_does_not_matter(whole, tmp_path):
                     state = checkpoints.restore(like, stream)
                 step = stream.state["next_index"]
                 assert same(state, state_of(step)), (path, name)
-                assert step == 2 or "checkpoint 2" in str(told[0].message), (path, name)
+                assert step == 2 or any("checkpoint 2" in str(one.message) for one in told), (path, name)
                 if step == 1:
                     fell_back.add((str(path), name.split()[0]))
                 (folder / "2" / path).write_bytes(content)
     # everything that is read is missed when it is gone, cut off or changed
     for read in ("about/metadata", "data/metadata", "ema/manifest.ocdbt", "train/manifest.ocdbt"):
-        assert {(read, kind) for kind in ("gone", "empty", "half")} <= fell_back, read
+        assert {(read, kind) for kind in ("gone", "half")} <= fell_back, read
         assert (read, "bit") in fell_back, read
     assert ("commit_success.txt", "gone") in fell_back
     for item in ("ema", "train"):
@@ -222,6 +221,10 @@ def test_checkpoints_of_before_there_were_checksums_are_still_read(whole, tmp_pa
     assert recorded(tmp_path, "run.json", "data") == {"config": RECORD["config"]}
     (tmp_path / "run.json").write_text(json.dumps({"config": {"seed": 5}, "data": {"images": 7}}))
     assert recorded(tmp_path, "run.json", "data") == {"config": RECORD["config"], "data": {"images": 7}}
+    unsealed = {name: value for name, value in about.items() if name != "seal"}
+    (folder / "2" / "about" / "metadata").write_text(json.dumps(unsealed))
+    with Checkpoints(folder, read_only=True) as checkpoints, pytest.raises(DamagedError):
+        checkpoints.about()
     # one bit of the format's number makes today's look like it
     (folder / "2" / "about" / "metadata").write_text(json.dumps({**about, "format": 2}))
     with Checkpoints(folder, read_only=True) as checkpoints, pytest.raises(DamagedError):

@@ -9,6 +9,7 @@ import itertools
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -177,7 +178,9 @@ def _quiet() -> Iterator[None]:
     """Within the block nothing is printed that nobody can catch."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
     finally:
         sys.unraisablehook = hook
 
