@@ -309,7 +309,7 @@ def test_tfds_reads_without_tensorflow(prepared):
 def test_the_newest_version_is_read(prepared):
     for version in ("1.0.0", "9.0.0", "10.0.0"):
         (prepared / "versions" / version).mkdir(parents=True)
-    from asyncpatch_jax.data.sources import _version_folder
+    from asyncpatch_jax.data.prepared import _version_folder
 
     assert _version_folder("versions", prepared).name == "10.0.0"
     assert _version_folder("versions:9.0.0", prepared).name == "9.0.0"

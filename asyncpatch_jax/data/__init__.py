@@ -5,7 +5,8 @@ from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.data.folders import Folder, scan_folder
 from asyncpatch_jax.data.images import check_pixels, read_image, resize
 from asyncpatch_jax.data.masks import MASKS, Convention, draw, outpaint, read_mask
-from asyncpatch_jax.data.sources import PHOTOS, digits, folder, photo, photos, tfds
+from asyncpatch_jax.data.prepared import tfds
+from asyncpatch_jax.data.sources import PHOTOS, digits, folder, photo, photos
 
 __all__ = [
     "MASKS",

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.data import sources
+from asyncpatch_jax.data import prepared, sources
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.models import DiT, UNet, dit, unet
@@ -95,7 +95,7 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
             )
         return sources.folder(data.path, data.size, data.channels, data.on_error, most)
     if data.name == "tfds":
-        return sources.tfds(data.dataset, data.path, split, data.size, data.channels, most)
+        return prepared.tfds(data.dataset, data.path, split, data.size, data.channels, most)
     raise ValueError(f"expected config.data.name out of digits, photos, folder, tfds, got {data.name!r}")
 
 
