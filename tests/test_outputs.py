@@ -252,3 +252,14 @@ def test_a_folder_that_cannot_be_replaced_is_found_out_before_the_work(folder, m
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == folder)
     with pytest.raises(ValueError, match="choose one within it"):
         outputs.plan(folder, COMMAND, ["a"], overwrite=True)
+
+
+def test_a_study_replaces_its_own_page_alone(tmp_path):
+    page = tmp_path / "docs" / "page.md"
+    outputs.check_page(page, "Results")
+    page.write_text("# My diary\n")
+    with pytest.raises(ValueError, match="an earlier page that begins with '# Results'; got another one"):
+        outputs.check_page(page, "Results")
+    page.write_text("# Results\n\nof before\n")
+    outputs.check_page(page, "Results")
+    assert page.read_text().endswith("of before\n")

@@ -175,3 +175,19 @@ def test_held_out_captions_are_of_all_kinds():
     assert len(set(labels)) == 64
     assert set(labels) <= set(scenes.split_captions("test"))
     assert {scenes.captions()[i].kind for i in labels} == {"count", "place", "relation", "sized"}
+
+
+def test_a_pipeline_is_replaced_and_own_files_in_it_stay(trained):
+    folder, pipeline = trained("sd")
+    (pipeline / "notes.txt").write_text("mine")
+    before = (pipeline / "model_index.json").stat().st_ino
+    train_scenes.write_pipeline(train_scenes.load(folder), pipeline)
+    assert (pipeline / "notes.txt").read_text() == "mine"
+    assert (pipeline / "model_index.json").stat().st_ino != before
+    assert load_pretrained(pipeline, dtype=jnp.float32).family == "sd"
+    index = (pipeline / "model_index.json").read_text()
+    (pipeline / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"got model_index.json changed since"):
+        train_scenes.write_pipeline(train_scenes.load(folder), pipeline)
+    (pipeline / "model_index.json").write_text(index)
+    (pipeline / "notes.txt").unlink()

@@ -55,6 +55,21 @@ def refuse_existing(path: epath.PathLike, overwrite: bool) -> None:
     files.refuse_existing(path, overwrite, hint="--overwrite replaces it")
 
 
+def check_page(path: epath.PathLike, title: str) -> None:
+    """Call it before the work whose results go to a page that a study replaces without being asked.
+
+    Raises:
+        ValueError: there is another page.
+        OSError: it cannot be written.
+    """
+    path = epath.Path(path)
+    if path.exists() and (path.is_dir() or not path.read_bytes().startswith(f"# {title}".encode())):
+        raise ValueError(
+            f"expected nothing at {path}, or an earlier page that begins with '# {title}'; got another one"
+        )
+    files.check_writable(path)
+
+
 def single(path: epath.PathLike, *, overwrite: bool) -> Plan:
     """A `plan` of one file, which is replaced by its own name.
 

@@ -32,9 +32,10 @@ from asyncpatch_jax.sampling.paste import paste_back
 from asyncpatch_jax.texts import read_text
 from asyncpatch_jax.types import Image
 from launch import elbo, judge, train
-from launch.shared import build, cli, digits_judge, pictures, plans
+from launch.shared import build, cli, digits_judge, outputs, pictures, plans
 from launch.shared.generate import Inputs, Net, denoiser, generate
 
+TITLE = "Results on digits"
 TIMES = ("synchronous", "perlin", "patchwise", "asyncpatch")
 MASKS = ("extrema", "square", "thin", "wide")
 PATHS = ("diagonal", "raster", "random environment")
@@ -155,7 +156,7 @@ def page(config: ConfigDict, command: str, rows: dict[str, list[Row]]) -> str:
     half, seeds = len(rows), values.seeds
     train_settings, how = config.train, config.sample
     real_distance, real_named = digits_judge.distance(_real_test(config)), digits_judge.accuracy_of_real()
-    return f"""# Results on digits
+    return f"""# {TITLE}
 
 Text to image has [a page of its own](results_text.md): AsynDM and its baselines on captioned scenes of digits.
 
@@ -217,6 +218,7 @@ def run(config: ConfigDict) -> None:
     if config.data.name != "digits":
         raise ValueError(f"expected a configuration with the data set digits, got {config.data.name}")
     repaint_cost(values.repaint_steps)
+    outputs.check_page(values.out, TITLE)
     runs = Path(values.runs)
     # the same programs are compiled for every seed
     jax.config.update("jax_compilation_cache_dir", str(runs / "compiled"))

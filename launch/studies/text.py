@@ -33,7 +33,7 @@ from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import METHODS as SUPPORTED
 from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.texts import read_text
-from launch.shared import cli, scenes_judge
+from launch.shared import cli, outputs, scenes_judge
 from launch.studies import scenes_model, text_page, train_scenes
 
 GUIDANCE = (2.0, 4.0, 6.0, 8.0)  # tried on captions that were trained on
@@ -189,6 +189,7 @@ def make_page(values: flags.FlagValues, command: str) -> None:
     for name in values.families:
         if name not in scenes_model.FAMILIES:
             raise ValueError(f"expected --families out of {', '.join(scenes_model.FAMILIES)}, got {name!r}")
+    outputs.check_page(values.out, text_page.TITLE)
     results = [family_results(values, name, Path(values.runs) / name) for name in values.families]
     if any(result is None for result in results):
         print("stopped as asked to; the same command continues from here")

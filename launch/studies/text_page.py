@@ -15,6 +15,7 @@ from asyncpatch_jax.metrics.intervals import Interval, bootstrap
 from asyncpatch_jax.pretrained.pipelines import Made
 from launch.shared import scenes_judge
 
+TITLE = "Text to image on captioned scenes"
 _TITLES = {"sd": "UNet with cross-attention", "sd3": "MM-DiT"}
 _SHOWN = 8  # captions of a picture
 _MOMENTS = 8  # steps of the picture of a run
@@ -257,7 +258,7 @@ def page(command: str, results: Sequence[Results], pictures: list[dict[str, str]
     count, seeds = len(results[0].labels), len(first)
     held_out, total = len(scenes.split_captions("test")), len(scenes.captions())
     sections = "\n".join(section(result, named) for result, named in zip(results, pictures, strict=True))
-    return f"""# Text to image on captioned scenes
+    return f"""# {TITLE}
 
 Written by this command, which trains what is missing and measures all of it:
 

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.data import scenes
-from asyncpatch_jax.files import check_writable, writing
+from asyncpatch_jax.files import writing
 from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
 from asyncpatch_jax.training import policies
 from configs import tpm_digits, tpm_scenes
@@ -38,7 +38,7 @@ from launch import evaluate, train_tpm
 from launch.policy import pages, rewarding, subjects
 from launch.policy.pages import Made
 from launch.policy.subjects import Subject
-from launch.shared import cli, digits_judge
+from launch.shared import cli, digits_judge, outputs
 from launch.shared.records import plain
 from launch.studies import tpm_page, train_alignment
 from launch.studies.tpm_page import LIFTED, PAPER, PLAIN, SPATIAL, TPM, Results, Row, Study
@@ -202,7 +202,7 @@ def main(name: str) -> None:
     if name not in STUDIES:
         raise ValueError(f"expected {' or '.join(STUDIES)}, got {name!r}")
     out = Path(values.out or f"docs/results_tpm_{name}.md")
-    check_writable(out)
+    outputs.check_page(out, tpm_page.TITLE)
     studies = [STUDIES[name](values, steps) for steps in STEPS]
     command = shlex.join(["python", "-m", "launch.studies.tpm", *sys.argv[1:]])
     for path in tpm_page.write(out, command, [results(values, study) for study in studies], len(SEEDS)):

@@ -21,6 +21,7 @@ PLAIN, TPM, LIFTED, SPATIAL, PAPER = (
     *("synchronous", "TPM", "TPM, lifted bound"),
     *("spatial TPM", "TPM, paper's groups"),
 )
+TITLE = "Learning which time the denoiser is told"
 _TITLES = {"digits": "classes of digits", "scenes": "captioned scenes"}
 _BEFORE = {
     "digits": ("python -m launch.train --config=configs/digits.py",),
@@ -233,7 +234,7 @@ def write(out: Path, command: str, results: Sequence[Results], seeds: int) -> li
     study = results[0].study
     sections = "\n".join(section(found, out.parent / "images") for found in results)
     commands = "\n".join(f"    {line}" for line in (*_BEFORE[study.name], command))
-    page = f"""# Learning which time the denoiser is told: {_TITLES[study.name]}
+    page = f"""# {TITLE}: {_TITLES[study.name]}
 
 Written by these commands, the last of which trains what is missing:
 

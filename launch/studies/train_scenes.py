@@ -10,7 +10,6 @@ and the same command continues where it was. In the end the folder holds pipelin
   python -m launch.text2image runs/scenes_sd/pipeline --prompt="a seven left of a three"
 """
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,7 +34,7 @@ from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import LossFn, TrainState, adam, create, jit_step, learning_rate, train_step
 from asyncpatch_jax.training.times import Synchronous
 from asyncpatch_jax.types import Condition
-from launch.shared import cli, seeding
+from launch.shared import cli, outputs, seeding
 from launch.studies import scenes_model
 
 _DROPPED = 0.1  # captions
@@ -185,6 +184,25 @@ def export(network: Trained, folder: Path) -> None:
         save_pretrained(whole, folder)
 
 
+def write_pipeline(network: Trained, folder: Path) -> None:
+    """`export`, in the place of an earlier one.
+
+    Raises:
+        ValueError: there is something else, or it was changed.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        made = Path(temporary) / folder.name
+        export(network, made)
+        # the index last: a folder without it is one that was not finished
+        names = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
+        names.sort(key="model_index.json".__eq__)
+        planned = outputs.plan(folder, "launch.studies.train_scenes", names, overwrite=True)
+        with outputs.making(planned, {"family": network.family, "step": network.step}) as into:
+            for name in names:
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+                (made / name).rename(into / name)
+
+
 def pipeline_of(chosen: dict[str, Any], folder: Path) -> Path | None:
     """folder/pipeline, trained as chosen unless it is there; None if the training was stopped.
 
@@ -195,7 +213,7 @@ def pipeline_of(chosen: dict[str, Any], folder: Path) -> Path | None:
     if not (pipeline / "model_index.json").exists():
         if not fit(chosen, folder):
             return None
-        export(load(folder), pipeline)
+        write_pipeline(load(folder), pipeline)
     return pipeline
 
 
@@ -208,9 +226,7 @@ def main() -> None:
         print("stopped as asked to; the same command continues from here, with --export the network is used as it is")
         return
     network, pipeline = load(folder), folder / "pipeline"
-    if pipeline.exists():
-        shutil.rmtree(pipeline)
-    export(network, pipeline)
+    write_pipeline(network, pipeline)
     print(f"wrote {pipeline} of step {network.step}")
 
 
