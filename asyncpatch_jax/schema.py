@@ -105,6 +105,8 @@ def convert(content: Any, schema: type[T], where: str) -> T:
         return msgspec.convert(content, schema)
     except msgspec.ValidationError as error:
         raise ValueError(_said(str(error), content, schema, where)) from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"expected text in {where}, got half a character in {shown(error.object)}") from error
 
 
 @contextmanager

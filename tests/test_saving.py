@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from asyncpatch_jax.pretrained.folders import families, names
+from asyncpatch_jax.pretrained.folders import families, names, saving
 from asyncpatch_jax.pretrained.folders.loading import Component, load_component, load_pretrained
 from asyncpatch_jax.pretrained.folders.saving import save_component, save_pretrained
 from tests import tiny_folders
@@ -140,3 +140,12 @@ def test_what_was_not_read_is_not_listed(tmp_path):
     save_pretrained(load_pretrained(tmp_path / "sd"), tmp_path / "out")
     shutil.rmtree(tmp_path / "sd")
     assert diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out").safety_checker is None
+
+
+def test_an_infinity_of_diffusers_is_left_out():
+    """It writes its default of -Infinity, which is no JSON, and takes the same where there is none."""
+    theirs = diffusers.DPMSolverMultistepScheduler()
+    assert theirs.config["lambda_min_clipped"] == -np.inf
+    written = saving._finite({"_class_name": "DPMSolverMultistepScheduler", **theirs.config})
+    json.dumps(written, allow_nan=False)  # no error
+    assert diffusers.DPMSolverMultistepScheduler.from_config(written).config["lambda_min_clipped"] == -np.inf

@@ -59,6 +59,7 @@ def test_what_is_there_is_read_and_notes_are_not():
         ({"width": 1, "bias": True}, "expected bias = False in it, got True"),
         ({"width": 1, "new": 3}, "expected no other settings than known ones in it, got the unknown setting new = 3"),
         ({"width": 1, "new": "y" * 999}, "got the unknown setting new = 'yyy"),
+        ({"width": 1, "kinds": ["\ud800"]}, "expected text in it, got half a character in '\\ud800'"),
         ([1], "expected an object of settings as it, got [1]"),
     ],
 )  # fmt: skip

@@ -25,6 +25,10 @@ METHODS: dict[str, tuple[str, ...]] = {
 _SOLVERS = {"euler": solvers.Euler, "heun": solvers.Heun, "dpm2m": solvers.DPMSolver2M}
 
 
+# a slip of a digit shall not ask a machine for all its memory; no network was trained for a sixteenth of it
+MOST_PIXELS, MOST_STEPS = 2**14, 10_000
+
+
 @dataclass(frozen=True)
 class Settings:
     """What all images of a run share; `defaults` has a family's own.
@@ -83,6 +87,11 @@ class Settings:
         if min(self.height, self.width, self.num_steps) < 1:
             raise ValueError(
                 f"expected height, width and num_steps >= 1, got {self.height}, {self.width}, {self.num_steps}"
+            )
+        if max(self.height, self.width) > MOST_PIXELS or self.num_steps > MOST_STEPS:
+            raise ValueError(
+                f"expected at most {MOST_PIXELS} pixels a side and {MOST_STEPS} steps, got {self.height}, {self.width} "
+                f"and {self.num_steps}"
             )
         if not (math.isfinite(self.guidance) and math.isfinite(self.negative_guidance) and self.eta >= 0):
             raise ValueError(

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epath
 from jax.tree_util import keystr, tree_leaves_with_path
+from msgspec import Meta, Struct
 
-from asyncpatch_jax.texts import read_text
+from asyncpatch_jax import schema
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -74,17 +75,45 @@ def unsealed(content: Any) -> dict[str, Any]:
     return inner
 
 
+_Count = Annotated[int, Meta(ge=0, le=2**24)]
+_Shape = Annotated[tuple[Annotated[int, Meta(ge=1, le=2**16)], ...], Meta(min_length=3, max_length=3)]
+
+
+class _Data(Struct, frozen=True):
+    """What a run's record says of its data; how many images and a hash of their names, since records have it."""
+
+    num_classes: _Count
+    class_names: tuple[str, ...]
+    shape: _Shape
+
+
+class _Policy(Struct, frozen=True):
+    """What a policy's record says of the latents and texts that it looks at."""
+
+    num_classes: _Count
+    context_dim: _Count
+    shape: _Shape
+
+
+_ABOUT = {"data": _Data, "policy": _Policy}
+
+
 def read_record(path: epath.PathLike, about: str) -> dict[str, Any] | None:
     """{"config", about} of a JSON file; None if there is none.
 
+    Args:
+        about: "data" or "policy".
+
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged; names the setting.
     """
     path = epath.Path(path)
     if not path.exists():
         return None
-    try:
-        record = json.loads(read_text(path))
-        return {"config": record["config"], about: record[about]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"expected the record of a run in {path}, got something else ({error})") from error
+    with schema.within(f"expected the record of a run in {path}, got something else"):
+        record = schema.read_json(path)
+        for name in ("config", about):
+            if not isinstance(record.get(name), dict):
+                raise ValueError(f"expected settings as {name!r}, got {schema.shown(record.get(name))}")
+        schema.convert(record[about], _ABOUT[about], repr(about))
+    return {"config": record["config"], about: record[about]}

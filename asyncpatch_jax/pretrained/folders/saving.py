@@ -1,6 +1,7 @@
 """Pretrained networks back into folders in the layout of diffusers, which diffusers and transformers read."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ def save_pretrained(
     if jax.process_index() == 0:
         for name, source in pretrained.tokenizers.items():
             shutil.copytree(source, folder / name)
-    files.write_json(folder / "scheduler" / "scheduler_config.json", dict(pretrained.scheduler_config))
+    files.write_json(folder / "scheduler" / "scheduler_config.json", _finite(pretrained.scheduler_config))
     files.write_json(folder / "model_index.json", _index(pretrained))
 
 
@@ -140,6 +141,11 @@ def _config(config: Mapping[str, Any], entries: list[_Entry]) -> dict[str, Any]:
     """config.json with the tensors' type where it says one: transformers reads them in that type."""
     dtype = entries[0].dtype.name
     return {key: dtype if key in ("dtype", "torch_dtype") else value for key, value in config.items()}
+
+
+def _finite(config: Mapping[str, Any]) -> dict[str, Any]:
+    """scheduler_config.json without infinities: diffusers writes one, its own default, and JSON has none."""
+    return {key: value for key, value in config.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def _index(pretrained: Pretrained) -> dict[str, Any]:

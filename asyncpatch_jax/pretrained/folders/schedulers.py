@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from msgspec import Meta, Struct, field
 
 from asyncpatch_jax.process import Discrete, Kind, Process, RectifiedFlow
+from asyncpatch_jax.sampling.schedules.grids import MOST_STEPS
 from asyncpatch_jax.schema import Settings, convert
 
 _FURTHEST = 20
@@ -125,8 +126,8 @@ class Flow:
             raise ValueError(f"expected shift > 0, got {self.shift}")
 
     def grid(self, num_steps: int, tokens: int | None) -> np.ndarray:
-        if num_steps < 1:
-            raise ValueError(f"expected one step or more, got {num_steps}")
+        if not 1 <= num_steps <= MOST_STEPS:
+            raise ValueError(f"expected one step or more, at most {MOST_STEPS}, got {num_steps}")
         least = 1 / self.num_train_steps
         end = 1 / num_steps if self.whole else _shifted(least, self.shift) if self.mu is None else least
         return np.append(_shifted(np.linspace(1, end, num_steps), self.shift_of(tokens)), 0.0)

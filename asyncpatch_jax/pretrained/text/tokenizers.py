@@ -139,10 +139,11 @@ def read_tokenizer(folder: epath.PathLike, length: int | None = None) -> Tokeniz
         )
     try:
         backend, pad = read(folder)
-    except ImportError:
+        backend.encode("a text")  # some say only then that they are broken
+    except (ImportError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # the libraries raise what they like
-        raise ValueError(f"expected a tokenizer in {folder}, got {error}") from error
+    except BaseException as error:  # the libraries raise what they like; what panics in Rust is no Exception
+        raise ValueError(f"expected a tokenizer in {folder}, got {type(error).__name__}: {error}") from error
     if pad is None:
         raise ValueError(f"expected a tokenizer whose pad token is one of its own in {folder}, got none")
     # transformers writes 10^30 for "no limit"

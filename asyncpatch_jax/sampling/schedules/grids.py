@@ -13,13 +13,23 @@ from asyncpatch_jax.sampling.schedules.base import Planned, check_grid, check_ta
 Grid = Float[Array, "s"]
 
 
+# more than float32 tells times apart by; a run of as many calls would not end either
+MOST_STEPS = 10**6
+
+
+def _check_steps(num_steps: int) -> None:
+    checks.whole("num_steps", num_steps)
+    if num_steps > MOST_STEPS:
+        raise ValueError(f"expected at most {MOST_STEPS} steps, got {num_steps}")
+
+
 def linear(num_steps: int) -> Grid:
     """1, 1 - 1/n, ..., 0.
 
     Raises:
-        ValueError: fewer than one step.
+        ValueError: fewer than one step or more than `MOST_STEPS`.
     """
-    checks.whole("num_steps", num_steps)
+    _check_steps(num_steps)
     return jnp.linspace(1.0, 0.0, num_steps + 1, dtype=jnp.float32)
 
 
@@ -30,7 +40,7 @@ def shifted(num_steps: int, shift: float | Float[Array, ""]) -> Grid:
     of tokens.
 
     Raises:
-        ValueError: fewer than one step, or a known shift that is not positive.
+        ValueError: fewer than one step or more than `MOST_STEPS`, or a known shift that is not positive.
     """
     if not checks.is_array(shift):
         checks.number("shift", shift, above=0)
@@ -45,7 +55,7 @@ def cosine(num_steps: int) -> Grid:
     `t = s / (s + c)` with s, c the sine and cosine of `pi t' / 2`: somewhat denser at both ends.
 
     Raises:
-        ValueError: fewer than one step.
+        ValueError: fewer than one step or more than `MOST_STEPS`.
     """
     t = linear(num_steps)
     s, c = jnp.sin(0.5 * jnp.pi * t), jnp.sin(0.5 * jnp.pi * (1.0 - t))
@@ -59,10 +69,10 @@ def logsnr(num_steps: int, process: Process, limit: float = 8.0) -> Grid:
     needed: 8 is t = .982 and .018 in rectified flow.
 
     Raises:
-        ValueError: fewer than one step, no log-SNR between the ends, or so large a limit that times are the same in
-            float32.
+        ValueError: fewer than one step or more than `MOST_STEPS`, no log-SNR between the ends, or so large a limit that
+            times are the same in float32.
     """
-    checks.whole("num_steps", num_steps)
+    _check_steps(num_steps)
     check_process(process)
     checks.number("limit", limit, above=0)
     low = jnp.maximum(process.logsnr(jnp.ones((1,), jnp.float32)), -limit)
