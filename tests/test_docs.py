@@ -1,0 +1,83 @@
+"""Every Python block of every page runs as it stands, and names nothing that it does not define."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from asyncpatch_jax import metrics
+from asyncpatch_jax.models import TPM
+from asyncpatch_jax.sampling import TPMSchedule
+from asyncpatch_jax.training import policies
+from tests import tiny_folders
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = {
+    page.name: "\n".join(blocks)
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    if (blocks := re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+}
+
+
+def test_no_block_has_an_undefined_name(tmp_path):
+    for name, program in BLOCKS.items():
+        (tmp_path / f"{Path(name).stem}.py").write_text(program)
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821,F401,E9", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def _run(name, **changed):
+    """The code of one of this repository's own pages, with some of its text changed."""
+    program = BLOCKS[name]
+    for old, new in changed.values():
+        assert old in program
+        program = program.replace(old, new)
+    names = {"__name__": "a page"}
+    exec(compile(program, name, "exec"), names)
+    return names
+
+
+# the others read networks, and have tests of their own below
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name not in ("text2image.md", "tpm.md", "rewards.md")])
+def test_blocks_run(name):
+    _run(name)
+
+
+def test_a_folder_makes_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny_folders.folder("sd", tmp_path / "stable-diffusion-2-1-base")
+    small = {"size": ("512", "32"), "steps": ("num_steps=50", "num_steps=2"), "count": ("range(8)", "range(2)")}
+    words = {"prompt": ("a bear and a clock", "a cat and a dog"), "objects": ('"bear", "clock"', '"cat", "dog"')}
+    _run("text2image.md", **small, **words)
+    assert capsys.readouterr().out.count("(32, 32, 3)") == 2
+
+
+def test_rewards_are_combined(monkeypatch):
+    public = metrics.from_callable("pick", lambda images, prompts: [3.0, 1.0])
+    monkeypatch.setattr(metrics.preferences, "read_reward", lambda name, folder: public)
+    monkeypatch.setitem(vars(metrics), "read_reward", lambda name, folder: public)
+    assert _run("rewards.md")["total"].shape == (2,)
+
+
+def test_a_policy_is_a_schedule(monkeypatch):
+    module = TPM(patch=2, width=8, depth=1, heads=1, global_tokens=1, num_classes=10)
+    params = jax.eval_shape(lambda: policies.init(module, jax.random.key(0), (8, 8, 1)))
+    monkeypatch.setattr(policies, "load", lambda workdir: policies.Policy(module, params, 1.0, "time"))
+    schedule = _run("tpm.md")["schedule"]
+    assert isinstance(schedule, TPMSchedule)
+    assert schedule.base.num_steps == 5
+
+
+@pytest.mark.parametrize("name", [f"docs/{name}" for name in BLOCKS] + ["README.md"])
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        other = page.parent / path if path else page
+        assert other.exists(), path
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles]
