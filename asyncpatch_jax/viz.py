@@ -214,7 +214,7 @@ def _shown(images: Images, fields: Float[np.ndarray | Array, "s n gh gw 1"]) -> 
 def save_png(
     path: epath.PathLike, image: np.ndarray, *, text: Mapping[str, str] | None = None, overwrite: bool = False
 ) -> None:
-    """Write a grey [h, w, 1] or colour [h, w, 3] picture, whole or not at all.
+    """Write a grey [h, w, 1] or colour [h, w, 3] picture, or one with an alpha channel more, whole or not at all.
 
     Args:
         text: what the file says of itself, as PNG's text chunks; `PIL.Image.open(path).text` reads it.
@@ -257,6 +257,6 @@ def save_animation(
 
 
 def _pillow(image: np.ndarray) -> Pillow.Image:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise ValueError(f"expected a uint8 picture [h, w, 1 or 3], got {image.dtype} {image.shape}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 2, 3, 4):
+        raise ValueError(f"expected a uint8 picture [h, w, 1 ... 4], got {image.dtype} {image.shape}")
     return Pillow.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

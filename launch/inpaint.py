@@ -5,26 +5,37 @@
   python -m launch.inpaint --workdir=runs/photos --image=a.png --mask=strength.png --graded --out=edited.png
 
 A mask marks with white what is to be generated (--convention names others). With folders, an image and a mask of the
-same name, up to the suffix, are a pair. An image of another size than the network was trained at becomes a centre
-square of that size, its mask with it; --native keeps it as it is. Known pixels come back bit for bit, unless --feather
-is given. In a folder, made.json says how its images were made.
+same name, up to the suffix, are a pair. A photo comes back at its own size, and all of it that is not marked bit for
+bit: the network is shown windows of its size around the holes, of a large hole scaled down. --detail=1 goes on to
+closer and closer looks, until each pixel of the network's is one of the photo's, for networks that have learned from
+such crops. --thumbnail writes the whole photo at the network's own size instead. In a folder, made.json says how its
+images were made.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
 from absl import flags
+from etils import epath
 from jaxtyping import Float, UInt8
+from tqdm import tqdm
 
 from asyncpatch_jax import viz
+from asyncpatch_jax.data.channels import converted, read_photo
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.masks import Convention, read_mask
+from asyncpatch_jax.sampling.painting import Job, repaint, together
+from asyncpatch_jax.sampling.windows import plan
 from asyncpatch_jax.texts import composed
+from asyncpatch_jax.types import ImageKeys
 from launch.shared import build, cli, inpainting, outputs, trained
 from launch.shared.generate import image_keys
 
-_RECORDED = ("image", "mask", "convention", "graded", "native", "feather", "label", "seed")
+# a network that has learned whole pictures wants to see much of one
+_ROOM = 4.0
+_RECORDED = ("image", "mask", "convention", "graded", "detail", "thumbnail", "feather", "label", "seed")
 
 
 class Task(NamedTuple):
@@ -36,10 +47,10 @@ class Task(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """An image and what of it is to be generated: 1, or with a graded mask how much of it changes."""
+    """A photo with the channels of its file, and how much of each pixel changes: 1 where it is generated anew."""
 
-    image: UInt8[np.ndarray, "h w c"]
-    mask: Float[np.ndarray, "h w 1"]
+    photo: UInt8[np.ndarray, "h w c"]
+    strength: Float[np.ndarray, "h w 1"]
 
 
 def tasks(image: Path, mask: Path, out: Path) -> list[Task]:
@@ -84,24 +95,16 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return dict(zip(names, files, strict=True))
 
 
-def read(task: Task, run: build.Run, convention: Convention, graded: bool, native: bool) -> Pair:
-    """An image and its mask at the size that the network is to see.
+def read(task: Task, run: build.Run, convention: Convention, graded: bool, thumbnail: bool) -> Pair:
+    """A photo and its mask; as a thumbnail with the size and the channels of the network.
 
     Raises:
-        ValueError: what `read_image` and `read_mask` refuse; with `native`, a size that the network cannot take.
+        ValueError: what `read_photo` and `read_mask` refuse.
     """
-    channels, size, multiple = run.shape[2], run.shape[0], run.model.multiple
-    image = read_image(task.image_path, None, channels)
-    shape = image.shape[:2]
-    if native:
-        if shape[0] % multiple or shape[1] % multiple:
-            raise ValueError(
-                f"expected an image whose sides are multiples of {multiple} for --native, got {shape[1]}x{shape[0]} "
-                f"(width x height) in {task.image_path}"
-            )
-        return Pair(image, read_mask(task.mask_path, shape, convention, graded=graded))
-    mask = read_mask(task.mask_path, shape, convention, size=size, graded=graded)
-    return Pair(read_image(task.image_path, size, channels), mask)
+    size = run.shape[0] if thumbnail else None
+    photo = read_photo(task.image_path)
+    strength = read_mask(task.mask_path, photo.shape[:2], convention, size=size, graded=graded)
+    return Pair(photo if size is None else read_image(task.image_path, size, run.shape[2]), strength)
 
 
 def main() -> None:
@@ -114,31 +117,42 @@ def main() -> None:
         if Path(values.image).is_dir()
         else outputs.single(values.out, overwrite=values.overwrite)
     )
-    if values.feather < 0:
+    if not 0 <= values.feather < np.inf:
         raise ValueError(f"expected --feather >= 0 pixels, got {values.feather}")
+    if values.detail is not None and not 1 <= values.detail < np.inf:
+        raise ValueError(f"expected --detail >= 1 pixel, got {values.detail}")
     run = trained.load()
     label = trained.label(run, values.label)
-    pairs = [read(task, run, values.convention, values.graded, values.native) for task in found]
-    keys = image_keys(values.seed, len(pairs))
+    how = (values.convention, values.graded, values.thumbnail)
+    for task in found:  # what cannot be read is told before anything is computed
+        read(task, run, *how)
+    keys = image_keys(values.seed, len(found))
     settings = {**trained.settings(run), **{name: values[name].value for name in _RECORDED}}
     with outputs.making(planned, settings) as folder:
-        # images of one size go together
-        for shape in dict.fromkeys(pair.image.shape for pair in pairs):
-            index = np.array([i for i, pair in enumerate(pairs) if pair.image.shape == shape])
-            made = inpainting.inpaint(
-                run,
-                keys[index],
-                np.stack([pairs[i].image for i in index]),
-                np.stack([pairs[i].mask for i in index]),
-                np.full(len(index), label, np.int32),
-                batch=values.batch,
-                graded=values.graded,
-                feather=values.feather,
-            )
-            for i, image in zip(index, made, strict=True):
-                viz.save_png(folder / found[i].out.name, image, overwrite=True)
+        for first in range(0, len(found), values.batch):
+            part = found[first : first + values.batch]
+            pairs = [read(task, run, *how) for task in part]
+            paint(run, [folder / task.out.name for task in part], pairs, keys[first : first + len(part)], label)
     for task in found:
         print(f"wrote {task.out}")
+
+
+def paint(run: build.Run, outs: Sequence[epath.Path], pairs: Sequence[Pair], keys: ImageKeys, label: int) -> None:
+    """Fill the holes of some photos together, and write each as soon as it is done."""
+    values, size = flags.FLAGS, run.shape[:2]
+    jobs = [
+        Job(
+            converted(photo, run.shape[2]), plan(strength, size, overlap=size[0] // 4, room=_ROOM, detail=values.detail)
+        )
+        for photo, strength in pairs
+    ]
+    batch = together(jobs, values.batch)
+    with tqdm(total=sum(len(job.windows) for job in jobs), unit="window") as progress:
+        fill = inpainting.painter(run, keys, label, batch=batch, on_windows=progress.update)
+        for i, canvas in repaint(jobs, size, fill, batch=batch, feather=values.feather):
+            photo, strength = pairs[i]
+            made = np.where(strength > 0, converted(canvas, photo.shape[2]), photo)
+            viz.save_png(outs[i], made, overwrite=True)
 
 
 if __name__ == "__main__":
@@ -148,8 +162,11 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "PNG file to write, or the folder for several.")
     flags.DEFINE_enum("convention", "white_generate", get_args(Convention), "How masks mark what to generate.")
     flags.DEFINE_bool("graded", False, "Masks are strengths: grey parts change by so much.")
-    flags.DEFINE_bool("native", False, "Keep each image's own size.")
-    flags.DEFINE_float("feather", 0.0, "Blend the known side of the seam over so many pixels.")
+    flags.DEFINE_float("detail", None, "Go on to closer looks, until a pixel shown is so many of the photo's.")
+    flags.DEFINE_bool("thumbnail", False, "Write the photo's centre square at the network's own size instead.")
+    flags.DEFINE_float(
+        "feather", 2.0, "Width of the seam inside a hole, in pixels of the network's; 0 for a plain cut."
+    )
     flags.DEFINE_string("label", None, "Class of the images, by name or number; none unless given.")
     flags.DEFINE_integer("batch", 16, "Images sampled at a time.", lower_bound=1)
     flags.DEFINE_bool("overwrite", False, "Replace what an earlier launch.inpaint made as --out.")

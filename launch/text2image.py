@@ -24,13 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from asyncpatch_jax import sharding, viz
-from asyncpatch_jax.data.images import read_image
-from asyncpatch_jax.data.masks import Convention, read_mask
+from asyncpatch_jax.data.channels import converted
+from asyncpatch_jax.data.masks import Convention
 from asyncpatch_jax.data.prompts import Prompt, read_prompts
 from asyncpatch_jax.pretrained import settings as settings_lib
 from asyncpatch_jax.pretrained.folders.loading import Pretrained, describe, load_pretrained
@@ -39,7 +38,7 @@ from asyncpatch_jax.pretrained.requests import Request, factor
 from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.pretrained.text.objects import noun_phrases
 from asyncpatch_jax.sampling.schedules import curves
-from launch.shared import cli, outputs, seeding, trained
+from launch.shared import cli, outputs, photos, seeding, trained
 
 _MOMENTS = 8
 _ARRAYS = ("image", "mask", "object_masks", "noise", "fresh_noise")
@@ -48,6 +47,7 @@ _RECORDED = (
     "mask",
     "convention",
     "graded",
+    "detail",
     "strength",
     "object_mask",
     "dtype",
@@ -97,6 +97,7 @@ def check_flags(values: flags.FlagValues, family: str) -> None:
         "mask": (values.mask and not values.image, "--image"),
         "strength": (values.strength is not None and (values.mask or not values.image), "--image, and without --mask"),
         "graded": (values.graded and not values.mask, "--mask"),
+        "detail": (values.detail is not None and not values.mask, "--mask"),
         "gamma": (values.gamma != 1 and not values.tpm, "--tpm"),
         "object_mask": (values.object_mask and not (asyndm and values.masks == "drawn"), "--masks=drawn"),
         "masks": (values.masks and not asyndm, "--schedule=asyndm"),
@@ -125,23 +126,12 @@ def check_flags(values: flags.FlagValues, family: str) -> None:
 
 
 def requests(values: flags.FlagValues, given: Sequence[Prompt], size: tuple[int, int]) -> list[Request]:
-    """`--num` images of each prompt.
+    """`--num` images of each prompt; what windows show of a photo and of what is drawn on it, they add.
 
     Raises:
-        ValueError: files that cannot be read, or of another size.
+        ValueError: drawn objects that cannot be read, or of another size.
     """
-    image = None if values.image is None else read_image(values.image)
-    if image is not None and image.shape[:2] != size:
-        raise ValueError(
-            f"expected an image of {size[1]} x {size[0]} pixels (--width, --height), got {image.shape[1]} x "
-            f"{image.shape[0]} in {values.image}"
-        )
-    mask = None
-    if values.mask is not None:
-        mask = read_mask(values.mask, size, values.convention, graded=values.graded)
-    elif values.strength is not None:
-        mask = np.full((*size, 1), values.strength, np.float32)
-    drawn = [read_mask(file, size, values.convention) for file in values.object_mask]
+    drawn = None if values.image else photos.drawn_objects(values, size)
     return [
         Request(
             prompt.text,
@@ -150,9 +140,7 @@ def requests(values: flags.FlagValues, given: Sequence[Prompt], size: tuple[int,
             prompt.objects,
             prompt.omegas,
             prompt.item_idx,
-            image,
-            mask,
-            np.concatenate(drawn, -1) if drawn else None,
+            object_masks=drawn,
         )
         for prompt in given
         for i in range(values.num)
@@ -202,12 +190,13 @@ def shown(made: Made, objects: Sequence[str]) -> np.ndarray:
     return viz.page(table, row_names=names, column_names=[*(f"step {i}" for i in moments), "image"], legend=True)
 
 
-def settings_of(values: flags.FlagValues, pretrained: Pretrained) -> Settings:
-    """The family's defaults, the size of a given image, and what the flags say."""
+def settings_of(values: flags.FlagValues, pretrained: Pretrained, original: photos.Original | None) -> Settings:
+    """The family's defaults, the size at which a given photo is shown, and what the flags say."""
     side = (pretrained.denoiser.config.get("sample_size") or 128) * factor(pretrained)
     given = {field.name: values[field.name].value for field in dataclasses.fields(Settings)}
-    if values.image is not None:
-        height, width = read_image(values.image).shape[:2]
+    multiple = pretrained.denoiser.module.multiple * factor(pretrained)
+    if original is not None:
+        height, width = photos.shown_size(original, multiple, side, values.mask is not None)
         given["height"], given["width"] = given["height"] or height, given["width"] or width
     return defaults(pretrained.family, side, **given)
 
@@ -237,13 +226,6 @@ def names(count: int, *, show: bool) -> list[str]:
     return [*(f"{folder}/{i:04d}.png" for folder in folders for i in range(count)), "grid.png"]
 
 
-def write(out: epath.Path, i: int, request: Request, made: Made, text: dict[str, str], *, show: bool) -> None:
-    """The files of image i."""
-    viz.save_png(out / "images" / f"{i:04d}.png", made.image, text=text)
-    if show:
-        viz.save_png(out / "fields" / f"{i:04d}.png", shown(made, request.objects))
-
-
 def main(folder: str) -> None:
     values = flags.FLAGS
     given = prompts(values)
@@ -257,18 +239,34 @@ def main(folder: str) -> None:
     follow = trained.follow(values.tpm, mesh, values.gamma)
     described = describe(folder, dtype)
     check_flags(values, described.family)
-    settings = settings_of(values, described)
-    wanted = requests(values, given, (settings.height, settings.width))
-    ready(described, wanted, settings)  # what is wrong shall be told before minutes of reading
+    original = None if values.image is None else photos.read(values)
+    settings = settings_of(values, described, original)
+    size, local = (settings.height, settings.width), values.mask is not None
+    windows = [] if original is None else photos.windows_of(original, size, local=local, detail=values.detail)
+    wanted = requests(values, given, size)
+    # what is wrong shall be told before minutes of reading
+    ready(described, photos.seen_first(wanted, original, windows, settings), settings)
     pretrained = load_pretrained(folder, mesh, dtype, variant=values.variant)
-    images = text2image(pretrained, wanted, settings, batch=values.batch, mesh=mesh, follow=follow)
-    print(f"{len(wanted)} images, {settings.num_steps} steps each; the first batch compiles", flush=True)
+    more = f" in {len(windows)} windows of {settings.width} x {settings.height}" if len(windows) > 1 else ""
+    print(f"{len(wanted)} images{more}, {settings.num_steps} steps each; the first batch compiles", flush=True)
     each, whole = record(folder, wanted, settings, values)
     small = []
-    with outputs.making(planned, json.loads(whole["asyncpatch_jax"])) as out:
-        for i, made in enumerate(tqdm(images, total=len(wanted), unit="image", disable=jax.process_index() > 0)):
-            write(out, i, wanted[i], made, each[i], show=values.show)
-            small.append(made.image)
+    with (
+        outputs.making(planned, json.loads(whole["asyncpatch_jax"])) as out,
+        tqdm(total=len(wanted) * max(len(windows), 1), disable=jax.process_index() > 0) as progress,
+    ):
+        if original is None:
+            plain = text2image(pretrained, wanted, settings, batch=values.batch, mesh=mesh, follow=follow)
+            images = ((made.image, made) for made in plain)
+        else:
+            run = {"batch": values.batch, "mesh": mesh, "follow": follow, "on_windows": progress.update}
+            images = photos.repainted(pretrained, original, windows, wanted, settings, **run)
+        for i, (image, made) in enumerate(images):
+            viz.save_png(out / "images" / f"{i:04d}.png", image, text=each[i])
+            if values.show:
+                viz.save_png(out / "fields" / f"{i:04d}.png", shown(made, wanted[i].objects))
+            small.append(converted(image, 3))
+            progress.update(original is None)
         columns = values.num if values.num > 1 else math.ceil(len(small) ** 0.5)
         viz.save_png(out / "grid.png", viz.grid(np.stack(small), columns), text=whole)
     print(
@@ -302,6 +300,7 @@ def define_flags() -> None:
     flags.DEFINE_string("mask", None, "Which part of --image is generated anew; the rest comes back bit for bit.")
     flags.DEFINE_enum("convention", "white_generate", get_args(Convention), "How masks mark what they are of.")
     flags.DEFINE_bool("graded", False, "--mask says how much each pixel may change.")
+    flags.DEFINE_float("detail", None, "Go on to closer looks, until a pixel shown is so many of the photo's.")
     flags.DEFINE_float("strength", None, "How much all of --image may change, 0 to 1.", 0.0, 1.0)
     flags.DEFINE_multi_string("object_mask", [], "With --masks=drawn: a mask of each object; --objects may name them.")
     flags.DEFINE_string("tpm", None, "Folder of launch.train_tpm: a policy for the times that the network is told.")

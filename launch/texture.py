@@ -15,15 +15,17 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
+from tqdm import tqdm
 
-from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import viz
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.sources import PHOTOS, photo
-from launch.shared import build, cli, outputs, trained, windows
+from asyncpatch_jax.sampling.painting import Job, repaint, together
+from asyncpatch_jax.sampling.windows import plan
+from launch.shared import build, cli, outputs, trained
 from launch.shared.generate import image_keys
-from launch.shared.inpainting import inpaint
+from launch.shared.inpainting import painter
 
 Margins = tuple[int, int, int, int]
 
@@ -81,18 +83,19 @@ def paint(
     Raises:
         ValueError: a canvas smaller than the network's images, or an overlap that leaves nothing to paint.
     """
-    keys = image_keys(seed, count)
-    labels = np.full(count, label, np.int32)
-    parts = windows.plan(known, run.shape[:2], overlap)
-
-    def fill(
-        i: int, images: UInt8[np.ndarray, "b h w c"], mask: Float[np.ndarray, "h w 1"]
-    ) -> UInt8[np.ndarray, "b h w c"]:
-        made = inpaint(run, keys_lib.fold_in(keys, i), images, np.stack([mask] * count), labels, batch=batch)
-        print(f"window {i + 1}/{len(parts)}", flush=True)
-        return made
-
-    return windows.paint(np.stack([canvas] * count), parts, fill)
+    size = run.shape[:2]
+    if min(canvas.shape[0] - size[0], canvas.shape[1] - size[1]) < 0:
+        raise ValueError(
+            f"expected a canvas of {size[1]}x{size[0]} pixels or more (the network's images), got "
+            f"{canvas.shape[1]}x{canvas.shape[0]}"
+        )
+    parts = plan((~known)[..., None].astype(np.float32), size, overlap=overlap, coarse=False)
+    jobs = [Job(canvas, parts)] * count
+    batch = together(jobs, batch)
+    with tqdm(total=count * len(parts), unit="window") as progress:
+        fill = painter(run, image_keys(seed, count), label, batch=batch, on_windows=progress.update)
+        done = dict(repaint(jobs, size, fill, batch=batch))
+    return np.stack([done[i] for i in range(count)])
 
 
 def main() -> None:

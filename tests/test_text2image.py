@@ -21,6 +21,8 @@ from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import defaults
 from asyncpatch_jax.pretrained.text import prompts
 from asyncpatch_jax.pretrained.text.spans import reference_compat
+from asyncpatch_jax.sampling import painting
+from launch.shared import photos
 from launch.text2image import mesh_of
 from tests import OLDER_EMITTERS, mains, tiny_folders
 
@@ -116,6 +118,78 @@ def test_a_part_of_an_image(command, folder, tmp_path):
     assert made.shape == picture.shape
     assert (made[mask == 0] == picture[mask == 0]).all()
     assert (made[mask > 0] != picture[mask > 0]).any()
+
+
+@pytest.mark.parametrize("kind", ["RGB", "LA"])
+def test_a_photo_of_any_size_comes_back_with_its_hole_filled_and_nothing_else_changed(command, folder, tmp_path, kind):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 223, 4), np.uint8), "RGBA").convert(kind)
+    mask = np.zeros((37, 223), np.uint8)
+    mask[5:20, 3:90] = mask[30, 200] = 255
+    photo.save(tmp_path / "photo.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    files = (f"--image={tmp_path / 'photo.png'}", f"--mask={tmp_path / 'mask.png'}")
+    code, out, err = command(folder, "--prompt=a dog", "--num_steps=1", "--batch=2", "--num=2", "--show", *files)
+    assert code == 0, err
+    assert re.search(r"2 images in [2-9] windows of 32 x 32", out)
+    one, two = (Image.open(tmp_path / "out" / "images" / f"000{i}.png") for i in range(2))
+    assert one.mode == kind
+    before, first, second = (np.asarray(image.convert("RGBA")) for image in (photo, one, two))
+    assert (first[mask == 0] == before[mask == 0]).all()
+    assert (first[mask > 0] != before[mask > 0]).any(-1).mean() > 0.9
+    assert (first != second).any()
+    assert (tmp_path / "out" / "fields" / "0001.png").exists()
+
+
+@pytest.mark.parametrize(("family", "more"), [("sd", ["--strength=0.5"]), ("kontext", [])])
+def test_a_whole_photo_of_any_size_changes(command, tmp_path, family, more):
+    tiny_folders.folder(family, tmp_path / family)
+    photo = np.random.default_rng(0).integers(0, 256, (45, 23, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    asked = (tmp_path / family, "--prompt=a dog", "--num_steps=1", f"--image={tmp_path / 'photo.png'}", *more)
+    code, _, err = command(*asked)
+    assert code == 0, err
+    made = pixels(tmp_path / "out" / "images" / "0000.png")
+    assert made.shape == photo.shape
+    assert (made != photo).any(-1).mean() > 0.9
+
+
+def test_a_window_of_its_own_has_a_seed_of_its_own_and_its_part_of_the_drawn_objects():
+    rng = np.random.default_rng(0)
+    drawn = (rng.random((40, 90, 2)) > 0.9).astype(np.float32)
+    strength = np.zeros((40, 90, 1), np.float32)
+    strength[3:35, 3:80] = 1
+    original = photos.Original(rng.integers(0, 256, (40, 90, 3), np.uint8), strength, drawn)
+    windows = photos.windows_of(original, (16, 16), local=True, detail=None)
+    assert len(windows) > 1
+    seeds = set()
+    for i, window in enumerate(windows):
+        shown = painting.Shown(0, i, *painting.look(original.photo, window, (16, 16)))
+        asked = photos.windowed(Request("a dog", 5), shown, original, window, (16, 16))
+        assert (asked.image == shown.image).all()
+        assert (asked.mask == shown.strength).all()
+        place = drawn[window.place]
+        assert asked.object_masks.shape == (16, 16, 2)
+        assert asked.object_masks.sum() > 0
+        assert (asked.object_masks.max((0, 1)) == place.max((0, 1))).all()
+        seeds.add(asked.seed)
+        assert (asked.seed == 5) == (i == 0)
+    assert len(seeds) == len(windows)
+
+
+@pytest.mark.parametrize(
+    ("size", "local", "wanted"),
+    [
+        ((512, 384), True, (512, 384)),  # legal, and no more than the network has seen
+        ((1024, 1024), True, (512, 512)),
+        ((223, 223), True, (512, 512)),
+        ((223, 223), False, (512, 512)),
+        ((1000, 250), False, (1024, 256)),
+        ((10, 4000), False, (64, 10240)),
+    ],
+)
+def test_photos_are_shown_at_a_size_that_the_network_takes(size, local, wanted):
+    original = photos.Original(np.zeros((*size, 3), np.uint8), None, None)
+    assert photos.shown_size(original, 64, 512, local) == wanted
 
 
 def by_library(folder, request, **changes):
