@@ -14,7 +14,7 @@ images were made.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags
@@ -23,19 +23,19 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from asyncpatch_jax import viz
-from asyncpatch_jax.data.channels import converted, read_photo
+from asyncpatch_jax.data.channels import read_photo, with_channels
 from asyncpatch_jax.data.images import read_image
-from asyncpatch_jax.data.masks import Convention, read_mask
+from asyncpatch_jax.data.masks import read_mask
 from asyncpatch_jax.sampling.painting import Job, repaint, together
 from asyncpatch_jax.sampling.windows import plan
 from asyncpatch_jax.texts import composed
 from asyncpatch_jax.types import ImageKeys
-from launch.shared import build, cli, inpainting, outputs, trained
+from launch.shared import build, cli, inpainting, masks, outputs, trained
 from launch.shared.generate import image_keys
 
 # a network that has learned whole pictures wants to see much of one
 _ROOM = 4.0
-_RECORDED = ("image", "mask", "convention", "graded", "detail", "thumbnail", "feather", "label", "seed")
+_RECORDED = ("image", "mask", "convention", "graded", "mask_values", "detail", "thumbnail", "feather", "label", "seed")
 
 
 class Task(NamedTuple):
@@ -95,15 +95,17 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return dict(zip(names, files, strict=True))
 
 
-def read(task: Task, run: build.Run, convention: Convention, graded: bool, thumbnail: bool) -> Pair:
+def read(task: Task, run: build.Run) -> Pair:
     """A photo and its mask; as a thumbnail with the size and the channels of the network.
 
     Raises:
         ValueError: what `read_photo` and `read_mask` refuse.
     """
-    size = run.shape[0] if thumbnail else None
+    values = flags.FLAGS
+    size = run.shape[0] if values.thumbnail else None
     photo = read_photo(task.image_path)
-    strength = read_mask(task.mask_path, photo.shape[:2], convention, size=size, graded=graded)
+    how = {"graded": values.graded, "mask_values": masks.mask_values()}
+    strength = read_mask(task.mask_path, photo.shape[:2], values.convention, size=size, **how)
     return Pair(photo if size is None else read_image(task.image_path, size, run.shape[2]), strength)
 
 
@@ -123,15 +125,14 @@ def main() -> None:
         raise ValueError(f"expected --detail >= 1 pixel, got {values.detail}")
     run = trained.load()
     label = trained.label(run, values.label)
-    how = (values.convention, values.graded, values.thumbnail)
     for task in found:  # what cannot be read is told before anything is computed
-        read(task, run, *how)
+        read(task, run)
     keys = image_keys(values.seed, len(found))
     settings = {**trained.settings(run), **{name: values[name].value for name in _RECORDED}}
     with outputs.making(planned, settings) as folder:
         for first in range(0, len(found), values.batch):
             part = found[first : first + values.batch]
-            pairs = [read(task, run, *how) for task in part]
+            pairs = [read(task, run) for task in part]
             paint(run, [folder / task.out.name for task in part], pairs, keys[first : first + len(part)], label)
     for task in found:
         print(f"wrote {task.out}")
@@ -140,18 +141,14 @@ def main() -> None:
 def paint(run: build.Run, outs: Sequence[epath.Path], pairs: Sequence[Pair], keys: ImageKeys, label: int) -> None:
     """Fill the holes of some photos together, and write each as soon as it is done."""
     values, size = flags.FLAGS, run.shape[:2]
-    jobs = [
-        Job(
-            converted(photo, run.shape[2]), plan(strength, size, overlap=size[0] // 4, room=_ROOM, detail=values.detail)
-        )
-        for photo, strength in pairs
-    ]
+    how = {"overlap": size[0] // 4, "room": _ROOM, "detail": values.detail}
+    jobs = [Job(with_channels(photo, run.shape[2]), plan(strength, size, **how)) for photo, strength in pairs]
     batch = together(jobs, values.batch)
     with tqdm(total=sum(len(job.windows) for job in jobs), unit="window") as progress:
         fill = inpainting.painter(run, keys, label, batch=batch, on_windows=progress.update)
         for i, canvas in repaint(jobs, size, fill, batch=batch, feather=values.feather):
             photo, strength = pairs[i]
-            made = np.where(strength > 0, converted(canvas, photo.shape[2]), photo)
+            made = np.where(strength > 0, with_channels(canvas, photo.shape[2]), photo)
             viz.save_png(outs[i], made, overwrite=True)
 
 
@@ -160,8 +157,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("image", None, "An image, or a folder of images.")
     flags.DEFINE_string("mask", None, "Its mask, or a folder of masks with the images' names.")
     flags.DEFINE_string("out", None, "PNG file to write, or the folder for several.")
-    flags.DEFINE_enum("convention", "white_generate", get_args(Convention), "How masks mark what to generate.")
-    flags.DEFINE_bool("graded", False, "Masks are strengths: grey parts change by so much.")
+    masks.define_flags()
     flags.DEFINE_float("detail", None, "Go on to closer looks, until a pixel shown is so many of the photo's.")
     flags.DEFINE_bool("thumbnail", False, "Write the photo's centre square at the network's own size instead.")
     flags.DEFINE_float(

@@ -28,8 +28,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from asyncpatch_jax import sharding, viz
-from asyncpatch_jax.data.channels import converted
-from asyncpatch_jax.data.masks import Convention
+from asyncpatch_jax.data.channels import with_channels
 from asyncpatch_jax.data.prompts import Prompt, read_prompts
 from asyncpatch_jax.pretrained import settings as settings_lib
 from asyncpatch_jax.pretrained.folders.loading import Pretrained, describe, load_pretrained
@@ -38,7 +37,7 @@ from asyncpatch_jax.pretrained.requests import Request, factor
 from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.pretrained.text.objects import noun_phrases
 from asyncpatch_jax.sampling.schedules import curves
-from launch.shared import cli, outputs, photos, seeding, trained
+from launch.shared import cli, masks, outputs, photos, seeding, trained
 
 _MOMENTS = 8
 _ARRAYS = ("image", "mask", "object_masks", "noise", "fresh_noise")
@@ -47,6 +46,7 @@ _RECORDED = (
     "mask",
     "convention",
     "graded",
+    "mask_values",
     "detail",
     "strength",
     "object_mask",
@@ -265,7 +265,7 @@ def main(folder: str) -> None:
             viz.save_png(out / "images" / f"{i:04d}.png", image, text=each[i])
             if values.show:
                 viz.save_png(out / "fields" / f"{i:04d}.png", shown(made, wanted[i].objects))
-            small.append(converted(image, 3))
+            small.append(with_channels(image, 3))
             progress.update(original is None)
         columns = values.num if values.num > 1 else math.ceil(len(small) ** 0.5)
         viz.save_png(out / "grid.png", viz.grid(np.stack(small), columns), text=whole)
@@ -298,8 +298,7 @@ def define_flags() -> None:
     flags.DEFINE_float("threshold", None, "A cell is an object's if its attention is so many times the mean.")
     flags.DEFINE_string("image", None, "An image to change where --mask or --strength say, or for Kontext to edit.")
     flags.DEFINE_string("mask", None, "Which part of --image is generated anew; the rest comes back bit for bit.")
-    flags.DEFINE_enum("convention", "white_generate", get_args(Convention), "How masks mark what they are of.")
-    flags.DEFINE_bool("graded", False, "--mask says how much each pixel may change.")
+    masks.define_flags()
     flags.DEFINE_float("detail", None, "Go on to closer looks, until a pixel shown is so many of the photo's.")
     flags.DEFINE_float("strength", None, "How much all of --image may change, 0 to 1.", 0.0, 1.0)
     flags.DEFINE_multi_string("object_mask", [], "With --masks=drawn: a mask of each object; --objects may name them.")

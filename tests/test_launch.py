@@ -248,13 +248,33 @@ def test_strengths_of_a_photo_that_is_smaller_than_a_window_and_closer_looks(com
     strength[1:4, 3:36] = 128
     image, mask = _save(tmp_path / "image.png", photo), _save(tmp_path / "mask.png", strength)
     out = tmp_path / "out.png"
-    base = ["inpaint", f"--image={image}", f"--mask={mask}", f"--out={out}", "--graded", "--overwrite"]
+    base = ["inpaint", f"--image={image}", f"--mask={mask}", f"--out={out}", "--overwrite"]
+    base += ["--graded", "--mask_values=0,255"]
     for more in ([], ["--detail=1"]):
         code, _, err = command(*base, *more)
         assert code == 0, err
         made = _pixels(out)
         assert np.array_equal(made[strength == 0], photo[strength == 0])
         assert not np.array_equal(made, photo)
+
+
+def test_what_a_masks_numbers_mean_is_asked_for(command, tmp_path):
+    image = _save(tmp_path / "image.png", np.tile(_digit(), (2, 2)))
+    mask = _save(tmp_path / "mask.png", np.tile(_hole() // 255, (2, 2)))
+    base = ["inpaint", f"--image={image}", f"--mask={mask}", f"--out={tmp_path / 'o.png'}"]
+    code, _, err = command(*base)
+    assert code == 1
+    assert "--mask_values=0,1" in err
+    for wrong in ("1", "0,one", "1,0"):
+        code, _, err = command(*base, f"--mask_values={wrong}")
+        assert code == 1
+        assert "mask_values" in err
+    code, _, err = command(*base, "--mask_values=0,1")
+    assert code == 0, err
+    known = np.tile(_hole(), (2, 2)) == 0
+    made = _pixels(tmp_path / "o.png")
+    assert np.array_equal(made[known], _pixels(image)[known])
+    assert not np.array_equal(made, _pixels(image))
 
 
 def test_the_whole_photo_as_a_thumbnail_if_asked(command, tmp_path):

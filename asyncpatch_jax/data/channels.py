@@ -1,18 +1,17 @@
 """Photos with the channels of their files, and the same pictures with those that a network has."""
 
-import os
-
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from asyncpatch_jax.data.images import read_image
+from asyncpatch_jax.data import images
+from asyncpatch_jax.data.decoding import MAX_PIXELS, ImageFile, decoded, faults_of
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _GREYS = ("1", "L", "LA", "La", "I", "F")
 
 
-def read_photo(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w c"]:
+def read_photo(path: ImageFile, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w c"]:
     """An image file, upright and at its own size, with its own colours: those of transparent parts too.
 
     Grey files have 1 channel, colours 3, and transparency makes it 2 or 4.
@@ -20,13 +19,13 @@ def read_photo(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w c"]:
     Raises:
         ValueError: as `read_image`.
     """
-    photo = read_image(path, channels=4)
-    with Image.open(path) as image:  # its header alone; `read_image` has refused what is no image
-        grey, transparent = image.mode.startswith(_GREYS), image.has_transparency_data
-    return photo[..., [0] * grey + [0, 1, 2] * (not grey) + [3] * transparent]
+    with decoded(path, max_pixels) as image, faults_of(path, ValueError, MemoryError):
+        grey, transparent = image.mode in _GREYS or image.mode.startswith("I;"), image.has_transparency_data
+        pixels = np.asarray(images.converted(image, 4))
+    return pixels[..., ([0] if grey else [0, 1, 2]) + [3] * transparent]
 
 
-def converted(photo: UInt8[np.ndarray, "h w _c"], channels: int) -> UInt8[np.ndarray, "h w c"]:
+def with_channels(photo: UInt8[np.ndarray, "h w _c"], channels: int) -> UInt8[np.ndarray, "h w c"]:
     """A picture with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels in place of its own.
 
     Where a network knows no transparency, white shows through; where it knows no colours, grey is the ITU-R 601 luma.

@@ -13,7 +13,7 @@ from absl import flags
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
-from asyncpatch_jax.data.channels import converted, read_photo
+from asyncpatch_jax.data.channels import read_photo, with_channels
 from asyncpatch_jax.data.masks import read_mask
 from asyncpatch_jax.pretrained.folders.loading import Pretrained
 from asyncpatch_jax.pretrained.pipelines import Follow, Made, text2image
@@ -21,6 +21,7 @@ from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import Settings
 from asyncpatch_jax.sampling.painting import Job, Shown, look, most, repaint, together
 from asyncpatch_jax.sampling.windows import Size, Window, plan, whole
+from launch.shared import masks
 
 _CHANNELS = 3  # of all public networks
 
@@ -47,7 +48,9 @@ def read(values: flags.FlagValues) -> Original:
     photo = read_photo(values.image)
     size, strength = photo.shape[:2], None
     if values.mask is not None:
-        strength = read_mask(values.mask, size, values.convention, graded=values.graded)
+        strength = read_mask(
+            values.mask, size, values.convention, graded=values.graded, mask_values=masks.mask_values()
+        )
     elif values.strength is not None:
         strength = np.full((*size, 1), values.strength, np.float32)
     return Original(photo, strength, drawn_objects(values, size))
@@ -55,7 +58,7 @@ def read(values: flags.FlagValues) -> Original:
 
 def drawn_objects(values: flags.FlagValues, size: Size) -> Float[np.ndarray, "H W k"] | None:
     """The files of --object_mask, which have the size of the image that they are for."""
-    drawn = [read_mask(file, size, values.convention) for file in values.object_mask]
+    drawn = [read_mask(file, size, values.convention, mask_values=masks.mask_values()) for file in values.object_mask]
     return np.concatenate(drawn, -1) if drawn else None
 
 
@@ -96,7 +99,7 @@ def seen_first(
     if original is None:
         return list(requests)
     size = (settings.height, settings.width)
-    shown = Shown(0, 0, *look(converted(original.photo, _CHANNELS), windows[0], size))
+    shown = Shown(0, 0, *look(with_channels(original.photo, _CHANNELS), windows[0], size))
     return [windowed(request, shown, original, windows[0], size) for request in requests]
 
 
@@ -118,7 +121,7 @@ def repainted(
         on_windows: is told how many more are done.
     """
     size = (settings.height, settings.width)
-    shown_photo = converted(original.photo, _CHANNELS)
+    shown_photo = with_channels(original.photo, _CHANNELS)
     for first in range(0, len(requests), batch):
         group = requests[first : first + batch]
         jobs = [Job(shown_photo, windows, request) for request in group]
@@ -140,7 +143,7 @@ def repainted(
 
         # Kontext is told all of what it is to edit
         for j, canvas in repaint(jobs, size, fill, batch=width, erase=pretrained.family != "kontext"):
-            image = converted(canvas, original.photo.shape[2])
+            image = with_channels(canvas, original.photo.shape[2])
             if original.strength is not None:
                 image = np.where(original.strength > 0, image, original.photo)
             yield image, firsts[j]
