@@ -245,7 +245,7 @@ def main(folder: str) -> None:
     windows = [] if original is None else photos.windows_of(original, size, local=local, detail=values.detail)
     wanted = requests(values, given, size)
     # what is wrong shall be told before minutes of reading
-    ready(described, photos.seen_first(wanted, original, windows, settings), settings)
+    ready(described, photos.examples(wanted, original, windows, settings), settings)
     pretrained = load_pretrained(folder, mesh, dtype, variant=values.variant)
     more = f" in {len(windows)} windows of {settings.width} x {settings.height}" if len(windows) > 1 else ""
     print(f"{len(wanted)} images{more}, {settings.num_steps} steps each; the first batch compiles", flush=True)

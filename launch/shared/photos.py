@@ -92,15 +92,19 @@ def windows_of(original: Original, size: Size, *, local: bool, detail: float | N
     return [whole(strength, size)]
 
 
-def seen_first(
+def examples(
     requests: Sequence[Request], original: Original | None, windows: Sequence[Window], settings: Settings
 ) -> list[Request]:
-    """The requests as they are of the photo's first window, to be checked; as they are without a photo."""
+    """The requests as they are of the photo's first and last windows, to be checked; as they are without a photo."""
     if original is None:
         return list(requests)
     size = (settings.height, settings.width)
-    shown = Shown(0, 0, *look(with_channels(original.photo, _CHANNELS), windows[0], size))
-    return [windowed(request, shown, original, windows[0], size) for request in requests]
+    photo = with_channels(original.photo, _CHANNELS)
+    return [
+        windowed(request, Shown(0, 0, *look(photo, window, size)), original, window, size)
+        for window in (windows[0], windows[-1])
+        for request in requests
+    ]
 
 
 def repainted(
