@@ -174,14 +174,15 @@ class DiT(nn.Module):
         x = constrain(nn.Dense(self.width, dtype=self.dtype, name="patches")(patches), "batch", None, None, None)
         x = x + positions(*grid, self.width).astype(self.dtype)
 
-        block_class = rematerialised(DiTBlock, self.remat, loop=self.scan)
+        loop = self.scan and self.depth > 1
+        block_class = rematerialised(DiTBlock, self.remat, loop=loop)
         stack = nn.scan(
             block_class,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.depth,
-            unroll=1 if self.scan else self.depth,
+            unroll=1 if loop else 0,  # 0 writes no loop; `depth` = 1 would write one of one trip
         )
         seed = first_seed(self.make_rng("dropout")) if train and self.dropout else None
         layers = seeds(seed, self.depth)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from asyncpatch_jax import checks, timefield
+from asyncpatch_jax.models.convolution import Conv
 from asyncpatch_jax.models.dropout import Dropout, Seed, first_seed, seeds
 from asyncpatch_jax.models.layers import (
     AXES,
@@ -75,12 +76,12 @@ class ResBlock(nn.Module):
     def __call__(self, x: Features, times: LevelTimes, seed: Seed | None) -> Changed:
         change = {"": lambda h: h, "down": _downsample, "up": _upsample}[self.resample]
         h = nn.silu(Norm(self.norm, self.dtype, name="norm_in")(x))
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv_in")(change(h))
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv_in")(change(h))
         h = constrain(h, "batch", None, None, None)  # what comes next looks at all channels of a pixel
         h = ModulatedNorm(self.norm, self.dtype, name="norm_out")(h, times)
         h = constrain(h, "batch", None, None, None)
         h = Dropout(self.dropout, name="dropout")(h, seed)
-        h = nn.Conv(self.features, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(h)
+        h = Conv(self.features, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(h)
         x = change(x)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
@@ -144,8 +145,8 @@ class UNet(nn.Module):
         log_variance: predict `aux["log_variance"]` [b, h, w, 1] too.
         dtype: compute type; parameters, times and reductions stay float32.
         remat: what blocks keep for the backward pass, see `layers.rematerialised`.
-        scan: loop over a level's equal blocks instead of unrolling them (compiles faster; XLA:CPU runs convolutions in
-            loops on one thread). Parameters are the same either way.
+        scan: loop over a level's equal blocks instead of unrolling them (compiles faster). Parameters are the same
+            either way.
 
     Raises:
         ValueError: a size below its least, attention on no level (with a `context_dim`) or one that does not exist, a
@@ -229,17 +230,18 @@ class UNet(nn.Module):
         def repeat(level: int, skips: jax.Array | None, x: Features, name: str) -> tuple[Changed, jax.Array]:
             """The level's equal blocks, with stacked parameters; `skips` and the outputs are stacked on axis 0."""
             length = self.blocks - 1
+            loop = self.scan and length > 1
             stack = nn.scan(
-                rematerialised(Block, self.remat, loop=self.scan),
+                rematerialised(Block, self.remat, loop=loop),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast if skips is None else 0, 0, nn.broadcast, nn.broadcast),
                 length=length,
-                unroll=1 if self.scan else length,
+                unroll=1 if loop else 0,  # 0 writes no loop; `length` would write one of one trip
             )
             return stack(*block_args(level), name=name)(x, skips, seeds(seed, length), times[level], context)
 
-        x = nn.Conv(self.base, (3, 3), dtype=self.dtype, name="stem")(x.astype(self.dtype))
+        x = Conv(self.base, (3, 3), dtype=self.dtype, name="stem")(x.astype(self.dtype))
         x = constrain(x, "batch", None, None, None)
         entries, firsts, rest = [], [], []  # per level: its input, its first block's output, the other blocks' outputs
         for level in range(levels):
@@ -276,10 +278,10 @@ class UNet(nn.Module):
 
         x = nn.silu(Norm(self.norm, self.dtype, name="norm_out")(x))
         zeros = nn.initializers.zeros
-        out = nn.Conv(channels, (3, 3), kernel_init=zeros, dtype=self.dtype, name="out")(x).astype(jnp.float32)
+        out = Conv(channels, (3, 3), kernel_init=zeros, dtype=self.dtype, name="out")(x).astype(jnp.float32)
         aux = {}
         if self.log_variance:
             # the head learns from what the body computes and never changes it: its gradient stops here
-            head = nn.Conv(1, (3, 3), kernel_init=zeros, dtype=self.dtype, name="log_variance")
+            head = Conv(1, (3, 3), kernel_init=zeros, dtype=self.dtype, name="log_variance")
             aux["log_variance"] = head(jax.lax.stop_gradient(x)).astype(jnp.float32)
         return out, aux
