@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
+import asyncpatch_jax
 from asyncpatch_jax.models import UNet
 from asyncpatch_jax.models.convolution import Conv, convolution
 from asyncpatch_jax.models.times import LevelTimes
@@ -102,6 +104,13 @@ def test_accumulated_gradients_have_the_fast_order():
     lowered = jax.jit(step).lower(state, (x, t), jax.random.key(0))
     assert "stablehlo.while" in lowered.as_text()  # the parts one after another, for their memory's sake
     assert orders(lowered) == {FAST}
+
+
+def test_all_networks_are_made_of_these():
+    sources = [path for path in Path(asyncpatch_jax.__file__).parent.rglob("*.py") if path.name != "convolution.py"]
+    assert [
+        path.name for path in sources if re.search(r"nn\.Conv\(|nn\.ConvTranspose|lax\.conv", path.read_text())
+    ] == []
 
 
 def test_other_devices_have_jaxs_own_gradient():

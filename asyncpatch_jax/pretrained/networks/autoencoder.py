@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from asyncpatch_jax import keys as random_keys
 from asyncpatch_jax.models.attention import Heads, attend
+from asyncpatch_jax.models.convolution import Conv
 from asyncpatch_jax.pretrained.networks.configuration import Channels, Count, Few, Widths, expect_divides, read
 from asyncpatch_jax.pretrained.networks.layers import GroupNorm, wide
 from asyncpatch_jax.pretrained.networks.resnet2d import Changed, Downsample, Features, ResnetBlock, Upsample, conv
@@ -136,9 +137,9 @@ class AutoencoderKL(nn.Module):
         self.encoder = Coder(2 * self.latent_channels, self.widths, self.layers, up=False, **shared)
         self.decoder = Coder(self.channels, self.widths[::-1], self.layers + 1, up=True, **shared)
         if self.quant:
-            self.quant_conv = nn.Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
+            self.quant_conv = Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
         if self.post_quant:
-            self.post_quant_conv = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
+            self.post_quant_conv = Conv(self.latent_channels, (1, 1), dtype=self.dtype)
 
     def encode(self, images: Image) -> tuple[Changed, Changed]:
         """Mean and log-variance of latents [b, h / factor, w / factor, latent_channels], unscaled, in float32.

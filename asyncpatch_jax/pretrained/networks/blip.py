@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from asyncpatch_jax.models.attention import attend
+from asyncpatch_jax.models.convolution import Conv
 from asyncpatch_jax.pretrained.networks.configuration import (
     TRANSFORMERS,
     Count,
@@ -67,7 +68,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"expected images of {self.size} x {self.size} pixels, got {pixels.shape[1:3]}")
         b = pixels.shape[0]
         patch = (self.patch, self.patch)
-        embed = nn.Conv(self.width, patch, patch, dtype=self.dtype, name="patch_embed.proj")
+        embed = Conv(self.width, patch, patch, dtype=self.dtype, name="patch_embed.proj")
         x = embed(pixels.astype(self.dtype)).reshape(b, -1, self.width)
         first = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32).astype(
             self.dtype

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from asyncpatch_jax.models.attention import attend
+from asyncpatch_jax.models.convolution import Conv
 from asyncpatch_jax.pretrained.networks.configuration import (
     TRANSFORMERS,
     Count,
@@ -127,7 +128,7 @@ class VisionModel(nn.Module):
             raise ValueError(f"expected images of {self.size} x {self.size} pixels, got {pixels.shape[1:3]}")
         b = pixels.shape[0]
         patch = (self.patch, self.patch)
-        embed = nn.Conv(self.width, patch, patch, use_bias=False, dtype=self.dtype, name="embeddings.patch_embedding")
+        embed = Conv(self.width, patch, patch, use_bias=False, dtype=self.dtype, name="embeddings.patch_embedding")
         x = embed(pixels.astype(self.dtype)).reshape(b, -1, self.width)
         first = self.param("embeddings.class_embedding", nn.initializers.normal(0.02), (self.width,), jnp.float32)
         first = jnp.broadcast_to(first.astype(self.dtype), (b, 1, self.width))

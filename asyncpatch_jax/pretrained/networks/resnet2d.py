@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from asyncpatch_jax.models.convolution import Conv
 from asyncpatch_jax.models.times import LevelTimes, modulation
 from asyncpatch_jax.pretrained.networks.layers import GroupNorm
 from asyncpatch_jax.sharding import constrain
@@ -17,7 +18,7 @@ Changed = Float[Array, "b _h _w _d"]  # of another resolution or width
 def conv(features: int, dtype: Any, name: str, *, size: int = 3) -> nn.Conv:
     """A convolution that keeps the resolution; a PyTorch one with padding (size - 1) / 2."""
     pad = (size - 1) // 2
-    return nn.Conv(features, (size, size), padding=((pad, pad), (pad, pad)), dtype=dtype, name=name)
+    return Conv(features, (size, size), padding=((pad, pad), (pad, pad)), dtype=dtype, name=name)
 
 
 class ResnetBlock(nn.Module):
@@ -59,7 +60,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Changed:
         pad = (self.before, 1)
-        return nn.Conv(x.shape[-1], (3, 3), strides=(2, 2), padding=(pad, pad), dtype=self.dtype, name="conv")(x)
+        return Conv(x.shape[-1], (3, 3), strides=(2, 2), padding=(pad, pad), dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):

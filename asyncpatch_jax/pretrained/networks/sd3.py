@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from msgspec import Meta
 
 from asyncpatch_jax import timefield
+from asyncpatch_jax.models.convolution import Conv
 from asyncpatch_jax.models.times import LevelTimes
 from asyncpatch_jax.pretrained.networks.configuration import Channels, Count, Few, Side, Width, read
 from asyncpatch_jax.pretrained.networks.joint import (
@@ -51,7 +52,7 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, x: Image) -> Float[Array, "b th tw d"]:
         side, patch = self.table, (self.patch, self.patch)
-        x = nn.Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype, name="proj")(x)
+        x = Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype, name="proj")(x)
         positions = self.param("pos_embed", nn.initializers.zeros, (1, side * side, self.width), jnp.float32)
         rows, cols = x.shape[1:3]
         top, left = (side - rows) // 2, (side - cols) // 2
