@@ -103,10 +103,12 @@ def read(task: Task, run: build.Run) -> Pair:
     """
     values = flags.FLAGS
     size = run.shape[0] if values.thumbnail else None
-    photo = read_photo(task.image_path)
-    how = {"graded": values.graded, "mask_values": masks.mask_values()}
+    photo = read_photo(task.image_path, max_pixels=values.max_pixels)
+    how = {"graded": values.graded, "mask_values": masks.mask_values(), "max_pixels": values.max_pixels}
     strength = read_mask(task.mask_path, photo.shape[:2], values.convention, size=size, **how)
-    return Pair(photo if size is None else read_image(task.image_path, size, run.shape[2]), strength)
+    if size is not None:
+        photo = read_image(task.image_path, size, run.shape[2], max_pixels=values.max_pixels)
+    return Pair(photo, strength)
 
 
 def main() -> None:

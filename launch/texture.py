@@ -19,24 +19,25 @@ from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
 from asyncpatch_jax import viz
+from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.sources import PHOTOS, photo
 from asyncpatch_jax.sampling.painting import Job, repaint, together
 from asyncpatch_jax.sampling.windows import plan
-from launch.shared import build, cli, outputs, trained
+from launch.shared import build, cli, masks, outputs, trained
 from launch.shared.generate import image_keys
 from launch.shared.inpainting import painter
 
 Margins = tuple[int, int, int, int]
 
 
-def source(name: str, channels: int, crop: int) -> UInt8[np.ndarray, "h w c"]:
+def source(name: str, channels: int, crop: int, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w c"]:
     """A photograph by name, or an image file; with `crop` > 0 its centre square of so many pixels, not resized.
 
     Raises:
         ValueError: no such photograph nor file, an unreadable one, or one smaller than the crop.
     """
-    image = photo(name, channels) if name in PHOTOS else read_image(name, None, channels)
+    image = photo(name, channels) if name in PHOTOS else read_image(name, None, channels, max_pixels=max_pixels)
     if crop <= 0:
         return image
     if crop > min(image.shape[:2]):
@@ -118,7 +119,7 @@ def main() -> None:
         run.config.sample.input_guidance = 1.0
     label = trained.label(run, values.label)
     if values.image:
-        image = source(values.image, run.shape[2], values.crop)
+        image = source(values.image, run.shape[2], values.crop, values.max_pixels)
         canvas, known = expanded(image, numbers("expand", values.expand, 4))
     else:
         width, height = numbers("size", values.size, 2)
@@ -140,6 +141,7 @@ def main() -> None:
 if __name__ == "__main__":
     trained.define_flags("solver", "eta", "steps", "grid", "guidance", "input_guidance")
     flags.DEFINE_string("image", None, "Image file, or the name of a photograph: " + ", ".join(PHOTOS) + ".")
+    masks.define_max_pixels()
     flags.DEFINE_integer("crop", 0, "Take the image's centre square of so many pixels; all of it unless given.")
     flags.DEFINE_list("expand", ["0", "0", "0", "0"], "Pixels to paint around the image: left,right,top,bottom.")
     flags.DEFINE_list("size", [], "Without an image: width,height to make from nothing.")

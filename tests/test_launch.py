@@ -207,6 +207,7 @@ def test_a_folder_of_pairs_is_matched_by_name(command, tmp_path):
         (_hole(), ["--feather=nan"], "feather"),
         (_hole(), ["--detail=0.5"], "--detail >= 1"),
         (_hole(), ["--guidance=2"], "expected a --label"),
+        (_hole(), ["--max_pixels=63"], "image.png (8x8 pixels, more than max_pixels = 63"),
         (_hole(), ["--mask=missing.png"], "does not exist"),
         (_hole(), ["--out="], "expected --image, --mask and --out"),
     ],
@@ -240,6 +241,19 @@ def test_a_photo_of_any_size_comes_back_with_its_hole_filled_and_nothing_else_ch
     # a network of greys fills with grey, which nothing shines through
     assert (made[hole > 0][:, :1] == made[hole > 0][:, :3]).all()
     assert (made[hole > 0][:, 3] == 255).all()
+
+
+def test_a_soft_edge_that_is_its_own_mask_keeps_its_colours(command, tmp_path):
+    photo = np.random.default_rng(1).integers(0, 256, (12, 12, 4), np.uint8)
+    photo[0, 0, 3] = 255
+    path, out = _save(tmp_path / "photo.png", photo), tmp_path / "out.png"
+    code, _, err = command(
+        "inpaint", f"--image={path}", f"--mask={path}", "--convention=alpha_generate", f"--out={out}"
+    )
+    assert code == 0, err
+    made, kept = _pixels(out), photo[..., 3] >= 128
+    assert np.array_equal(made[kept], photo[kept])
+    assert (made[~kept][:, 3] == 255).all()
 
 
 def test_strengths_of_a_photo_that_is_smaller_than_a_window_and_closer_looks(command, tmp_path):
@@ -308,6 +322,14 @@ def test_outpainting_keeps_the_image_and_fills_the_canvas(command, tmp_path):
     first, second = (_pixels(tmp_path / "t" / f"000{i}.png") for i in range(2))
     assert first.shape == (8, 12)
     assert not np.array_equal(first, second)
+
+
+def test_texture_refuses_images_beyond_the_bound(command, tmp_path):
+    image = _save(tmp_path / "image.png", _digit())
+    out = tmp_path / "o.png"
+    code, _, err = command("texture", f"--image={image}", "--expand=8,0,0,0", "--max_pixels=63", f"--out={out}")
+    assert code == 1
+    assert "image.png (8x8 pixels, more than max_pixels = 63" in err
 
 
 @pytest.mark.parametrize(

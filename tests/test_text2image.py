@@ -234,6 +234,14 @@ def test_objects_are_found_or_those_of_the_released_code(command, folder, tmp_pa
     assert all(asked == (["a red dog"], [(2,)]) for asked in looked_at)
 
 
+def test_images_beyond_the_bound_are_refused(command, folder, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
+    image = f"--image={tmp_path / 'picture.png'}"
+    code, _, err = command(str(folder), "--prompt=a dog", image, "--strength=0.5", "--max_pixels=1023")
+    assert code == 1
+    assert "picture.png (32x32 pixels, more than max_pixels = 1,023" in err
+
+
 def test_drawn_objects_in_a_part_of_an_image(command, folder, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     drawn = np.zeros((32, 32), np.uint8)

@@ -6,7 +6,7 @@ it a request of the network's size.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -45,12 +45,10 @@ def read(values: flags.FlagValues) -> Original:
     Raises:
         ValueError: one cannot be read, or the masks have not the photo's size.
     """
-    photo = read_photo(values.image)
+    photo = read_photo(values.image, max_pixels=values.max_pixels)
     size, strength = photo.shape[:2], None
     if values.mask is not None:
-        strength = read_mask(
-            values.mask, size, values.convention, graded=values.graded, mask_values=masks.mask_values()
-        )
+        strength = read_mask(values.mask, size, values.convention, graded=values.graded, **mask_settings(values))
     elif values.strength is not None:
         strength = np.full((*size, 1), values.strength, np.float32)
     return Original(photo, strength, drawn_objects(values, size))
@@ -58,8 +56,13 @@ def read(values: flags.FlagValues) -> Original:
 
 def drawn_objects(values: flags.FlagValues, size: Size) -> Float[np.ndarray, "H W k"] | None:
     """The files of --object_mask, which have the size of the image that they are for."""
-    drawn = [read_mask(file, size, values.convention, mask_values=masks.mask_values()) for file in values.object_mask]
+    drawn = [read_mask(file, size, values.convention, **mask_settings(values)) for file in values.object_mask]
     return np.concatenate(drawn, -1) if drawn else None
+
+
+def mask_settings(values: flags.FlagValues) -> dict[str, Any]:
+    """How all masks of a command are read."""
+    return {"mask_values": masks.mask_values(), "max_pixels": values.max_pixels}
 
 
 def shown_size(original: Original, multiple: int, side: int, local: bool) -> Size:
