@@ -188,6 +188,26 @@ def test_where_other_processes_are_named(monkeypatch, tmp_path):
             processes.settings(wrong)
 
 
+@pytest.mark.parametrize(
+    ("environment", "files", "installed", "silent"),
+    [
+        ({}, {}, ["libtpu"], True),
+        ({}, {"sys/bus/pci/devices/0/vendor": "0x10de\n"}, ["libtpu"], True),
+        ({}, {}, [], False),
+        ({}, {}, ["libtpu", "jax_cuda13_plugin"], False),
+        ({"JAX_PLATFORMS": "tpu"}, {}, ["libtpu"], False),
+        ({}, {"dev/accel0": ""}, ["libtpu"], False),
+        ({}, {"sys/bus/pci/devices/0/vendor": "0x1ae0\n"}, ["libtpu"], False),
+    ],
+)
+def test_a_tpu_is_not_looked_for_where_none_can_be(monkeypatch, tmp_path, environment, files, installed, silent):
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name in installed or None)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert processes.without_accelerators(environment, tmp_path) == silent
+
+
 @pytest.mark.parametrize(("device", "vendor", "has"), [
     ("accel0", "0x1ae0", True), ("vfio/3", "0x1ae0", True), ("vfio/3", "0x10de", False), ("null", "0x1ae0", False),
 ])  # fmt: skip

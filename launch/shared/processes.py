@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 LIMIT = 300.0  # seconds that other processes are waited for
 PATIENCE = 10.0  # seconds until that is said
 _GOOGLE = "0x1ae0"  # a PCI vendor
+_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
 _EXPLICIT = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
 
 
@@ -53,11 +54,28 @@ def settings(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str
     return {} if wanted and _has_tpu(root) else None
 
 
+def without_accelerators(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
+    """Whether libtpu is installed where there is neither a TPU nor a GPU's plugin, and nobody named a platform.
+
+    JAX would then try the TPU before it takes the CPU, and libtpu complains in seven lines.
+
+    Args:
+        root: of the file system that lists the machine's devices.
+    """
+    if environment.get("JAX_PLATFORMS") or not importlib.util.find_spec("libtpu"):
+        return False
+    plugins = any(importlib.util.find_spec(name) for name in _GPU_PLUGINS)
+    return not plugins and not any(root.glob("dev/accel[0-9]*")) and _GOOGLE not in _vendors(root)
+
+
+def _vendors(root: Path) -> set[str]:
+    return {path.read_text().strip() for path in root.glob("sys/bus/pci/devices/*/vendor")}
+
+
 def _has_tpu(root: Path) -> bool:
     """Whether there are chips that only a TPU has: others are reached through VFIO too."""
-    vendors = {path.read_text().strip() for path in root.glob("sys/bus/pci/devices/*/vendor")}
     devices = [*root.glob("dev/accel[0-9]*"), *root.glob("dev/vfio/[0-9]*")]
-    return bool(devices) and _GOOGLE in vendors
+    return bool(devices) and _GOOGLE in _vendors(root)
 
 
 @contextmanager
@@ -103,6 +121,8 @@ def start() -> None:
         ValueError: as `settings`.
         RuntimeError: the others refuse.
     """
+    if without_accelerators(os.environ):
+        jax.config.update("jax_platforms", "cpu")
     arguments = settings(os.environ)
     if arguments is None:
         return
