@@ -73,7 +73,7 @@ def test_the_public_checkpoints_have_a_place(name):
 def command(monkeypatch, capfd):
     """`command("--family=sd2.1", ...)` -> (exit code, stdout, stderr) of the main in this process."""
     monkeypatch.undo()
-    return partial(mains.command(monkeypatch, capfd), "pretrained_cost")
+    return partial(mains.command(monkeypatch, capfd), "studies.pretrained_cost")
 
 
 def fake(request, timeout, module):
