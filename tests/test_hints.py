@@ -20,7 +20,7 @@ FILES = sorted(
 COMMANDS = [name for names in contents.GROUPS.values() for name in names]
 SETTINGS = {*cli.names(base.settings()), *cli.names(tpm_base.settings())}
 # what messages name in general
-LETTERS = {"NAME", "name", "config.NAME", "config", "help", "debug", "mask_values"}
+LETTERS = {"NAME", "name", "config.NAME", "config", "help", "debug"}
 
 
 @pytest.fixture(scope="module")
