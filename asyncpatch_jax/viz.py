@@ -235,7 +235,7 @@ def save_animation(
 ) -> None:
     """Write frames [s, h, w, 3] as an endless animation that rests on its last frame; the suffix is gif, png or webp.
 
-    GIF has 256 colours to a frame; PNG and WebP are exact.
+    GIF has 256 colours, the same in all frames; PNG and WebP are exact.
 
     Raises:
         ValueError: `path` exists, another suffix, or no frames.
@@ -247,7 +247,9 @@ def save_animation(
         raise ValueError(f"expected frames, and a path in {', '.join(kinds)}, got {len(frames)} frames and {path}")
     pictures = [_pillow(frame) for frame in frames]
     if suffix == ".gif":
-        pictures = [picture.quantize(256, dither=Pillow.Dither.NONE) for picture in pictures]
+        # one palette for all frames: with one each, what stays the same would change its colour from frame to frame
+        palette = _pillow(np.concatenate(frames)).quantize(256, dither=Pillow.Dither.NONE)
+        pictures = [picture.quantize(palette=palette, dither=Pillow.Dither.NONE) for picture in pictures]
     durations = [milliseconds] * (len(pictures) - 1) + [max(milliseconds, 1500)]
     exact = {"lossless": True} if suffix == ".webp" else {}
     with writing(path, overwrite=overwrite) as stream:

@@ -121,6 +121,8 @@ def settings(arg: str = "") -> ConfigDict:
 def shrink(config: ConfigDict) -> ConfigDict:
     """The `:smoke` variant of an experiment: another folder, a network of a few thousand weights, eight steps."""
     config.workdir += "_smoke"
+    if config.data.name in ("folder", "photos"):
+        config.data.size = min(config.data.size, 16)
     config.model.update(
         {"preset": "tiny", "base": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_dim": 8}
     )

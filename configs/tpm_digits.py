@@ -3,7 +3,7 @@
     python -m launch.train --config=configs/digits.py
     python -m launch.train_tpm --config=configs/tpm_digits.py
 
-`--config=configs/tpm_digits.py:smoke` runs in seconds (after the first line).
+With `:smoke` behind both configurations both run in seconds.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     config = settings(arg)
     config.workdir = "runs/tpm_digits"
-    config.denoiser = "runs/digits"
+    config.denoiser = "runs/digits_smoke" if arg == "smoke" else "runs/digits"
     config.rewards = "digits"
     config.sample.update({"steps": 5, "guidance": 1.0, "solver": "ddim"})
     config.policy.update({"patch": 2, "width": 64, "depth": 4, "heads": 4})

@@ -65,10 +65,8 @@ def run(config: ConfigDict) -> None:
             state = jax.jit(start, out_shardings=jax.tree.map(lambda x: x.sharding, like))(
                 first_params(config, network)
             )
-            # late, as it takes seconds: TensorFlow comes with it
-            from clu import parameter_overview
-
-            print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+            count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            print(f"training {count:,} parameters on {len(data.source):,} images")
         else:
             check_same(config, data)
             state = checkpoints.restore(like, batches)

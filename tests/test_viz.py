@@ -98,6 +98,19 @@ def test_an_animation_holds_all_frames_and_loops(tmp_path, suffix):
     assert worst <= (8 if suffix == "gif" else 0)
 
 
+def test_what_stays_the_same_in_an_animation_keeps_its_colour(tmp_path):
+    rng = np.random.default_rng(0)
+    changing = rng.integers(0, 256, (4, 16, 64, 3), dtype=np.uint8)
+    changing[0] //= 8  # dark at first: a palette of that frame's own would have hardly any bright colours
+    bar = viz.heat(np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 1, 64, 1))[0].repeat(8, 0)
+    frames = np.concatenate([changing, np.broadcast_to(bar, (4, *bar.shape))], axis=1)
+    viz.save_animation(tmp_path / "a.gif", frames)
+    with Pillow.open(tmp_path / "a.gif") as read:
+        bars = [np.asarray(frame.convert("RGB"))[16:] for frame in ImageSequence.Iterator(read)]
+    assert len(bars) == 4
+    assert all((other == bars[0]).all() for other in bars)
+
+
 def test_a_png_holds_the_picture_bit_for_bit(tmp_path):
     for channels in (1, 3):
         image = viz.to_uint8(_images(channels=channels))[0]
