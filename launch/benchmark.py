@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 from asyncpatch_jax.files import check_writable, write_json
 from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.sampling import repaint_cost
-from launch.bench import cases, reference, versus
-from launch.bench.timing import compiled, interleaved, row, table
+from launch.bench import cases, reference, text, versus
+from launch.bench.timing import compiled, interleaved, row, speed_row, table
 from launch.shared import build, cache, cli, outputs, pictures, trained
 from launch.shared.generate import Inputs, image_keys
+from launch.shared.programs import Program
 
-PARTS = ("sampling", "training", "fields", "torch")
+PARTS = ("sampling", "text", "training", "fields", "torch")
 
 
 def sampling_rows(run: build.Run, batch: int, repeats: int) -> list[dict[str, Any]]:
@@ -42,16 +43,29 @@ def sampling_rows(run: build.Run, batch: int, repeats: int) -> list[dict[str, An
         costs[name] = compiled(jax.jit(partial(case.images, net)), run.params, inputs)
         calls[name] = partial(costs[name].call, run.params, inputs)
     print(f"sampling {batch} images {repeats} times along each", flush=True)
-    seconds = interleaved(calls, repeats)
+    taken = interleaved(calls, repeats)
     rows = []
     for name, case in chosen.items():
-        made = row(name, batch, seconds[name], seconds["sync"], costs[name])
+        made = row(name, batch, taken[name], taken["sync"], costs[name])
         more = {"steps": case.steps, "model_calls": cases.model_calls(case, net, inputs)}
         rows.append({**made, **more, "ms_per_step": made.pop("ms") / case.steps})
     for made in rows:
         # what a schedule costs beyond the calls that it makes
         made["to_sync_per_call"] = made["to_sync"]["median"] * rows[0]["model_calls"] / made["model_calls"]
     return rows
+
+
+def text_rows(run: build.Run, batch: int, repeats: int) -> list[dict[str, Any]]:
+    """One row for each schedule of the text network, at the run's number of steps; nothing else of the run is used."""
+    steps, calls, costs = run.config.sample.steps, {}, {}
+    for name, program in text.programs(batch, steps).items():
+        print(f"compiling {name} of the text network", flush=True)
+        costs[name] = compiled(program.fn, *program.args)
+        calls[name] = partial(costs[name].call, *program.args)
+    print(f"sampling {batch} images {repeats} times along each", flush=True)
+    taken = interleaved(calls, repeats)
+    rows = [{**row(name, batch, taken[name], taken["sync"], costs[name]), "steps": steps} for name in calls]
+    return [{**made, "ms_per_step": made.pop("ms") / steps} for made in rows]
 
 
 def training_rows(run: build.Run, batch: int, repeats: int) -> list[dict[str, Any]]:
@@ -72,8 +86,8 @@ def training_rows(run: build.Run, batch: int, repeats: int) -> list[dict[str, An
         costs[name] = compiled(fn, state, data, key, counted=plain[name])
         calls[name] = partial(step, costs[name].call)
     print(f"training on {batch} images {repeats} times with each", flush=True)
-    seconds = interleaved(calls, repeats)
-    return [row(name, batch, seconds[name], seconds["synchronous"], costs[name]) for name in steps]
+    taken = interleaved(calls, repeats)
+    return [row(name, batch, taken[name], taken["synchronous"], costs[name]) for name in steps]
 
 
 def field_rows(run: build.Run, batch: int, repeats: int) -> dict[str, list[dict[str, Any]]]:
@@ -86,9 +100,23 @@ def field_rows(run: build.Run, batch: int, repeats: int) -> dict[str, list[dict[
             given = cases.arguments(run, program)
             costs[name] = compiled(program.fn, *given)
             calls[name] = partial(costs[name].call, *given)
-        seconds = interleaved(calls, repeats)
-        tables[what] = [row(name, batch, seconds[name], seconds["synchronous"], costs[name]) for name in programs]
+        taken = interleaved(calls, repeats)
+        tables[what] = [row(name, batch, taken[name], taken["synchronous"], costs[name]) for name in programs]
+    if blocks := cases.block_programs(run, batch):
+        tables["one gradient, synchronous, by the network's depth"] = _block_rows(blocks, repeats)
     return tables
+
+
+def _block_rows(programs: dict[str, tuple[build.Run, Program]], repeats: int) -> list[dict[str, Any]]:
+    calls, costs = {}, {}
+    for name, (run, program) in programs.items():
+        print(f"compiling one gradient, {name}", flush=True)
+        given = cases.arguments(run, program)
+        costs[name] = compiled(program.fn, *given)
+        calls[name] = partial(costs[name].call, *given)
+    taken = interleaved(calls, repeats)
+    first = next(iter(programs))
+    return [speed_row(name, taken[name], costs[name], taken[first], costs[first]) for name in programs]
 
 
 def benchmark(run: build.Run, batch: int, repeats: int, parts: list[str], *, compile_torch: bool) -> dict[str, Any]:
@@ -106,6 +134,7 @@ def benchmark(run: build.Run, batch: int, repeats: int, parts: list[str], *, com
     calls, renoised = repaint_cost(250)
     make = {
         "sampling": sampling_rows,
+        "text": text_rows,
         "training": training_rows,
         "fields": field_rows,
         "torch": partial(versus.compare, compile_torch=compile_torch),
@@ -124,12 +153,14 @@ def benchmark(run: build.Run, batch: int, repeats: int, parts: list[str], *, com
     }
 
 
-def text(report: dict[str, Any]) -> str:
+def printed(report: dict[str, Any]) -> str:
     """A report's tables, to be read."""
     lines = ["{device}, {parameters:,} parameters, {dtype}, batch {batch}, {repeats} repeats".format(**report)]
     if "sampling" in report:
         about = "RePaint as published: {steps} steps, {model_calls} model calls, {renoised_levels} re-noised levels"
         lines += ["", table(report["sampling"]), about.format(**report["repaint_as_published"])]
+    if "text" in report:
+        lines += ["", "text network:", table(report["text"])]
     if "training" in report:
         lines += ["", table(report["training"])]
     for what, rows in report.get("fields", {}).items():
@@ -166,7 +197,7 @@ def main(config: ConfigDict) -> None:
     check_writable(values.out)
     cache.stop()
     report = benchmark(run, values.batch, values.repeats, values.parts, compile_torch=values.torch_compile)
-    print(f"\n{text(report)}\n")
+    print(f"\n{printed(report)}\n")
     write_json(values.out, report, overwrite=values.overwrite)
     print(f"wrote {values.out}")
 
@@ -177,7 +208,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 16, "Images at a time.", lower_bound=1)
     flags.DEFINE_integer("steps", None, "Steps of a synchronous run; config.sample.steps unless given.")
     flags.DEFINE_integer("repeats", 5, "Timed repetitions; the table shows medians.", lower_bound=1)
-    flags.DEFINE_list("parts", ["sampling", "training", "fields"], f"What to measure, out of {', '.join(PARTS)}.")
+    flags.DEFINE_list(
+        "parts", ["sampling", "text", "training", "fields"], f"What to measure, out of {', '.join(PARTS)}."
+    )
     flags.DEFINE_bool("torch_compile", False, "Run PyTorch's network through torch.compile too (slow to compile).")
     flags.DEFINE_string("out", "benchmark.json", "File to write.")
     flags.DEFINE_bool("overwrite", False, "Replace --out.")

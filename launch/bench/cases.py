@@ -1,5 +1,6 @@
 """What the benchmark runs: every schedule, a training step with every sampler of times, and single calls by field."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,13 +13,18 @@ from jaxtyping import Array
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.data import masks
-from asyncpatch_jax.sampling import Graded, Inpaint, Table, repaint, sample, start
+from asyncpatch_jax.models import TPM, UNet
+from asyncpatch_jax.pretrained.plans import Background
+from asyncpatch_jax.sampling import Graded, Inpaint, Synchronous, Table, repaint, sample, start
+from asyncpatch_jax.sampling.schedules.masks import Fixed
+from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
+from asyncpatch_jax.training import policies
 from asyncpatch_jax.training.step import TrainState, create
-from asyncpatch_jax.types import FewTimes, Image
+from asyncpatch_jax.types import Condition, FewTimes, Image
 from launch.shared import build, fields, programs
 from launch.shared.generate import Inputs, Net, denoiser, generate
 from launch.shared.inpainting import field
-from launch.shared.plans import Plan, plan
+from launch.shared.plans import Plan, cells, plan
 from launch.shared.programs import Program
 
 
@@ -32,8 +38,9 @@ class Case(NamedTuple):
 def schedules(run: build.Run) -> dict[str, Case]:
     """Every schedule by name, at the run's own number of steps; "sync" comes first.
 
-    What is inpainted is the right half. RePaint goes 10 levels up, 9 times over, as in its paper; fewer levels where a
-    run has not that many.
+    What is inpainted, or lags behind on a concave curve, is the right half. Timestep policies have random weights: they
+    cost as much as trained ones. RePaint goes 10 levels up, 9 times over, as in its paper; fewer levels where a run has
+    not that many.
     """
     grid = build.grid(run.config, run.config.sample.steps, run.process)
     steps = len(grid) - 1
@@ -49,6 +56,17 @@ def schedules(run: build.Run) -> dict[str, Case]:
         "inpaint, input guidance": _planned(Plan(Inpaint(hole, grid), steps), input_guidance=1.0, hint=hole),
         "graded": _planned(Plan(Graded(0.5 * hole, grid), steps)),
     }
+    behind = partial(Background(tuple(np.asarray(grid).tolist())).concave, jnp.float32(0.5), curve="quadratic")
+    drawn, square = Fixed(mask), cells(run)
+    # cells that wait, each for its own time, as if a photo were edited from left to right
+    wait = jnp.broadcast_to(jnp.linspace(0.5, 1.0, run.shape[1]).reshape(1, 1, -1, 1), (1, *run.shape[:2], 1))
+    cases |= {
+        "concave, drawn mask": _planned(Plan(behind(drawn, square), steps)),
+        "concave, a time per cell": _planned(Plan(behind(drawn, square, strength=wait), steps)),
+    }
+    for name, cell in TPMS.items():
+        module, params = policy(run.shape, cell, num_classes=run.num_classes)
+        cases[name] = Case(steps, partial(_told, Synchronous(grid), module, params))
     if run.num_classes:
         cases["sync, classifier-free"] = _planned(plan("sync", run), guidance=2.0)
     jump = min(10, steps - 1)
@@ -56,6 +74,35 @@ def schedules(run: build.Run) -> dict[str, Case]:
         schedule, _ = repaint(run.process, grid, jnp.zeros((1, *run.shape)), mask, jump)
         cases[f"repaint, jumps of {jump}"] = Case(schedule.num_steps, partial(_repainted, grid, mask, jump))
     return cases
+
+
+# by name: the side, in patches, of the cells that a deviation is found for; None: one an image
+TPMS = {"TPM": None, "TPM, a deviation per patch": 1}
+_PATCHES = 8  # of a policy, to a side at most
+_POLICY = {"width": 64, "depth": 4, "heads": 4}  # as configs/tpm_digits.py has it
+
+
+def policy(shape: tuple[int, int, int], cell: int | None, **knows: int) -> tuple[TPM, Any]:
+    """A timestep policy for images or latents of `shape`, and its parameters; at most 8 patches to a side if it can be.
+
+    Patches are 2x2 at least, as configs/tpm_digits.py has them, unless that divides no side.
+    """
+    side = math.gcd(*shape[:2])
+    patch = min((p for p in range(2, side + 1) if side % p == 0 and max(shape[:2]) <= p * _PATCHES), default=side)
+    module = TPM(patch=patch, cell=cell, **_POLICY, **knows)
+    return module, like(policies.shapes(module, shape))
+
+
+def like(shapes: Any) -> Any:
+    """Small random numbers in arrays of these shapes; made without compiling anything."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.02 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+def _told(base: Synchronous, module: TPM, tpm: Any, net: Net, params: Any, inputs: Inputs) -> Image:
+    cond = None if inputs.label is None else Condition(label=inputs.label)
+    schedule = TPMSchedule(base, module, tpm, cond)
+    return generate(net, params, schedule, inputs, num_steps=base.num_steps).images
 
 
 def _planned(chosen: Plan, **more: Any) -> Case:
@@ -138,6 +185,14 @@ FIELDS: dict[str, int | str] = {
 }
 
 
+BLOCKS: dict[str, dict[str, Any]] = {
+    "1 block a level": {"blocks": 1, "scan": False},
+    "2 blocks": {"blocks": 2, "scan": False},
+    "3 blocks": {"blocks": 3, "scan": False},
+    "3 blocks, as a loop": {"blocks": 3, "scan": True},
+}
+
+
 def field_programs(run: build.Run, batch: int) -> dict[str, dict[str, Program]]:
     """One call of the denoiser, and one gradient of the loss, for each of `FIELDS`, by name."""
     mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
@@ -145,6 +200,19 @@ def field_programs(run: build.Run, batch: int) -> dict[str, dict[str, Program]]:
     return {
         what: {name: make(run, mesh, batch, times) for name, times in FIELDS.items()} for what, make in made.items()
     }
+
+
+def block_programs(run: build.Run, batch: int) -> dict[str, tuple[build.Run, Program]]:
+    """A UNet's gradient with 1, 2 and 3 blocks a level, and with those of 3 in a loop; none of another network."""
+    if not isinstance(run.model, UNet):
+        return {}
+    mesh, made = sharding.make_mesh(1, devices=jax.devices()[:1]), {}
+    for name, settings in BLOCKS.items():
+        model = run.model.clone(**settings)
+        params = jax.eval_shape(partial(build.init_params, model, shape=run.shape), jax.random.key(0))
+        other = run._replace(model=model, params=like(params))
+        made[name] = other, fields.gradient(other, mesh, batch, 1)
+    return made
 
 
 def arguments(run: build.Run, program: Program) -> tuple[Any, ...]:

@@ -35,20 +35,28 @@ def compiled(fn: Any, *arguments: Any, counted: Any = None) -> Compiled:
     return Compiled(done, seconds, mib, model_flops(counted or fn, *arguments))
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, `repeats` times in turn, so that a machine that slows down slows all of them alike.
+class Timed(NamedTuple):
+    """Seconds of each repetition: on the clock, and of processors in this process alone, whatever else runs."""
+
+    seconds: list[float]
+    processor_seconds: list[float]
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Timed]:
+    """What each call takes, `repeats` times in turn, so that a machine that slows down slows all of them alike.
 
     Every call is made once before, untimed.
     """
     for call in calls.values():
         jax.block_until_ready(call())
-    seconds = {name: [] for name in calls}
+    taken = {name: Timed([], []) for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+            taken[name].processor_seconds.append(time.process_time() - busy)
+            taken[name].seconds.append(time.perf_counter() - start)
+    return taken
 
 
 def ratio(seconds: list[float], baseline: list[float]) -> dict[str, float]:
@@ -57,21 +65,45 @@ def ratio(seconds: list[float], baseline: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def row(name: str, batch: int, seconds: list[float], baseline: list[float], done: Compiled) -> dict[str, Any]:
+def row(name: str, batch: int, taken: Timed, baseline: Timed, done: Compiled) -> dict[str, Any]:
     """What the tables show of a program, and every single timing."""
-    median = statistics.median(seconds)
+    median = statistics.median(taken.seconds)
     peak = peak_flops(jax.devices()[0].device_kind)
     return {
         "name": name,
         "images_per_s": batch / median,
         "ms": 1e3 * median,
-        "to_sync": ratio(seconds, baseline),
+        "to_sync": ratio(taken.seconds, baseline.seconds),
+        **({"to_sync_processor": ratio(taken.processor_seconds, baseline.processor_seconds)} if on_cpu() else {}),
         "tflops": done.flops / median / 1e12,
         "of_peak": None if peak is None else done.flops / median / peak,
         "compile_s": done.seconds,
         "memory_mib": done.mib,
-        "seconds": seconds,
+        **taken._asdict(),
     }
+
+
+def speed_row(name: str, taken: Timed, done: Compiled, baseline: Timed, first: Compiled) -> dict[str, Any]:
+    """The arithmetic of a program in a second, and against another one's in the same repetition.
+
+    On a CPU a second is one of a processor, elsewhere of the clock.
+    """
+    seconds, others = (one.processor_seconds if on_cpu() else one.seconds for one in (taken, baseline))
+    rates, other = ([one.flops / second for second in each] for one, each in ((done, seconds), (first, others)))
+    return {
+        "name": name,
+        "gflop": done.flops / 1e9,
+        "gflops": statistics.median(rates) / 1e9,
+        "of_first": ratio(rates, other),
+        "compile_s": done.seconds,
+        "memory_mib": done.mib,
+        **taken._asdict(),
+    }
+
+
+def on_cpu() -> bool:
+    """Whether the processors' time is what programs take."""
+    return jax.devices()[0].platform == "cpu"
 
 
 # NVIDIA's data sheets: dense bfloat16 on tensor cores, by the beginning of the device's name
@@ -106,6 +138,7 @@ def share(value: float | None) -> str:
     return "n/a" if value is None else f"{100 * value:.1f} %"
 
 
+_RATIO = "{0[median]:.3f} ({0[low]:.3f} ... {0[high]:.3f})".format
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "name": ("", str),
     "steps": ("steps", str),
@@ -113,9 +146,14 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "images_per_s": ("images/s", "{:.4g}".format),
     "ms": ("ms", "{:.4g}".format),
     "ms_per_step": ("ms/step", "{:.4g}".format),
-    "to_sync": ("x sync (low ... high)", "{0[median]:.3f} ({0[low]:.3f} ... {0[high]:.3f})".format),
+    "to_sync": ("x sync (low ... high)", _RATIO),
+    "to_sync_processor": ("of processor time", _RATIO),
     "to_sync_per_call": ("x sync per call", "{:.3f}".format),
-    "to_torch": ("x PyTorch (low ... high)", "{0[median]:.3f} ({0[low]:.3f} ... {0[high]:.3f})".format),
+    "to_torch": ("x PyTorch (low ... high)", _RATIO),
+    "to_torch_processor": ("of processor time", _RATIO),
+    "gflop": ("GFLOP", "{:.3g}".format),
+    "gflops": ("GFLOP/s", "{:.1f}".format),
+    "of_first": ("x the first (low ... high)", _RATIO),
     "tflops": ("TFLOP/s", "{:.3g}".format),
     "of_peak": ("of peak", share),
     "compile_s": ("compile s", "{:.1f}".format),

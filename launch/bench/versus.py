@@ -11,7 +11,7 @@ import numpy as np
 
 from asyncpatch_jax.types import Condition
 from launch.bench import cases, reference
-from launch.bench.timing import compiled, interleaved, ratio
+from launch.bench.timing import Timed, compiled, interleaved, on_cpu, ratio
 from launch.shared import build, pictures
 from launch.shared.generate import Inputs, image_keys
 
@@ -58,19 +58,20 @@ def compare(run: build.Run, batch: int, repeats: int, *, compile_torch: bool) ->
     ):
         print(f"{what}, ours and PyTorch's in turns", flush=True)
         calls = {"JAX": ours, **{name: make(one, images=images, labels=labels) for name, one in theirs.items()}}
-        seconds = interleaved(calls, repeats)
-        rows += [_row(f"{what}, {name}", batch, seconds[name], seconds["PyTorch"]) for name in calls]
+        taken = interleaved(calls, repeats)
+        rows += [_row(f"{what}, {name}", batch, taken[name], taken["PyTorch"]) for name in calls]
     return {**report, "rows": rows}
 
 
-def _row(name: str, batch: int, seconds: list[float], theirs: list[float]) -> dict[str, Any]:
-    median = statistics.median(seconds)
+def _row(name: str, batch: int, taken: Timed, theirs: Timed) -> dict[str, Any]:
+    median = statistics.median(taken.seconds)
     return {
         "name": name,
         "images_per_s": batch / median,
         "ms": 1e3 * median,
-        "to_torch": ratio(seconds, theirs),
-        "seconds": seconds,
+        "to_torch": ratio(taken.seconds, theirs.seconds),
+        **({"to_torch_processor": ratio(taken.processor_seconds, theirs.processor_seconds)} if on_cpu() else {}),
+        **taken._asdict(),
     }
 
 
