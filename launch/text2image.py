@@ -193,7 +193,8 @@ def shown(made: Made, objects: Sequence[str]) -> np.ndarray:
 def settings_of(values: flags.FlagValues, pretrained: Pretrained, original: photos.Original | None) -> Settings:
     """The family's defaults, the size at which a given photo is shown, and what the flags say."""
     side = (pretrained.denoiser.config.get("sample_size") or 128) * factor(pretrained)
-    given = {field.name: values[field.name].value for field in dataclasses.fields(Settings)}
+    flag = {"num_steps": "steps"}  # as all commands call it
+    given = {f.name: values[flag.get(f.name, f.name)].value for f in dataclasses.fields(Settings)}
     multiple = pretrained.denoiser.module.multiple * factor(pretrained)
     if original is not None:
         height, width = photos.shown_size(original, multiple, side, values.mask is not None)
@@ -288,7 +289,7 @@ def define_flags() -> None:
     seeding.define("Seed of the first image of each prompt.")
     flags.DEFINE_integer("height", None, "Pixels; the network's own size unless given.")
     flags.DEFINE_integer("width", None, "Pixels; the network's own size unless given.")
-    flags.DEFINE_integer("num_steps", None, "Steps; what the family's authors suggest unless given.", lower_bound=1)
+    flags.DEFINE_integer("steps", None, "Steps; what the family's authors suggest unless given.", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Classifier-free scale, 1 for none; FLUX: the scale that it is told.")
     flags.DEFINE_float("negative_guidance", None, "FLUX: classifier-free scale against --negative.")
     for name, (options, about) in _CHOICES.items():

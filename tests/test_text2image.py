@@ -62,7 +62,7 @@ def test_files_say_how_they_were_made(command, folder, tmp_path):
         "--schedule=asyndm",
         "--num=2",
         "--seed=5",
-        "--num_steps=3",
+        "--steps=3",
         "--show",
     )
     code, out, err = command(*asked)
@@ -109,7 +109,7 @@ def test_a_part_of_an_image(command, folder, tmp_path):
     code, _, err = command(
         folder,
         "--prompt=a dog",
-        "--num_steps=2",
+        "--steps=2",
         f"--image={tmp_path / 'picture.png'}",
         f"--mask={tmp_path / 'mask.png'}",
     )
@@ -128,7 +128,7 @@ def test_a_photo_of_any_size_comes_back_with_its_hole_filled_and_nothing_else_ch
     photo.save(tmp_path / "photo.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
     files = (f"--image={tmp_path / 'photo.png'}", f"--mask={tmp_path / 'mask.png'}")
-    code, out, err = command(folder, "--prompt=a dog", "--num_steps=1", "--batch=2", "--num=2", "--show", *files)
+    code, out, err = command(folder, "--prompt=a dog", "--steps=1", "--batch=2", "--num=2", "--show", *files)
     assert code == 0, err
     assert re.search(r"2 images in [2-9] windows of 32 x 32", out)
     one, two = (Image.open(tmp_path / "out" / "images" / f"000{i}.png") for i in range(2))
@@ -145,7 +145,7 @@ def test_a_whole_photo_of_any_size_changes(command, tmp_path, family, more):
     tiny_folders.folder(family, tmp_path / family)
     photo = np.random.default_rng(0).integers(0, 256, (45, 23, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
-    asked = (tmp_path / family, "--prompt=a dog", "--num_steps=1", f"--image={tmp_path / 'photo.png'}", *more)
+    asked = (tmp_path / family, "--prompt=a dog", "--steps=1", f"--image={tmp_path / 'photo.png'}", *more)
     code, _, err = command(*asked)
     assert code == 0, err
     made = pixels(tmp_path / "out" / "images" / "0000.png")
@@ -199,7 +199,7 @@ def by_library(folder, request, **changes):
 
 
 def by_command(command, tmp_path, *arguments):
-    code, _, err = command(*arguments, "--num_steps=3", "--overwrite")
+    code, _, err = command(*arguments, "--steps=3", "--overwrite")
     assert code == 0, err
     return pixels(tmp_path / "out" / "images" / "0000.png").astype(int)
 
@@ -316,7 +316,7 @@ def test_objects_of_a_file_say_how_slow_whole_images_go(command, folder, tmp_pat
     items = {"item_idx": {"a red dog and a cat": [2, 5]}, "item_k": {"a red dog and a cat": [0.5, 0.9]}}
     (tmp_path / "i.json").write_text(json.dumps(items))
     asked = (folder, f"--prompts={tmp_path / 'p.json'}", f"--items={tmp_path / 'i.json'}", "--schedule=concave")
-    err = command(*asked, "--num_steps=100")[2]
+    err = command(*asked, "--steps=100")[2]
     assert re.search(r"expected 0 <= k <= 0\.\d+ .*got 0.8999", err), err
     assert "without --items, which have their own" in command(*asked, "--omega=0.5")[2]
 
@@ -369,7 +369,7 @@ def test_two_processes_make_what_one_does(command, folder, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    asked = [str(folder), "--prompt=a red dog", "--objects=dog", "--schedule=asyndm", "--num=4", "--num_steps=2"]
+    asked = [str(folder), "--prompt=a red dog", "--objects=dog", "--schedule=asyndm", "--num=4", "--steps=2"]
     split = "from asyncpatch_jax import sharding; sharding.MIN_SIZE = 1; import runpy; "
     split += "runpy.run_module('launch.text2image', run_name='__main__', alter_sys=True)"
     environment = {
