@@ -431,9 +431,7 @@ def test_a_policy_is_trained_and_used_over_a_mesh(tmp_path, monkeypatch):
     And it is read onto the devices that the network lies on.
     """
     monkeypatch.setattr(build, "load_run", lambda *where, **more: test_launch.run())
-    folder = tmp_path / "digits"
-    folder.mkdir()
-    (folder / "run.json").write_text("{}")
+    folder = test_launch.folder_of(tmp_path / "digits")
     rewards, combine = [], train_tpm.combine
 
     def spied(scores, weights):

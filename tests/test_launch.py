@@ -13,7 +13,7 @@ from PIL import Image
 from asyncpatch_jax.data import masks
 from configs import digits
 from launch import elbo
-from launch.shared import build, pictures, plans
+from launch.shared import build, pictures, plans, records
 from tests import mains
 
 
@@ -42,6 +42,14 @@ def command(monkeypatch, capsys):
 
 def _copy(a_run):
     return a_run._replace(config=a_run.config.copy_and_resolve_references())
+
+
+def folder_of(path):
+    """A new folder at `path` that stands for the tiny network's: what it is trained on, and no weights."""
+    path.mkdir()
+    config = run().config
+    records.write(path, records.record(config, build.dataset(config, "test")))
+    return path
 
 
 def _pixels(path):
@@ -456,8 +464,7 @@ def test_commands_that_read_a_run_can_refuse_to_fall_back(monkeypatch, capsys, t
 
     monkeypatch.setattr(build, "load_run", asked)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text('{"config": {}, "data": {}}')
+    folder_of(tmp_path / "run")
     for flag, value in ((None, True), ("--nofall_back", False)):
         code, _, err = command(name, *arguments, *filter(None, [flag]), f"--out={tmp_path / 'out'}")
         assert code == 1

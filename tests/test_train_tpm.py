@@ -25,7 +25,7 @@ from configs import tpm_digits
 from launch import evaluate, train_tpm
 from launch.policy import iteration, rewarding, subjects
 from launch.policy.pages import Made, numbers
-from launch.shared import build, cli, records
+from launch.shared import build, cli
 from launch.studies import tpm, tpm_page
 from launch.studies.tpm_page import LIFTED, PAPER, PLAIN, SPATIAL, Row, Study, table, verdict
 from tests import OLDER_EMITTERS, mains, test_launch, tiny_folders
@@ -42,10 +42,7 @@ def bright(images, prompts):
 @pytest.fixture(scope="module")
 def denoiser(tmp_path_factory):
     """A folder that stands for the tiny network's."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"config": records.plain(test_launch.run().config), "data": {}}))
-    return folder
+    return test_launch.folder_of(tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(autouse=True)
