@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from asyncpatch_jax import metrics
 from asyncpatch_jax.models import TPM
 from asyncpatch_jax.sampling import TPMSchedule
 from asyncpatch_jax.training import policies
@@ -41,7 +40,7 @@ def _run(name, **changed):
     return names
 
 
-# the others read networks, and have tests of their own below
+# the others read networks: two have tests of their own below, and rewards.md has one in test_preferences.py
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name not in ("text2image.md", "tpm.md", "rewards.md")])
 def test_blocks_run(name):
     _run(name)
@@ -54,13 +53,6 @@ def test_a_folder_makes_images(tmp_path, monkeypatch, capsys):
     words = {"prompt": ("a bear and a clock", "a cat and a dog"), "objects": ('"bear", "clock"', '"cat", "dog"')}
     _run("text2image.md", **small, **words)
     assert capsys.readouterr().out.count("(32, 32, 3)") == 2
-
-
-def test_rewards_are_combined(monkeypatch):
-    public = metrics.from_callable("pick", lambda images, prompts: [3.0, 1.0])
-    monkeypatch.setattr(metrics.preferences, "read_reward", lambda name, folder: public)
-    monkeypatch.setitem(vars(metrics), "read_reward", lambda name, folder: public)
-    assert _run("rewards.md")["total"].shape == (2,)
 
 
 def test_a_policy_is_a_schedule(monkeypatch):
