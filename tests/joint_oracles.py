@@ -8,21 +8,22 @@ from diffusers.models.embeddings import Timesteps
 from torch.nn import functional
 
 from asyncpatch_jax.pretrained.folders import names
+from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import tiny
 
-
-class WideSinusoid(torch.nn.Module):
-    """diffusers' `Timesteps` computes in float32, whatever the network's type."""
-
-    def forward(self, t):
-        angles = t.double()[..., None] * 10_000.0 ** -(torch.arange(128, dtype=torch.float64) / 128)
-        return torch.cat([angles.cos(), angles.sin()], -1)
+# of latents, of their tokens, and of a text; times of two images
+SIZE, GRID, TEXT = (6, 10), (3, 5), 7
+TIMES = np.array([713.25, 80.5], np.float32)
+# of two objects in two images
+SPANS = Spans(
+    np.array([[2, 3, 6], [0, 5, 5]]), np.array([[[1, 0], [0.5, 0], [0, 1]], [[0, 2], [1, 0], [0, 0]]], np.float32)
+)
 
 
 def reference(kind, config):
     """A network of diffusers with random weights, in float64."""
     net = tiny.randomised(kind(**config).double(), seed=1)
-    net.time_text_embed.time_proj = WideSinusoid()
+    net.time_text_embed.time_proj = tiny.WideSinusoid(256)
     return net
 
 
@@ -31,12 +32,64 @@ def to_float32(net):
     net.float().time_text_embed.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
 
 
-def built(family, net, dtype):
-    """Our module and parameters for it; `family` is `sd3` or `flux`."""
-    module = family.from_config(net.config, dtype)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *family.example(module))["params"]
-    kind = jnp.float32 if dtype == jnp.bfloat16 else dtype
-    return module, jax.tree.map(lambda p: jnp.asarray(p, kind), names.from_torch(shapes, tiny.state(net)))
+def inputs(**more):
+    """Latents of two images and a condition, of which `more` is part."""
+    cond = Condition(tokens=random(2, TEXT, 12, seed=1), pooled=random(2, 10, seed=2), **more)
+    return random(2, *SIZE, 4), cond
+
+
+def ours(family, net, x, t, cond, dtype=jnp.float64):
+    """(out, aux) of our module with the network's weights; `family` is `sd3` or `flux`."""
+    with jax.enable_x64(dtype == jnp.float64):
+        kind = jnp.float32 if dtype == jnp.bfloat16 else dtype
+        module, params = tiny.built(family, net.config, net, dtype)
+        t = FewTimes(*map(jnp.asarray, t)) if isinstance(t, FewTimes) else jnp.asarray(t)
+        floats = ("tokens", "pooled", "reference")
+        cond = cond._replace(**{f: jnp.asarray(a, kind) for f in floats if (a := getattr(cond, f)) is not None})
+        out, aux = jax.jit(module.apply)({"params": params}, jnp.asarray(x, kind), t, cond)
+        return np.asarray(out, np.float64), aux
+
+
+def scalar(times=TIMES):
+    """A time for each image, as a field of one cell."""
+    return times.reshape(-1, 1, 1, 1)
+
+
+def few(grid=GRID):
+    """Three times an image, whose last one none of the cells has."""
+    index = np.random.default_rng(5).integers(0, 2, (2, *grid, 1))
+    return FewTimes(np.array([[900.5, 333.25, 1.0], [0.5, 612.0, 7.0]], np.float32), index.astype(np.int8))
+
+
+def dense(t):
+    """The field of few times."""
+    return np.take_along_axis(t.values[:, None, None], t.index.astype(int), 3)
+
+
+def constant_fields():
+    """Fields, dense and of few times, all of whose cells have the time of their image."""
+    return np.broadcast_to(scalar(), (2, *GRID, 1)), FewTimes(np.repeat(TIMES[:, None], 3, 1), few().index)
+
+
+def object_maps(rows):
+    """What tokens attend to the objects of SPANS, from the softmax weights [b, n, l] of their attention to a text."""
+    columns = np.stack([row[:, index] for row, index in zip(rows, SPANS.index, strict=True)])
+    return np.einsum("bnm,bmk->bnk", columns, SPANS.weight).reshape(2, *GRID, 2)
+
+
+def two_close_times(family, net, theirs, x, cond):
+    """Outputs at 1000 and 999, neighbours of which bfloat16 has but the first: ours computed in it, and exact ones."""
+    pairs = [np.array([t, t], np.float32) for t in (1000.0, 999.0)]
+    outs = [ours(family, net, x, scalar(times), cond, jnp.bfloat16)[0] for times in pairs]
+    return outs, [theirs(net, x, cond, times) for times in pairs]
+
+
+def tensors(family, kind, config):
+    """Shapes by name, ours and those of diffusers' class `kind`, neither of which is filled with numbers."""
+    with torch.device("meta"):
+        net = kind.from_config(config)
+    slots = names.torch_tensors(tiny.shapes(family, family.from_config(config)))
+    return {key: slot.shape for key, slot in slots.items()}, {k: tuple(v.shape) for k, v in net.state_dict().items()}
 
 
 def random(*shape, seed=0):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from asyncpatch_jax.pretrained.folders import names
 from asyncpatch_jax.pretrained.networks import autoencoder
 from asyncpatch_jax.pretrained.networks.tiling import starts, tiled, weights
+from tests import tiny
 
 TINY = {
     "block_out_channels": [8, 16, 16],
@@ -36,21 +36,11 @@ CONFIGS = {
 
 
 def reference(config):
-    net = AutoencoderKL(**config).double().eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, param in net.named_parameters():
-            scale = 0.3 if param.ndim == 1 else 1.2 / np.sqrt(param[0].numel())
-            noise = scale * torch.randn(param.shape, generator=generator, dtype=param.dtype)
-            param.copy_(noise + ("norm" in name and name.endswith("weight")))
-    return net
+    return tiny.randomised(AutoencoderKL(**config).double(), seed=1)
 
 
 def ours(config, net, kind):
-    vae = autoencoder.from_config(config, kind)
-    shapes = jax.eval_shape(vae.init, jax.random.key(0), *autoencoder.example(vae))["params"]
-    params = names.from_torch(shapes, {name: tensor.numpy() for name, tensor in net.state_dict().items()})
-    return vae, jax.tree.map(lambda leaf: jnp.asarray(leaf, kind), params)
+    return tiny.built(autoencoder, config, net, kind)
 
 
 @functools.cache

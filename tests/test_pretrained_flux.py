@@ -1,5 +1,7 @@
 """FLUX's transformer is diffusers', to rounding, on random weights; with a time per token and a reference too."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,10 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline, FluxTransformer2DModel
 
-from asyncpatch_jax.pretrained.folders import names
 from asyncpatch_jax.pretrained.folders.presets import PRESETS
 from asyncpatch_jax.pretrained.networks import flux, joint
-from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import joint_oracles as oracle
+from tests.joint_oracles import GRID, SIZE, TEXT, TIMES, dense, few, scalar
 
 TINY = {
     "in_channels": 16,
@@ -24,31 +25,15 @@ TINY = {
     "axes_dims_rope": (4, 6, 6),
     "guidance_embeds": True,
 }
-SIZE, GRID, TEXT = (6, 10), (3, 5), 7
-TIMES = np.array([713.25, 80.5], np.float32)
 
 
 def inputs(reference=None, **more):
-    x, tokens, pooled = oracle.random(2, *SIZE, 4), oracle.random(2, TEXT, 12, seed=1), oracle.random(2, 10, seed=2)
     if reference is not None:
         more["reference"] = oracle.random(2, *reference, 4, seed=3)
-    return x, Condition(tokens=tokens, pooled=pooled, guidance=np.array([3.5, 1.25], np.float32), **more)
+    return oracle.inputs(guidance=np.array([3.5, 1.25], np.float32), **more)
 
 
-def scalar(times=TIMES):
-    return times.reshape(-1, 1, 1, 1)
-
-
-def ours(net, x, t, cond, dtype=jnp.float64):
-    """(out, aux) of our module with the network's weights."""
-    with jax.enable_x64(dtype == jnp.float64):
-        kind = jnp.float32 if dtype == jnp.bfloat16 else dtype
-        module, params = oracle.built(flux, net, dtype)
-        t = FewTimes(*map(jnp.asarray, t)) if isinstance(t, FewTimes) else jnp.asarray(t)
-        floats = ("tokens", "pooled", "reference")
-        cond = cond._replace(**{f: jnp.asarray(a, kind) for f in floats if (a := getattr(cond, f)) is not None})
-        out, aux = jax.jit(module.apply)({"params": params}, jnp.asarray(x, kind), t, cond)
-        return np.asarray(out, np.float64), aux
+ours = functools.partial(oracle.ours, flux)
 
 
 def packed(x, net):
@@ -107,24 +92,12 @@ def test_one_epsilon_matters(monkeypatch):
     assert oracle.error(ours(net, x, scalar(), cond)[0], theirs(net, x, cond)) > 2e-7
 
 
-def few(grid=GRID):
-    """Three times an image, whose last one none of the cells has."""
-    index = np.random.default_rng(5).integers(0, 2, (2, *grid, 1))
-    return FewTimes(np.array([[900.5, 333.25, 1.0], [0.5, 612.0, 7.0]], np.float32), index.astype(np.int8))
-
-
-def dense(t):
-    return np.take_along_axis(t.values[:, None, None], t.index.astype(int), 3)
-
-
 @pytest.mark.parametrize("reference", [None, (4, 12)], ids=["", "reference"])
 def test_a_constant_field_is_its_scalar(reference):
     net, (x, cond) = oracle.reference(FluxTransformer2DModel, TINY), inputs(reference)
     once = ours(net, x, scalar(), cond)[0]
-    constant = np.broadcast_to(scalar(), (2, *GRID, 1))
-    assert oracle.error(ours(net, x, constant, cond)[0], once) < 1e-13
-    same = FewTimes(np.repeat(TIMES[:, None], 3, 1), few().index)
-    assert oracle.error(ours(net, x, same, cond)[0], once) < 1e-13
+    for field in oracle.constant_fields():
+        assert oracle.error(ours(net, x, field, cond)[0], once) < 1e-13
 
 
 @pytest.mark.parametrize("reference", [None, SIZE, (4, 12)], ids=["", "reference", "reference of another size"])
@@ -157,15 +130,12 @@ def test_text_is_told_the_mean():
 @pytest.mark.parametrize("reference", [None, SIZE], ids=["", "reference"])
 def test_maps_are_columns_of_the_joint_softmax(monkeypatch, reference):
     net = oracle.reference(FluxTransformer2DModel, CASES["guided"][0])
-    weight = np.array([[[1, 0], [0.5, 0], [0, 1]], [[0, 2], [1, 0], [0, 0]]], np.float32)
-    spans = Spans(np.array([[2, 3, 6], [0, 5, 5]]), weight)
-    x, cond = inputs(reference, spans=spans)
+    x, cond = inputs(reference, spans=oracle.SPANS)
     image = GRID[0] * GRID[1]
     seen = oracle.joint_weights(monkeypatch, TEXT + image * (1 if reference is None else 2))
     out = theirs(net, x, cond)
     rows = torch.stack(seen).mean((0, 2))[:, TEXT : TEXT + image, :TEXT].numpy()
-    columns = np.stack([row[:, index] for row, index in zip(rows, spans.index, strict=True)])
-    expected = np.einsum("bnm,bmk->bnk", columns, weight).reshape(2, *GRID, 2)
+    expected = oracle.object_maps(rows)
     got, aux = ours(net, x, scalar(), cond)
     assert len(seen) == net.config.num_layers + net.config.num_single_layers
     assert oracle.error(got, out) < 2e-7
@@ -175,8 +145,7 @@ def test_maps_are_columns_of_the_joint_softmax(monkeypatch, reference):
 def test_bfloat16_keeps_times_apart():
     """996 and 1000 are neighbours in bfloat16."""
     net, (x, cond) = oracle.reference(FluxTransformer2DModel, TINY), inputs()
-    outs = [ours(net, x, scalar(np.array([t, t], np.float32)), cond, jnp.bfloat16)[0] for t in (1000.0, 999.0)]
-    exact = [theirs(net, x, cond, np.array([t, t], np.float32)) for t in (1000.0, 999.0)]
+    outs, exact = oracle.two_close_times(flux, net, theirs, x, cond)
     assert oracle.error(outs[0] - outs[1], exact[0] - exact[1]) < 0.5
 
 
@@ -209,10 +178,5 @@ def test_settings_that_are_not_implemented_are_refused(changes, words):
 
 
 def test_full_size_has_diffusers_tensors():
-    config = PRESETS["flux"]["transformer"]
-    with torch.device("meta"):
-        net = FluxTransformer2DModel.from_config(config)
-    module = flux.from_config(config)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *flux.example(module))["params"]
-    ours = {key: slot.shape for key, slot in names.torch_tensors(shapes).items()}
-    assert ours == {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+    found, expected = oracle.tensors(flux, FluxTransformer2DModel, PRESETS["flux"]["transformer"])
+    assert found == expected

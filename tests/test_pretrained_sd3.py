@@ -1,5 +1,7 @@
 """SD3's transformer is diffusers', to rounding, on random weights; with a time per token too."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,11 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from asyncpatch_jax.pretrained.folders import names
 from asyncpatch_jax.pretrained.folders.presets import PRESETS
 from asyncpatch_jax.pretrained.networks import joint, sd3
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import joint_oracles as oracle
+from tests.joint_oracles import GRID, SIZE, TEXT, TIMES, dense, few, scalar
 from tests.oracles import blur_of_one
 
 TINY = {
@@ -30,31 +32,12 @@ CONFIGS = {
     "sd35": TINY | {"num_layers": 9, "dual_attention_layers": (0, 1, 2, 3, 6), "qk_norm": "rms_norm"},
     "dual to the last": TINY | {"num_layers": 2, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
 }
-SIZE, GRID, TEXT = (6, 10), (3, 5), 7
 SMALL = TINY | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
 # five layers, three of them a loop
 MIDDLE = SMALL | {"num_layers": 5, "dual_attention_layers": (0, 1, 2)}
-TIMES = np.array([713.25, 80.5], np.float32)
 
 
-def inputs(**more):
-    x, tokens, pooled = oracle.random(2, *SIZE, 4), oracle.random(2, TEXT, 12, seed=1), oracle.random(2, 10, seed=2)
-    return x, Condition(tokens=tokens, pooled=pooled, **more)
-
-
-def scalar(times=TIMES):
-    return times.reshape(-1, 1, 1, 1)
-
-
-def ours(net, x, t, cond, dtype=jnp.float64):
-    """(out, aux) of our module with the network's weights."""
-    with jax.enable_x64(dtype == jnp.float64):
-        kind = jnp.float32 if dtype == jnp.bfloat16 else dtype
-        module, params = oracle.built(sd3, net, dtype)
-        t = FewTimes(*map(jnp.asarray, t)) if isinstance(t, FewTimes) else jnp.asarray(t)
-        floats = {field: jnp.asarray(getattr(cond, field), kind) for field in ("tokens", "pooled")}
-        out, aux = jax.jit(module.apply)({"params": params}, jnp.asarray(x, kind), t, cond._replace(**floats))
-        return np.asarray(out, np.float64), aux
+ours = functools.partial(oracle.ours, sd3)
 
 
 def theirs(net, x, cond, times=TIMES):
@@ -71,7 +54,7 @@ def theirs(net, x, cond, times=TIMES):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equals_diffusers(name):
-    net, (x, cond) = oracle.reference(SD3Transformer2DModel, CONFIGS[name]), inputs()
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, CONFIGS[name]), oracle.inputs()
     expected = theirs(net, x, cond)
     assert oracle.error(ours(net, x, scalar(), cond)[0], expected) < 2e-7
     oracle.to_float32(net)
@@ -80,34 +63,22 @@ def test_equals_diffusers(name):
 
 def test_one_epsilon_matters(monkeypatch):
     """A parity test that a wrong epsilon passes is none."""
-    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs()
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), oracle.inputs()
     monkeypatch.setattr(joint, "_EPS", 1e-5)
     assert oracle.error(ours(net, x, scalar(), cond)[0], theirs(net, x, cond)) > 2e-7
 
 
-def few(grid=GRID):
-    """Three times an image, whose last one none of the cells has."""
-    index = np.random.default_rng(5).integers(0, 2, (2, *grid, 1))
-    return FewTimes(np.array([[900.5, 333.25, 1.0], [0.5, 612.0, 7.0]], np.float32), index.astype(np.int8))
-
-
-def dense(t):
-    return np.take_along_axis(t.values[:, None, None], t.index.astype(int), 3)
-
-
 def test_a_constant_field_is_its_scalar():
-    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs()
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), oracle.inputs()
     once = ours(net, x, scalar(), cond)[0]
-    constant = np.broadcast_to(scalar(), (2, *GRID, 1))
-    assert oracle.error(ours(net, x, constant, cond)[0], once) < 1e-13
-    same = FewTimes(np.repeat(TIMES[:, None], 3, 1), few().index)
-    assert oracle.error(ours(net, x, same, cond)[0], once) < 1e-13
+    for field in oracle.constant_fields():
+        assert oracle.error(ours(net, x, field, cond)[0], once) < 1e-13
 
 
 @pytest.mark.parametrize("text", [None, np.array([500.25, 41.0], np.float32)], ids=["mean", "given"])
 def test_a_time_per_token(monkeypatch, text):
     """Against diffusers, patched; text tokens are told the mean of the field or a time of their own."""
-    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs(text_time=text)
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), oracle.inputs(text_time=text)
     t = few()
     fields = dense(t).reshape(2, -1)
     mean = fields.mean(1, dtype=np.float64) if text is None else text
@@ -119,7 +90,7 @@ def test_a_time_per_token(monkeypatch, text):
 
 
 def test_cells_finer_than_tokens_are_picked_and_coarser_ones_repeated():
-    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs(text_time=TIMES)
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), oracle.inputs(text_time=TIMES)
     fine = few(SIZE)
     picked = FewTimes(fine.values, fine.index[:, ::2, ::2])
     expected = ours(net, x, picked, cond)[0]
@@ -132,16 +103,13 @@ def test_cells_finer_than_tokens_are_picked_and_coarser_ones_repeated():
 
 def test_maps_are_blocks_of_the_joint_softmax(monkeypatch):
     net = oracle.reference(SD3Transformer2DModel, CONFIGS["sd35"])
-    weight = np.array([[[1, 0], [0.5, 0], [0, 1]], [[0, 2], [1, 0], [0, 0]]], np.float32)
-    spans = Spans(np.array([[2, 3, 6], [0, 5, 5]]), weight)
-    x, cond = inputs(spans=spans)
+    x, cond = oracle.inputs(spans=oracle.SPANS)
     seen = oracle.joint_weights(monkeypatch, GRID[0] * GRID[1] + TEXT)
     out = theirs(net, x, cond)
     cells = GRID[0] * GRID[1]
     whole = torch.stack(seen).mean((0, 2))[:, :cells].numpy()
     own, rows = whole[..., :cells], whole[..., cells:]
-    columns = np.stack([row[:, index] for row, index in zip(rows, spans.index, strict=True)])
-    expected = np.einsum("bnm,bmk->bnk", columns, weight).reshape(2, *GRID, 2)
+    expected = oracle.object_maps(rows)
     got, aux = ours(net, x, scalar(), cond)
     assert len(seen) == net.config.num_layers
     assert oracle.error(got, out) < 2e-7
@@ -154,7 +122,9 @@ def test_maps_are_blocks_of_the_joint_softmax(monkeypatch):
 def test_the_image_s_own_maps_are_not_computed_unless_they_are_read():
     module = sd3.from_config(MIDDLE)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *sd3.example(module))
-    x, cond = jax.tree.map(jnp.asarray, inputs(spans=Spans(np.array([[2], [0]]), np.ones((2, 1, 1), np.float32))))
+    x, cond = jax.tree.map(
+        jnp.asarray, oracle.inputs(spans=Spans(np.array([[2], [0]]), np.ones((2, 1, 1), np.float32)))
+    )
 
     def program(*names):
         def ask(variables):
@@ -180,7 +150,7 @@ def blurring(module, sigmas):
 
 def test_queries_of_middle_layers_are_blurred_over_the_image():
     """After their norm, of both attentions of a layer that has two; the text's never. Of five layers, the second."""
-    net, (x, cond) = oracle.reference(SD3Transformer2DModel, MIDDLE), inputs()
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, MIDDLE), oracle.inputs()
     plain = theirs(net, x, cond)
     sigmas = np.array([0.0, 1.2], np.float32)
     for attention in (net.transformer_blocks[1].attn, net.transformer_blocks[1].attn2):
@@ -202,30 +172,29 @@ def test_middle_layers_are_those_recommended_for_stable_diffusion_35():
 
 def test_bfloat16_keeps_times_apart():
     """996 and 1000 are neighbours in bfloat16."""
-    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs()
-    outs = [ours(net, x, scalar(np.array([t, t], np.float32)), cond, jnp.bfloat16)[0] for t in (1000.0, 999.0)]
-    exact = [theirs(net, x, cond, np.array([t, t], np.float32)) for t in (1000.0, 999.0)]
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), oracle.inputs()
+    outs, exact = oracle.two_close_times(sd3, net, theirs, x, cond)
     assert oracle.error(outs[0] - outs[1], exact[0] - exact[1]) < 0.5
     assert oracle.error(outs[0], exact[0]) < 0.1
 
 
 def wrong(**changes):
-    x, cond = inputs()
+    x, cond = oracle.inputs()
     return x, scalar(), cond._replace(**changes)
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ((inputs()[0][:, :5], scalar(), inputs()[1]), "multiples of 2"),
-        ((oracle.random(2, 26, 2, 4), scalar(), inputs()[1]), "at most 12 x 12 patches"),
-        ((inputs()[0], scalar(), None), "got no tokens"),
+        ((oracle.inputs()[0][:, :5], scalar(), oracle.inputs()[1]), "multiples of 2"),
+        ((oracle.random(2, 26, 2, 4), scalar(), oracle.inputs()[1]), "at most 12 x 12 patches"),
+        ((oracle.inputs()[0], scalar(), None), "got no tokens"),
         (wrong(pooled=None), "got no pooled"),
         (wrong(pooled=np.zeros((2, 9), np.float32)), "pooled for 2 images, of width 10"),
         (wrong(mask=np.ones((2, TEXT), bool)), "got mask too"),
         (wrong(text_time=np.zeros((2, 1), np.float32)), "text_time as float32"),
         (wrong(spans=Spans(np.zeros((1, 2), int), np.ones((1, 2, 1), np.float32))), "spans for 2 images"),
-        ((inputs()[0], np.zeros((2, 2, 5, 1), np.float32), inputs()[1]), "whose grid refines"),
+        ((oracle.inputs()[0], np.zeros((2, 2, 5, 1), np.float32), oracle.inputs()[1]), "whose grid refines"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, words):
@@ -248,18 +217,13 @@ def test_settings_that_are_not_implemented_are_refused(changes, words):
 
 
 def test_full_size_has_diffusers_tensors():
-    config = PRESETS["sd3.5"]["transformer"]
-    with torch.device("meta"):
-        net = SD3Transformer2DModel.from_config(config)
-    module = sd3.from_config(config)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *sd3.example(module))["params"]
-    ours = {key: slot.shape for key, slot in names.torch_tensors(shapes).items()}
-    assert ours == {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+    found, expected = oracle.tensors(sd3, SD3Transformer2DModel, PRESETS["sd3.5"]["transformer"])
+    assert found == expected
 
 
 def test_text_is_not_told_of_known_cells():
     """Half of the cells are known, at 0: the text is told the mean of the others, as if it had been said."""
-    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), inputs()
+    net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), oracle.inputs()
     t = jnp.zeros((2, *GRID, 1), jnp.float32).at[:, 1:].set(TIMES.reshape(2, 1, 1, 1))
     np.testing.assert_array_equal(joint.text_time(t, cond), TIMES[:, None])
     assert (joint.text_time(jnp.zeros_like(t), cond) == 0).all()

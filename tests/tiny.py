@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from asyncpatch_jax.pretrained.folders import names
 
 TEXTS = (
     "a cat eating a sandwich on the street",
@@ -40,6 +44,30 @@ def make_t5_norm_wide(monkeypatch) -> None:
 def state(net: torch.nn.Module) -> dict[str, np.ndarray]:
     """A network's tensors as `names.from_torch` takes them."""
     return {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
+
+
+def shapes(family, module):
+    """Of the parameters of our module; `family` is its file in `pretrained.networks`."""
+    return jax.eval_shape(module.init, jax.random.key(0), *family.example(module))["params"]
+
+
+def built(family, config, net: torch.nn.Module, dtype):
+    """Our module for a config.json, and a network's weights as its parameters, which bfloat16 computes with too."""
+    module = family.from_config(config, dtype)
+    kind = jnp.float32 if dtype == jnp.bfloat16 else dtype
+    return module, jax.tree.map(lambda p: jnp.asarray(p, kind), names.from_torch(shapes(family, module), state(net)))
+
+
+class WideSinusoid(torch.nn.Module):
+    """diffusers' `Timesteps`, cosines first, which computes in float32 whatever the network's type."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.freqs = 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+
+    def forward(self, t):
+        angles = t.double()[..., None] * self.freqs
+        return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 def clip_tokenizer(folder: Path, *, pad: str = "<|endoftext|>", length: int = 77) -> int:
