@@ -3,8 +3,10 @@
 import atexit
 import gc
 import os
+import re
 import shutil
 import tempfile
+from pathlib import Path
 
 from tests import OLDER_EMITTERS
 
@@ -34,7 +36,30 @@ os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_EMITTERS, "")
 
 # tests that start programs of their own take longest. They come first: a long one that comes last leaves a core idle
 _LONG = ("test_sharding.py", "test_processes.py", "test_train.py", "test_train_tpm.py", "test_scenes_training.py")
+# `pytest -m fast` is all but what starts programs or has a network of torch beside it, which their files' first lines
+# tell, and but the files here, which compile for TPUs, train or compile much else (docs/contributing.md)
+_NOT_FAST = re.compile(
+    r"^(import|from) (subprocess|torch|diffusers|transformers|tests import .*tiny\w*)\b", re.MULTILINE
+)
+_COMPILE_MUCH = """
+    attention benchmark compile concave concave_cells concave_networks convolution elbo grpo jax_settings judge kernels
+    launch level_times losses scenes scenes_training schedules solvers text_guidance tpm_schedule train_alignment zigzag
+"""
+
+
+def _fast(path: Path) -> bool:
+    return path.stem.removeprefix("test_") not in _COMPILE_MUCH.split() and not _NOT_FAST.search(path.read_text())
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With `-m fast`, the other files are not even imported: torch alone takes longer than many a test."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if config.option.markexpr == "fast" and is_test and not _fast(collection_path) else None
 
 
 def pytest_collection_modifyitems(items):
+    fast = {path for path in {item.path for item in items} if _fast(path)}
+    for item in items:
+        if item.path in fast:
+            item.add_marker("fast")
     items.sort(key=lambda item: item.path.name not in _LONG)
