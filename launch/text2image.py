@@ -14,7 +14,6 @@ Image i of a prompt has the seed --seed + i, and depends on nothing else.
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import math
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from absl import flags
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+import asyncpatch_jax
 from asyncpatch_jax import sharding, viz
 from asyncpatch_jax.data.channels import with_channels
 from asyncpatch_jax.data.prompts import Prompt, read_prompts
@@ -152,8 +152,7 @@ def record(
 ) -> tuple[list[dict[str, str]], dict[str, str]]:
     """What each image's file says of how it was made, and the grid's: all that it depends on, files by their names."""
     more = {name: values[name].value for name in _RECORDED}
-    version = importlib.metadata.version("asyncpatch_jax")
-    shared = {"model": folder, **dataclasses.asdict(settings), **more, "version": version}
+    shared = {"model": folder, **dataclasses.asdict(settings), **more, "version": asyncpatch_jax.__version__}
     own = [{name: value for name, value in r._asdict().items() if name not in _ARRAYS} for r in requests]
 
     def text(content: dict[str, Any]) -> str:

@@ -24,7 +24,8 @@ from asyncpatch_jax.training.stored import DamagedError
 
 EVERY_BYTE = bool(os.environ.get("EVERY_BYTE"))  # for a long look
 OPTIMIZER = adam(1e-2)
-RECORD = {"config": {"seed": 0}, "data": {"images": 3}}
+DATA = {"num_classes": 2, "class_names": ["a", "b"], "shape": [8, 8, 1]}
+RECORD = {"config": {"seed": 0}, "data": {**DATA, "images": 3}}
 
 
 FORGET = stored._forget
@@ -219,8 +220,8 @@ def test_checkpoints_of_before_there_were_checksums_are_still_read(whole, tmp_pa
     with Checkpoints(folder, read_only=True) as checkpoints:
         assert same(checkpoints.restore(jax.eval_shape(lambda: state_of(0)), Stream()), state_of(2))
     assert recorded(tmp_path, "run.json", "data") == {"config": RECORD["config"]}
-    (tmp_path / "run.json").write_text(json.dumps({"config": {"seed": 5}, "data": {"images": 7}}))
-    assert recorded(tmp_path, "run.json", "data") == {"config": RECORD["config"], "data": {"images": 7}}
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"seed": 5}, "data": {**DATA, "images": 7}}))
+    assert recorded(tmp_path, "run.json", "data") == {"config": RECORD["config"], "data": {**DATA, "images": 7}}
     unsealed = {name: value for name, value in about.items() if name != "seal"}
     (folder / "2" / "about" / "metadata").write_text(json.dumps(unsealed))
     with Checkpoints(folder, read_only=True) as checkpoints, pytest.raises(DamagedError):

@@ -217,7 +217,7 @@ def test_every_schedule_and_solver_runs_with_64_bit_types(wide, dtype):
     guided = classifier_free(two_calls(elementwise, elementwise), jnp.asarray([1.0, 2.0]), (0.1, 0.9))
     guided = look_ahead(input_guidance(guided, FLOW, "velocity", MASK, key, 0.5), FLOW, (2, 2))
     assert begin_and_run(Heun(FLOW), UncertaintyGuided(linear(2), (2, 2)), guided).dtype == dtype
-    assert paste_back(known, known, MASK, 1.0).dtype == dtype
+    assert paste_back(known, known, MASK).dtype == dtype
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)

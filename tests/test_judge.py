@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch import judge
 from launch.shared import build, cli, digits_judge
 from launch.studies import digits
 

@@ -213,7 +213,7 @@ def field(kind):
     count = {"few": 3, "many": 12, "shared": 3}[kind]
     batch = 1 if kind == "shared" else 2
     values = jnp.asarray(rng.uniform(0, 999, (batch, count)), jnp.float32)
-    return timefield.few(values, jnp.asarray(rng.integers(0, count, (batch, *grid, 1))))
+    return timefield.assembled(values, jnp.asarray(rng.integers(0, count, (batch, *grid, 1))))
 
 
 @pytest.mark.parametrize("kind", ["pixels", "coarse", "column", "few", "many", "shared"])
@@ -233,7 +233,10 @@ def test_a_constant_field_is_the_scalar(small):
     x, cond = inputs(SMALL)
     t = times([3, 801])
     scalar, _ = small.apply(small.params, x, t, cond)
-    for constant in (jnp.tile(t, (1, *SIZE, 1)), timefield.few(t[:, :, 0, 0], jnp.zeros((1, *SIZE, 1), jnp.int8))):
+    for constant in (
+        jnp.tile(t, (1, *SIZE, 1)),
+        timefield.assembled(t[:, :, 0, 0], jnp.zeros((1, *SIZE, 1), jnp.int8)),
+    ):
         np.testing.assert_allclose(small.apply(small.params, x, constant, cond)[0], scalar, rtol=1e-12, atol=1e-12)
 
 

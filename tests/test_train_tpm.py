@@ -348,7 +348,7 @@ def test_a_text_to_image_folder(tmp_path, monkeypatch, capsys):
     rewards = rewarding.parse("tests.test_train_tpm:bright")
     found, _ = evaluate.evaluate(subject, rewards, [entry], None, count=2, seeds=[0], batch=2)
     call = mains.command(monkeypatch, capsys)
-    asked = (folder, "--prompt=a red dog", "--num=2", "--num_steps=3", "--guidance=3", "--height=32", "--width=32")
+    asked = (folder, "--prompt=a red dog", "--num=2", "--steps=3", "--guidance=3", "--height=32", "--width=32")
     made = []
     for name, more in (("plain", ()), ("some", (f"--tpm={tmp_path / 'policy'}", "--gamma=2"))):
         code, _, err = call("text2image", *asked, *more, f"--out={tmp_path / name}")

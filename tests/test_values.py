@@ -519,7 +519,6 @@ TABLE = {
     "paste_back.x": (lambda v: paste_back(v, X, MASK), IMAGES),
     "paste_back.known": (lambda v: paste_back(X, v, MASK), {**IMAGES, "smaller": X[:, :2]}),
     "paste_back.mask": (lambda v: paste_back(X, X, v), {**NO_MASK, "smaller": MASK[:, :2]}),
-    "paste_back.feather": (lambda v: paste_back(X, X, MASK, v), {**NUMBERS, **NEGATIVE}),
     # training
     **{f"{n}.key": (lambda v, s=s: s(v, 2, (4, 4)), KEYS) for n, s in SAMPLERS.items()},
     **{f"{n}.grid": (lambda v, s=s: s(KEY, 2, v), CELLS) for n, s in SAMPLERS.items()},
