@@ -73,3 +73,19 @@ def test_links_lead_somewhere(name):
         if anchor:
             titles = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles]
+
+
+def test_commands_that_texts_name_can_be_run():
+    """A module without a main does nothing, and says nothing either."""
+    texts = [ROOT / "README.md", *(path for room in ("docs", "launch", "configs") for path in (ROOT / room).rglob("*"))]
+    named = {
+        (name, path.relative_to(ROOT).as_posix())
+        for path in texts
+        if path.suffix in {".md", ".py", ".sh", ".yaml"}
+        for name in re.findall(r"python3? -m (launch(?:\.[a-z_0-9]+)+)\b(?!\.[A-Z])", path.read_text())
+    }
+    assert len(named) > 50
+    for name, where in sorted(named):
+        module = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+        assert module.is_file(), f"{where}: {name}"
+        assert '__name__ == "__main__"' in module.read_text(), f"{where}: {name} has no main"
