@@ -27,7 +27,7 @@ def dataclass(cls: type[T]) -> type[T]:
     shapes, gradients. Here it runs where a person makes one (or calls `replace`), and nowhere else.
     """
     made = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(made)
+    fields = dataclasses.fields(made)  # type: ignore[arg-type]  # it is a dataclass since the line above
     data, meta = (
         tuple(field.name for field in fields if field.metadata.get("pytree_node", True) == is_data)
         for is_data in (True, False)
@@ -46,7 +46,7 @@ def dataclass(cls: type[T]) -> type[T]:
             object.__setattr__(self, name, value)
         return self
 
-    made.replace = lambda self, **changes: dataclasses.replace(self, **changes)
+    setattr(made, "replace", lambda self, **changes: dataclasses.replace(self, **changes))  # noqa: B010, for mypy
     jax.tree_util.register_pytree_with_keys(made, with_keys, rebuilt, flatten)
     return made
 

@@ -32,6 +32,7 @@ def bind(model: nn.Module, params: Any, process: Process, kind: Kind, cond: Cond
     def denoise(x: Image, times: Times) -> Prediction:
         checks.images("x", x)
         checks.instance("times", times, Times, "Times(field, field): the level, and what the network is told")
+        aux: Any
         out, aux = model.apply({"params": params}, x, times.told, _repeat(cond, x.shape[0]))
         pred = predict(process, kind, out.astype(jnp.float32), x, times.level)
         if times.gain is not None:

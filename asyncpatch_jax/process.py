@@ -34,6 +34,14 @@ class Process(Protocol):
 
 
 class _LogSNR:
+    """What follows from the two weights, which the subclass has."""
+
+    def alpha(self, t: Times_) -> Times_:
+        raise NotImplementedError
+
+    def sigma(self, t: Times_) -> Times_:
+        raise NotImplementedError
+
     def logsnr(self, t: Times_) -> Times_:
         return 2.0 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
 

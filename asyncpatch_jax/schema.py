@@ -145,6 +145,7 @@ def _known(content: Any, schema: type[Settings], where: str) -> Any:
 def _said(message: str, content: Any, schema: Any, where: str) -> str:
     """msgspec's "Expected `int` >= 1 - at `$.depth`" in the words of this library."""
     parts = _AT.fullmatch(message)
+    assert parts is not None  # it matches every text
     said, path = parts["said"].replace("`", ""), parts["path"] or ""
     if missing := re.fullmatch(r"Object missing required field (.*)", said):
         return f"expected the setting {'.'.join(filter(None, (path, missing[1])))!r} in {where}, got none"

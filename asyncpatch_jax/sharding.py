@@ -237,7 +237,10 @@ def per_shard(
         specs = [PartitionSpec(*_axes(mesh, arg.shape, names)) for arg, names in zip(args, in_names, strict=True)]
         split = {name for spec, names in zip(specs, in_names, strict=True) for name, axis in zip(names, spec) if axis}  # noqa: B905, a spec drops Nones
         several = out_names if isinstance(out_names, list) else [out_names]
-        out = [PartitionSpec(*(_RULES[name] if name in split else None for name in names)) for names in several]
+        out = [
+            PartitionSpec(*(_RULES[name] if name is not None and name in split else None for name in names))
+            for names in several
+        ]
         out_specs = tuple(out) if isinstance(out_names, list) else out[0]
         return jax.shard_map(function, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs, check_vma=False)(*args)
 
@@ -248,7 +251,7 @@ def _axes(mesh: Mesh | AbstractMesh, shape: Sequence[int], names: Names) -> list
     """The mesh axis of each axis by the rules; None where there is none or it does not divide."""
     axes: list[Any] = []
     for size, name in zip(shape, names, strict=True):
-        axis = _RULES.get(name)
+        axis = None if name is None else _RULES.get(name)
         parts = math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ()))
         axes.append(axis if axis not in axes and parts > 1 and size % parts == 0 else None)
     return axes

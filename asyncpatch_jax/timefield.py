@@ -22,6 +22,11 @@ Grid = tuple[int, int]
 _WIDE = (np.dtype("float32"), np.dtype("float64"))
 
 
+def grid_of(x: Shaped[Array, "b gh gw *d"]) -> Grid:
+    """Rows and columns of an array [b, gh, gw, ...]."""
+    return x.shape[1], x.shape[2]
+
+
 def constant(t: float | Float[Array, ""] | Float[Array, "b"], batch: int) -> TimeField:
     """The 1x1 field [batch, 1, 1, 1] of one time, or of one time per image [batch].
 
@@ -198,7 +203,8 @@ def resize(
 
 def coarsen(t: Float[Array, "b _gh _gw d"], grid: Grid) -> Float[Array, "b _gh2 _gw2 d"]:
     """`resize`, but an axis whose cells are whole multiples of `grid`'s stays: project few cells, spread later."""
-    return resize(t, tuple(n if g % n == 0 else g for n, g in zip(t.shape[1:3], grid, strict=True)))
+    rows, cols = (n if g % n == 0 else g for n, g in zip(t.shape[1:3], grid, strict=True))
+    return resize(t, (rows, cols))
 
 
 def finer(a: Shaped[Array, "..."], b: Shaped[Array, "..."]) -> Grid:

@@ -23,7 +23,7 @@ class FewTimes(NamedTuple):
     """
 
     values: Float[Array, "_b k"]
-    index: Int[Array, "_b2 gh gw 1"]
+    index: Int[Array, "_b2 gh gw 1"]  # type: ignore[assignment]  # hides tuple.index
 
 
 class Times(NamedTuple):
@@ -64,7 +64,7 @@ class Spans(NamedTuple):
     weight: of each token in each object's map [b, m, k].
     """
 
-    index: Int[Array, "b m"]
+    index: Int[Array, "b m"]  # type: ignore[assignment]  # hides tuple.index
     weight: Float[Array, "b m k"]
 
 

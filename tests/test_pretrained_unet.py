@@ -13,10 +13,10 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 
 from asyncpatch_jax import timefield
-from asyncpatch_jax.pretrained.folders import names
 from asyncpatch_jax.pretrained.networks import transformer2d, unet2d
 from asyncpatch_jax.pretrained.networks.blur import blurred
 from asyncpatch_jax.types import Condition, Spans
+from tests import tiny
 from tests.oracles import blur_of_one
 
 TINY = {
@@ -52,29 +52,11 @@ SMALL = CONFIGS["sdxl"] | {"layers_per_block": 1, "transformer_layers_per_block"
 SIZE = (8, 16)
 
 
-class WideSinusoid(torch.nn.Module):
-    """diffusers' `Timesteps` computes in float32, whatever the network's type."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.freqs = 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-
-    def forward(self, t):
-        angles = t.double()[..., None] * self.freqs
-        return torch.cat([angles.cos(), angles.sin()], -1)
-
-
 def reference(config):
-    net = UNet2DConditionModel(**config).double().eval()
-    net.time_proj = WideSinusoid(config["block_out_channels"][0])
+    net = tiny.randomised(UNet2DConditionModel(**config).double(), seed=1)
+    net.time_proj = tiny.WideSinusoid(config["block_out_channels"][0])
     if "addition_embed_type" in config:
-        net.add_time_proj = WideSinusoid(config["addition_time_embed_dim"])
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, param in net.named_parameters():
-            scale = 0.3 if param.ndim == 1 else 1.2 / np.sqrt(param[0].numel())
-            noise = scale * torch.randn(param.shape, generator=generator, dtype=param.dtype)
-            param.copy_(noise + ("norm" in name and name.endswith("weight")))
+        net.add_time_proj = tiny.WideSinusoid(config["addition_time_embed_dim"])
     return net
 
 
@@ -105,13 +87,8 @@ def ask(net, x, t, cond):
 
 
 def ours(config, net, kind):
-    model = unet2d.from_config(config, kind)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *unet2d.example(model))["params"]
-    state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-    params = names.from_torch(shapes, state)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, kind), params), jax.jit(
-        lambda params, x, t, cond: model.apply({"params": params}, x, t, cond)
-    )
+    model, params = tiny.built(unet2d, config, net, kind)
+    return params, jax.jit(lambda params, x, t, cond: model.apply({"params": params}, x, t, cond))
 
 
 def times(values):

@@ -87,8 +87,8 @@ def _draw_boxes(
             int(np.clip(round(rng.integers(boxes.side[0], boxes.side[1] + 1) * scale), 1, max(1, side - 2 * margin)))
             for side in shape
         )
-        y = rng.integers(margin, max(margin, shape[0] - margin - h) + 1)
-        x = rng.integers(margin, max(margin, shape[1] - margin - w) + 1)
+        y = int(rng.integers(margin, max(margin, shape[0] - margin - h) + 1))
+        x = int(rng.integers(margin, max(margin, shape[1] - margin - w) + 1))
         canvas.rectangle([(x, y), (x + w - 1, y + h - 1)], fill=1)
 
 

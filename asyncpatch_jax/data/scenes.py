@@ -86,8 +86,9 @@ def _singles() -> list[list[Caption]]:
 
 
 def _counts() -> list[list[Caption]]:
+    any_size: tuple[Size, ...] = ("",)
     return [
-        [Caption(f"{NAMES[n]} {_plural(NAMES[d])}", "count", (d,) * n, ("",) * n)]
+        [Caption(f"{NAMES[n]} {_plural(NAMES[d])}", "count", (d,) * n, any_size * n)]
         for n in range(2, MOST + 1)
         for d in range(10)
     ]

@@ -39,11 +39,14 @@ class ClipScores(NamedTuple):
     percent: Float[np.ndarray, "b"]
 
 
+_MEAN, _STD = (MEAN[0], MEAN[1], MEAN[2]), (STD[0], STD[1], STD[2])
+
+
 class _Preprocessing(Struct, frozen=True):
     """How a preprocessor_config.json makes pixels of images; 3 is Pillow's bicubic."""
 
-    image_mean: tuple[float, float, float] = tuple(MEAN)
-    image_std: tuple[float, float, float] = tuple(STD)
+    image_mean: tuple[float, float, float] = _MEAN
+    image_std: tuple[float, float, float] = _STD
     resample: int = 3
 
 
@@ -120,7 +123,7 @@ def cosines(
 def _cosines(
     module: nn.Module, pixels: Pixels, params: Any, ids: Int[Array, "b l"], images: UInt8[Array, "b h w 3"]
 ) -> Float[Array, "b"]:
-    vectors = module.apply({"params": params}, ids, pixels(images, module.vision.size))[:2]
+    vectors: Any = module.apply({"params": params}, ids, pixels(images, module.vision.size))[:2]
     kind = jnp.promote_types(vectors[0].dtype, jnp.float32)
     texts, pictures = (v.astype(kind) / jnp.linalg.norm(v.astype(kind), axis=-1, keepdims=True) for v in vectors)
     return (texts * pictures).sum(-1)

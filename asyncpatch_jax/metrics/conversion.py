@@ -195,14 +195,15 @@ def _image_reward(state: State) -> State:
     unused = ("blip.vision_proj.", "blip.text_proj.", "mlp.")
     kept = {name.removeprefix("blip."): tensor for name, tensor in state.items() if not name.startswith(unused)}
     weight, bias = _affine(state, "mlp.layers.")
-    return kept | _head(weight / _IMAGE_REWARD_STD, (bias - _IMAGE_REWARD_MEAN) / _IMAGE_REWARD_STD, state)
+    head = _head(weight / _IMAGE_REWARD_STD, (bias - _IMAGE_REWARD_MEAN) / _IMAGE_REWARD_STD, state)
+    return {**kept, **head}
 
 
 def _aesthetic(state: State) -> State:
     # of CLIP, all but what reads images
     unused = ("text_model.", "text_projection.", "logit_scale", "layers.")
     kept = {f"clip.{name}": tensor for name, tensor in state.items() if not name.startswith(unused)}
-    return kept | _head(*_affine(state, "layers."), state)
+    return {**kept, **_head(*_affine(state, "layers."), state)}
 
 
 def _affine(state: State, prefix: str) -> tuple[np.ndarray, np.ndarray]:
@@ -211,12 +212,13 @@ def _affine(state: State, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     numbers = sorted(int(match[1]) for match in found if match)
     if not numbers:
         raise ValueError(f"expected linear layers {prefix}0, ... among the tensors, got none")
-    weight, bias = np.eye(state[f"{prefix}{numbers[0]}.weight"].shape[1]), 0.0
+    weight = np.eye(state[f"{prefix}{numbers[0]}.weight"].shape[1])
+    bias = np.zeros(len(weight))
     for number in numbers:
         layer = np.asarray(state[f"{prefix}{number}.weight"], np.float64)
         if f"{prefix}{number}.bias" not in state or layer.shape[1] != len(weight):
             raise ValueError(f"expected linear layers with biases that follow each other, got {prefix}{number}")
-        weight, bias = layer @ weight, layer @ (bias * np.ones(len(weight))) + state[f"{prefix}{number}.bias"]
+        weight, bias = layer @ weight, layer @ bias + state[f"{prefix}{number}.bias"]
     return weight, bias
 
 

@@ -120,7 +120,8 @@ def _scores(component: Component, size: int, images: np.ndarray, *text: np.ndarr
 def _apply(
     module: nn.Module, size: int, params: Any, images: UInt8[Array, "b h w 3"], *text: Array
 ) -> Float[Array, "b"]:
-    return module.apply({"params": params}, *text, preprocess(images, size, round))
+    scores: Any = module.apply({"params": params}, *text, preprocess(images, size, round))
+    return scores
 
 
 REWARDS: dict[str, Callable[[Path, Any], _Score]] = {

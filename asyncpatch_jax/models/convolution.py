@@ -42,7 +42,9 @@ def convolution(
         dimension_numbers: only there because flax gives it; axes are as above.
         settings: the others of `conv_general_dilated`.
     """
-    conv = partial(jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding, **settings)
+    conv: Callable[..., jax.Array] = partial(
+        jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding, **settings
+    )
     forward = partial(conv, dimension_numbers=_FORWARD)
 
     def by_image(dx: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -63,7 +65,7 @@ def convolution(
             terms.append(_on_cpu(by_image, forward, dx, kernel))
         if not isinstance(dk, SymbolicZero):
             terms.append(_on_cpu(by_kernel, lambda dk, x: forward(x, dk), dk, x))
-        return out, sum(terms) if terms else jnp.zeros_like(out)
+        return out, sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(out)
 
     differentiable.defjvp(jvp, symbolic_zeros=True)
     return differentiable(x, kernel)

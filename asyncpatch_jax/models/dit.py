@@ -16,15 +16,15 @@ from asyncpatch_jax.models.dropout import Dropout, Seed, first_seed, seeds
 from asyncpatch_jax.models.layers import (
     AXES,
     Attention,
-    ConditionEmbedding,
     Remat,
     check_network,
     logical_axes,
     project,
     rematerialised,
+    told,
 )
 from asyncpatch_jax.models.modulated import modulated_norm, normalise
-from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding, modulation
+from asyncpatch_jax.models.times import LevelTimes, modulation
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
@@ -84,7 +84,7 @@ class DiTBlock(nn.Module):
         # each [b|1, J, d], of the J times
         table = project(times.emb, 6 * x.shape[-1], self.dtype, "modulation")
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(table, 6, axis=-1)
-        (gate_a,), (gate_m,) = (modulation(gate, times, 1, x.shape[1:3]) for gate in (gate_a, gate_m))
+        (gate_a,), (gate_m,) = (modulation(gate, times, 1, timefield.grid_of(x)) for gate in (gate_a, gate_m))
         # adaLN-zero closes the gates at initialisation, so the attention and MLP outputs themselves start random
         attend = Attention(self.heads, self.dtype, zero_init=False, name="self")
         h = attend(flat(modulated(x, scale_a, shift_a))).reshape(x.shape)
@@ -160,15 +160,9 @@ class DiT(nn.Module):
         Raises:
             ValueError: height or width is no multiple of the patch, or the field or condition does not fit.
         """
-        b, height, width, channels = x.shape
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"expected height and width to be multiples of {self.patch}, got {height}x{width}")
-        timefield.check(t, b)
+        _, height, width, channels = x.shape
         grid = (height // self.patch, width // self.patch)
-        label, context = ConditionEmbedding(
-            self.num_classes, self.context_dim, self.width, self.dtype, name="condition"
-        )(cond, b)
-        (times,) = TimeEmbedding(self.width, self.dtype, name="time")(t, label, [grid])
+        (times,), context = told(self, x, t, cond, self.width, [grid])
 
         patches = rearrange(x.astype(self.dtype), "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
         x = constrain(nn.Dense(self.width, dtype=self.dtype, name="patches")(patches), "batch", None, None, None)

@@ -3,7 +3,7 @@
 Norms and softmax reduce in float32 whatever the compute type.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -11,16 +11,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from asyncpatch_jax import checks
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax.models.attention import attend
 from asyncpatch_jax.models.modulated import modulated_norm, normalise
-from asyncpatch_jax.models.times import LevelTimes
+from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding
 from asyncpatch_jax.sharding import constrain
-from asyncpatch_jax.types import Condition
+from asyncpatch_jax.timefield import Grid
+from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
 NormKind = Literal["group", "rms"]
 Remat = Literal["none", "products", "blocks"]
 Features = Float[Array, "b h w d"]
+# tokens to attend to, and which of them count
+Context = tuple[Float[Array, "b l d"], Bool[Array, "b l"]]
 
 # names of the axes of these layers' parameters, by the end of their path: see `logical_axes`
 AXES: dict[str, tuple[str | None, ...]] = {
@@ -123,9 +126,7 @@ class ConditionEmbedding(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, cond: Condition | None, batch: int
-    ) -> tuple[Float[Array, "b 1 e"] | None, tuple[Float[Array, "b l d"], Bool[Array, "b l"]] | None]:
+    def __call__(self, cond: Condition | None, batch: int) -> tuple[Float[Array, "b 1 e"] | None, Context | None]:
         cond = cond or Condition()
         if cond.label is not None and not self.num_classes:
             raise ValueError("expected no labels (the model has num_classes = 0), got labels")
@@ -157,6 +158,27 @@ class ConditionEmbedding(nn.Module):
                 mask = jnp.concatenate([mask, given], axis=1)
             context = (tokens, mask)
         return label, context
+
+
+def told(
+    model: Any, x: Image, t: TimeField | FewTimes, cond: Condition | None, width: int, grids: Sequence[Grid]
+) -> tuple[list[LevelTimes], Context | None]:
+    """What all blocks of a network are told: the times of each level, the label in them, and a context to attend to.
+
+    Args:
+        model: with `multiple`, `num_classes`, `context_dim` and `dtype`, in whose `__call__` this is called.
+        width: of embedded times.
+
+    Raises:
+        ValueError: height or width is no multiple of the model's, or the field or the condition does not fit.
+    """
+    batch, height, across, _ = x.shape
+    if height % model.multiple or across % model.multiple:
+        raise ValueError(f"expected height and width to be multiples of {model.multiple}, got {height}x{across}")
+    timefield.check(t, batch)
+    embed = ConditionEmbedding(model.num_classes, model.context_dim, width, model.dtype, name="condition")
+    label, context = embed(cond, batch)
+    return TimeEmbedding(width, model.dtype, name="time")(t, label, grids), context
 
 
 def _affine(module: nn.Module, kind: NormKind, channels: int) -> tuple[jax.Array, jax.Array | None]:

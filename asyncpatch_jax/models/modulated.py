@@ -7,6 +7,7 @@ norm and that product in one pass, forward and backward, for many times and wher
 whose statistics are of whole images, and other devices have the XLA form.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any, Literal
@@ -70,8 +71,8 @@ def modulated_norm(
         table: scale and shift of each of the J times [b|1, J, 2 d].
         interpret: run the TPU's kernel as it is, slowly, on any device; for tests.
     """
-    times = times.replace(emb=None)
-    place = _place(times, table.shape[1], x.shape[1:3])
+    times = dataclasses.replace(times, emb=None)
+    place = _place(times, table.shape[1], timefield.grid_of(x))
     if place is None or kind == "group" or x.shape[-1] % 128:
         return _reference(x, scale, bias, table, times, kind=kind, silu=silu, dtype=dtype)
     function = functools.partial(_fused, kind, silu, jnp.dtype(dtype), interpret)
@@ -93,9 +94,10 @@ def _place(times: LevelTimes, count: int, grid: tuple[int, int]) -> Float[Array,
         return jnp.broadcast_to(weights, (weights.shape[0], *grid, count))
     position = times.position
     if position is None:
-        if count <= CHOSEN or count >= math.prod(grid) or any(g % n for g, n in zip(grid, times.grid, strict=True)):
+        cells = times.cells
+        if count <= CHOSEN or count >= math.prod(grid) or any(g % n for g, n in zip(grid, cells, strict=True)):
             return None
-        position = jnp.arange(count).reshape(1, *times.grid, 1)
+        position = jnp.arange(count).reshape(1, *cells, 1)
     position = timefield.resize(position.astype(jnp.float32), grid)
     return jnp.broadcast_to(position, (position.shape[0], *grid, 1))
 

@@ -55,6 +55,17 @@ class LevelTimes:
     weights: Any = None
     grid: Grid | None = struct.field(pytree_node=False, default=None)
 
+    @property
+    def cells(self) -> Grid:
+        """The grid of times of the first sort.
+
+        Raises:
+            ValueError: these are of another sort.
+        """
+        if self.grid is None:
+            raise ValueError("expected the times of the cells of a grid, got ones with a position or weights")
+        return self.grid
+
 
 def sinusoid(t: Float[Array, "..."], width: int) -> Float[Array, "... {width}"]:
     """Sines and cosines of times in [0, 1], float32, at frequencies evenly spaced in log (Vaswani et al. 2017)."""
@@ -120,7 +131,7 @@ class TimeEmbedding(nn.Module):
 
 
 def _cells(emb: Float[Array, "_b gh gw e"]) -> LevelTimes:
-    return LevelTimes(emb.reshape(emb.shape[0], -1, emb.shape[-1]), grid=emb.shape[1:3])
+    return LevelTimes(emb.reshape(emb.shape[0], -1, emb.shape[-1]), grid=timefield.grid_of(emb))
 
 
 def _refines(grid: Grid, cells: tuple[int, ...]) -> bool:

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from asyncpatch_jax import checks, timefield
+from asyncpatch_jax import checks
 from asyncpatch_jax.models.convolution import Conv
 from asyncpatch_jax.models.dropout import Dropout, Seed, first_seed, seeds
 from asyncpatch_jax.models.layers import (
     AXES,
     Attention,
-    ConditionEmbedding,
     Features,
     ModulatedNorm,
     Norm,
@@ -26,8 +25,9 @@ from asyncpatch_jax.models.layers import (
     check_network,
     logical_axes,
     rematerialised,
+    told,
 )
-from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding
+from asyncpatch_jax.models.times import LevelTimes
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
@@ -203,24 +203,16 @@ class UNet(nn.Module):
         Raises:
             ValueError: height or width is no multiple of 2^(levels - 1), or the field or condition does not fit.
         """
-        b, height, width, channels = x.shape
-        if height % self.multiple or width % self.multiple:
-            raise ValueError(f"expected height and width to be multiples of {self.multiple}, got {height}x{width}")
-        timefield.check(t, b)
+        _, height, width, channels = x.shape
         levels = len(self.multipliers)
         widths = [self.base * m for m in self.multipliers]
-        emb_width = 4 * self.base
-
-        label, context = ConditionEmbedding(
-            self.num_classes, self.context_dim, emb_width, self.dtype, name="condition"
-        )(cond, b)
         grids = [(height >> level, width >> level) for level in range(levels)]
-        times = TimeEmbedding(emb_width, self.dtype, name="time")(t, label, grids)
+        times, context = told(self, x, t, cond, 4 * self.base, grids)
         seed = first_seed(self.make_rng("dropout")) if train and self.dropout else None
 
         res_class, block_class = (rematerialised(block, self.remat) for block in (ResBlock, Block))
 
-        def resample(level: int, how: str, name: str) -> ResBlock:
+        def resample(level: int, how: str, name: str) -> nn.Module:
             return res_class(widths[level], how, self.norm, self.dropout, self.dtype, name=name)
 
         def block_args(level: int) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ from asyncpatch_jax.pretrained.requests import (
     latent_shape,
     omegas,
 )
-from asyncpatch_jax.pretrained.sampling import Inputs, Net, Sampled, noise, sample_latents
+from asyncpatch_jax.pretrained.sampling import Inputs, Net, noise, sample_latents
 from asyncpatch_jax.pretrained.settings import Settings, solver
 from asyncpatch_jax.pretrained.text.prompts import Encoded, encode_prompts, read_tokenizers, streams
 from asyncpatch_jax.pretrained.text.spans import reference_compat, spans
@@ -211,7 +211,7 @@ def prepare(
         mesh=mesh,
         known=known,
     )
-    if settings.method == "s-cfg":
+    if settings.method == "s-cfg" and cond.tokens is not None:
         objects = _every_token(*cond.tokens.shape[:2])
     scale = settings.negative_guidance if pretrained.family in ("flux", "kontext") else settings.guidance
     guided = scale != 1.0 or settings.method != "cfg"
@@ -248,27 +248,33 @@ def make(
         settings.method,
         mesh,
     )
-    cond, uncond, known = part.cond, part.uncond, None
+    # where a family asks for an image or a mask, `requests.check` has seen one
+    image: Any = part.image
+    mask: Any = part.mask
+    cond, uncond = part.cond, part.uncond
     moving = None if inpaints(pretrained) else part.mask
-    reference = None
+    reference: Any = None
+    known: Any = None
     if pretrained.family == "kontext":
-        reference = encode_images(pretrained, part.image, mesh)
+        reference = encode_images(pretrained, image, mesh)
     elif inpaints(pretrained):
-        reference = _shown(pretrained, part.image, part.mask, mesh)
+        reference = _shown(pretrained, image, mask, mesh)
     if reference is not None:
         cond = cond._replace(reference=reference)
         uncond = None if uncond is None else uncond._replace(reference=reference)
     if moving is not None:
-        known = encode_images(pretrained, _without(part.image, part.mask), mesh)
-    begun = noise(part.keys, latent_shape(pretrained, settings)) if part.noise is None else part.noise
+        known = encode_images(pretrained, _without(image, mask), mesh)
+    begun: Any = noise(part.keys, latent_shape(pretrained, settings)) if part.noise is None else part.noise
+    scale: Any = part.scale
 
-    def run(when: Plan, object_masks: Any) -> Sampled:
-        schedule = when.schedule(moving, part.omegas, object_masks, part.first)
+    def run(when: Plan, object_masks: Any) -> Any:
+        """A `Sampled` on the host, as NumPy's arrays."""
+        schedule: Any = when.schedule(moving, part.omegas, object_masks, part.first)
         if follow is not None:
             schedule = follow(schedule, Condition(tokens=part.cond.tokens, mask=part.cond.mask))
         # a run that leaves out its first steps, in which nothing moves, leaves out their noise
-        fresh = None if part.fresh is None else part.fresh.swapaxes(0, 1)[-schedule.num_steps :]
-        inputs = Inputs(begun, part.keys, schedule, cond, uncond, part.scale, known, when.start, fresh)
+        fresh: Any = None if part.fresh is None else part.fresh.swapaxes(0, 1)[-schedule.num_steps :]
+        inputs = Inputs(begun, part.keys, schedule, cond, uncond, scale, known, when.start, fresh)
         return jax.device_get(sample_latents(net, pretrained.denoiser.params, inputs))
 
     masks = None if part.object_masks is None else part.object_masks[:, None] > 0.5
@@ -281,8 +287,8 @@ def make(
         # an autoencoder's decoder is off by a shade everywhere: over a few latents' width, the hole follows the rest
         images = np.stack(
             [
-                stitch(known, made, mask > 0, mask == 0, float(factor(pretrained)))
-                for known, made, mask in zip(part.image, images, part.mask, strict=True)
+                stitch(given, made, hole > 0, hole == 0, float(factor(pretrained)))
+                for given, made, hole in zip(image, images, mask, strict=True)
             ]
         )
     maps = None if result.maps is None else result.maps.swapaxes(0, 1)
@@ -319,11 +325,12 @@ def _texts(request: Request) -> tuple[str, str]:
 
 def _every_token(count: int, length: int) -> Spans:
     """Each token as an object of its own, for a guidance that divides the image among all of them."""
-    index = np.broadcast_to(np.arange(length, dtype=np.int32), (count, length))
-    return Spans(index, np.broadcast_to(np.eye(length, dtype=np.float32), (count, length, length)))
+    index: Any = np.broadcast_to(np.arange(length, dtype=np.int32), (count, length))
+    weight: Any = np.broadcast_to(np.eye(length, dtype=np.float32), (count, length, length))
+    return Spans(index, weight)
 
 
-def _stacked(arrays: Sequence[Any], change: Callable[[np.ndarray], np.ndarray]) -> Any:
+def _stacked(arrays: Sequence[Any], change: Callable[[Any], Any]) -> Any:
     return None if not arrays or arrays[0] is None else np.stack([change(array) for array in arrays])
 
 

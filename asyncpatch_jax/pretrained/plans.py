@@ -61,7 +61,7 @@ def background(scheduler: Scheduler, num_steps: int, tokens: int, *, released: b
     """
     grid = np.asarray(scheduler.grid(num_steps, tokens)).tolist()
     levels = scheduler.process.num_steps if isinstance(scheduler.process, Discrete) else None
-    if released and isinstance(scheduler.spaced, Leveled):
+    if released and levels is not None and isinstance(scheduler.spaced, Leveled):
         index = scheduler.spaced.offset + np.arange(num_steps)[::-1] * (levels / num_steps)
         # its last move is to step 0; where that would be none, to clean data
         grid = [*((index + 1) / levels).tolist(), 1 / levels if scheduler.spaced.offset else 0.0]
@@ -113,7 +113,8 @@ class Plan:
                 return Synchronous(grid)
             return Inpaint(coarse, grid) if self.hard else Graded(coarse, grid)
         slow = _slow(omegas, self.settings)
-        k, masks = jnp.float32(slow.max()) if self.one_omega else jnp.asarray(slow), everywhere()
+        k = jnp.float32(slow.max()) if self.one_omega else jnp.asarray(slow)
+        masks: Fixed | Dynamic = everywhere()
         if self.settings.schedule == "asyndm":
             dynamic = self.settings.masks == "dynamic"
             masks = Dynamic(self.settings.threshold) if dynamic else Fixed(jnp.asarray(object_masks))

@@ -128,7 +128,7 @@ def _check_request(family: str, request: Request, settings: Settings) -> None:
 
 def count(request: Request) -> int:
     """How many objects an image has: those that are named, or else those that are drawn."""
-    if request.objects or np.ndim(request.object_masks) != 3:
+    if request.objects or request.object_masks is None or np.ndim(request.object_masks) != 3:
         return len(request.objects)
     return request.object_masks.shape[2]
 

@@ -23,7 +23,6 @@ from asyncpatch_jax.sampling.guidance import (
     smoothed_energy,
 )
 from asyncpatch_jax.sampling.loop import sample
-from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.sampling.solvers import Solver, ZSampling
 from asyncpatch_jax.sampling.state import SamplerState
 from asyncpatch_jax.types import Condition, Denoiser, Image, ImageKeys, Prediction
@@ -57,7 +56,7 @@ class Inputs(NamedTuple):
 
     noise: Image
     keys: ImageKeys
-    schedule: Schedule
+    schedule: Any  # a Schedule of a known length
     cond: Condition
     uncond: Condition | None = None
     scale: Float[Array, "b"] | None = None
@@ -120,7 +119,7 @@ def denoiser(net: Net, params: Any, inputs: Inputs) -> Denoiser:
 
 
 def _solver(net: Net, params: Any, inputs: Inputs) -> Solver:
-    if net.method != "z-sampling":
+    if net.method != "z-sampling" or inputs.uncond is None:  # without one, `denoiser` refuses that method
         return net.solver
     # back by the unconditional half alone: guidance of scale 0
     weak = bind(net.module, params, net.scheduler, inputs.uncond)

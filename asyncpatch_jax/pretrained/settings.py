@@ -1,6 +1,7 @@
 """How images are made from prompts: sizes, steps, guidance, schedule; what each family of networks supports."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -22,7 +23,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     "seg": ("sd", "sdxl", "sd3"),
     "s-cfg": ("sd", "sdxl", "sd3"),
 }
-_SOLVERS = {"euler": solvers.Euler, "heun": solvers.Heun, "dpm2m": solvers.DPMSolver2M}
+_SOLVERS: dict[str, Callable[[Process], solvers.Solver]] = {
+    "euler": solvers.Euler,
+    "heun": solvers.Heun,
+    "dpm2m": solvers.DPMSolver2M,
+}
 
 
 # a slip of a digit shall not ask a machine for all its memory; no network was trained for a sixteenth of it
@@ -109,7 +114,7 @@ class Settings:
             raise ValueError("expected s-cfg with the schedule sync or concave: both it and asyndm read attention maps")
 
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, dict[str, Any]] = {
     "sd": {"num_steps": 50, "guidance": 7.5},
     "sdxl": {"num_steps": 50, "guidance": 5.0},
     "sd3": {"num_steps": 28, "guidance": 7.0, "solver": "euler"},
@@ -118,7 +123,7 @@ _DEFAULTS = {
 }
 # the guidance of AsynDM's table (arXiv 2510.04504); the methods' own papers have .6 (CFG++'s lambda, arXiv 2406.08070)
 # and 5.5 (Z-Sampling, arXiv 2412.10891). Both are made of DDIM's steps.
-_OF_METHOD = {
+_OF_METHOD: dict[str, dict[str, Any]] = {
     "cfg++": {"guidance": 0.4, "solver": "ddim"},
     "z-sampling": {"guidance": 5.0, "solver": "ddim"},
 }

@@ -180,7 +180,8 @@ def _holes(
                 break
             box, members = union[nearest], np.append(members, left[nearest])
             left, boxes = np.delete(left, nearest), np.delete(boxes, nearest, axis=0)
-        merged.append(tuple(int(edge) for edge in box))
+        top, bottom, left_edge, right = (int(edge) for edge in box)
+        merged.append((top, bottom, left_edge, right))
         new[members] = len(merged)
     return new[parts], merged
 

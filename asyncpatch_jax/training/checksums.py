@@ -28,7 +28,8 @@ def _checksum(leaf: Any) -> Any:
     """On the devices; on the host, without a program to compile, what its own memory holds."""
     if not isinstance(leaf, jax.Array):
         return _on_host(np.asarray(leaf))
-    if all(device.platform == "cpu" for device in leaf.sharding.device_set):
+    devices: Any = leaf.sharding.device_set  # whose type JAX leaves open
+    if all(device.platform == "cpu" for device in devices):
         if leaf.is_fully_replicated:
             return _on_host(np.asarray(leaf.addressable_data(0)))
         if leaf.is_fully_addressable:
@@ -38,7 +39,7 @@ def _checksum(leaf: Any) -> Any:
 
 def _on_host(x: np.ndarray) -> np.uint32:
     flat = np.ascontiguousarray(x).reshape(-1)
-    words = flat.view(_word(flat.dtype))
+    words: np.ndarray = flat.view(_word(flat.dtype))
     total = 0
     for first in range(0, len(words), _BLOCK):
         block = words[first : first + _BLOCK].astype(np.uint32)

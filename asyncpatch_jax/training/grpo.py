@@ -11,6 +11,7 @@ An image's deviations are one action: its ratio is that of the whole trajectory.
 no part in it: the last step's, and those of cells where nothing moves.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -150,7 +151,8 @@ def beliefs(module: TPM, params: Any, trajectory: Trajectory) -> Beta:
     """What the module answers now to what it saw then, [b, s, rh, rw]."""
 
     def of_step(seen: Observation) -> Beta:
-        return module.apply({"params": params}, seen, trajectory.cond)
+        belief: Any = module.apply({"params": params}, seen, trajectory.cond)
+        return belief
 
     # mapped over steps, so that the condition of an image is projected once
     return jax.vmap(of_step, in_axes=1, out_axes=1)(trajectory.seen)
@@ -260,7 +262,7 @@ def update(
     # not multiplied by 0: what is not finite is to be seen, of a minibatch that counts
     metrics = {name: jnp.where(counts, value, 0.0).sum() / total for name, value in metrics.items()}
     metrics = {**metrics, "finite": least, "ratio_max": greatest}
-    return after.replace(step=state.step + 1), {**metrics, **_of_rollout(trajectory, whole, used)}
+    return dataclasses.replace(after, step=state.step + 1), {**metrics, **_of_rollout(trajectory, whole, used)}
 
 
 def _of_rollout(trajectory: Trajectory, whole: Batch, used: Bool[Array, "p"]) -> Metrics:

@@ -16,7 +16,7 @@ import uuid
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -61,8 +61,11 @@ class Lock:
     """
 
     def __init__(self, path: epath.Path):
-        self._path, self._own, self._taken_by = path, _own(), None
+        self._path, self._own = path, _own()
+        self._taken_by: Holder | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
+        kernel: bool
+        self._file: Any
         self._file, kernel = _open(path) if _local(path) else (None, False)
         try:
             holder = _read(path)

@@ -136,8 +136,8 @@ def loss(
     checks.function("times", times, "(key, batch, grid) -> field, such as AsyncPatch()")
     checks.function("weight", weight, "(process, kind, t) -> weights, such as SiD2()")
     checks.number("uncertainty", uncertainty, 0)
-    cells = tuple(grid) if isinstance(grid, tuple | list) else grid
-    cells = x0.shape[1:3] if isinstance(cells, tuple) and not cells else cells
+    cells: Any = tuple(grid) if isinstance(grid, tuple | list) else grid
+    cells = timefield.grid_of(x0) if isinstance(cells, tuple) and not cells else cells
     checks.cells("grid", cells)
     if any(size % n for n, size in zip(cells, x0.shape[1:3], strict=True)):
         raise ValueError(f"expected a grid that tiles {x0.shape[1]}x{x0.shape[2]} pixels, got {cells}")

@@ -95,7 +95,7 @@ class _Policy(Struct, frozen=True):
     shape: _Shape
 
 
-_ABOUT = {"data": _Data, "policy": _Policy}
+_ABOUT: dict[str, type[Any]] = {"data": _Data, "policy": _Policy}
 
 
 def read_record(path: epath.PathLike, about: str) -> dict[str, Any] | None:

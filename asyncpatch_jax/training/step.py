@@ -53,6 +53,7 @@ def learning_rate(peak: float, *, warmup: int = 0, decay: str = "constant", step
     def rate(count: int | Int[Array, ""]) -> Float[Array, ""]:
         step = jnp.asarray(count, jnp.float32) + 1.0
         ramp = jnp.minimum(step / max(warmup, 1), 1.0)
+        factor: float | jax.Array
         if decay == "constant":
             factor = 1.0
         elif decay == "cosine":

@@ -38,6 +38,9 @@ class TimeSampler(Protocol):
 class _PerImage:
     """A sampler that draws every image alike: the subclass says how to draw one, [gh, gw]."""
 
+    def image(self, key: Key[Array, ""], grid: Grid) -> Float[Array, "_gh _gw"]:
+        raise NotImplementedError
+
     def __call__(self, key: Key[Array, "..."], batch: int, grid: Grid) -> TimeField:
         _check_grid(grid)
         return jax.vmap(lambda k: self.image(k, grid))(keys_lib.per_image(key, batch))[..., None]

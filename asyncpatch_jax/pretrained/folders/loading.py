@@ -52,7 +52,7 @@ class Pretrained(NamedTuple):
     components: dict[str, Component]
     scheduler: Scheduler
     tokenizers: dict[str, Path]
-    index: Mapping[str, Any]
+    index: Mapping[str, Any]  # type: ignore[assignment]  # hides tuple.index
     scheduler_config: Mapping[str, Any]
 
     @property
@@ -259,7 +259,7 @@ def _places(shapes: Any, mesh: Mesh | None) -> list[tuple[tuple[str, ...], Any, 
 
 def _filler(
     shape: Sequence[int], sources: Sequence[tuple[Slot, Tensor]], dtype: np.dtype, run: Callable[..., Any]
-) -> Callable[[tuple[slice, ...]], np.ndarray]:
+) -> Callable[[Any], np.ndarray]:
     """The function that reads a part of a parameter, for `jax.make_array_from_callback`."""
     known: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 

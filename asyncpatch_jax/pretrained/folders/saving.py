@@ -118,7 +118,7 @@ def _write(file: Path, entries: list[_Entry], leaves: Mapping[tuple[str, ...], A
         header[entry.key] = {"dtype": _TYPES[entry.dtype], "shape": entry.slot.shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    path, whole = None, None
+    path: tuple[str, ...] | None = None
     with files.writing(file) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for _, slot, dtype in entries:
@@ -126,9 +126,8 @@ def _write(file: Path, entries: list[_Entry], leaves: Mapping[tuple[str, ...], A
                 path, whole = slot.path, _on_host(leaves[slot.path])
             if jax.process_index() == 0:
                 part = whole if slot.layer is None else whole[slot.layer]
-                stream.write(
-                    np.ascontiguousarray(part.transpose(slot.inverse).astype(dtype)).reshape(-1).view(np.uint8)
-                )
+                array = np.ascontiguousarray(part.transpose(slot.inverse).astype(dtype))
+                stream.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _on_host(leaf: Any) -> np.ndarray:

@@ -82,7 +82,7 @@ class Leveled:
         elif self.spacing == "trailing":
             levels = np.round(count - np.arange(num_steps) * (count / num_steps)) - 1
         else:
-            levels = np.arange(num_steps)[::-1] * (count // num_steps) + self.offset
+            levels = np.arange(num_steps, dtype=np.float64)[::-1] * (count // num_steps) + self.offset
         if levels[0] >= count:
             raise ValueError(
                 f"expected fewer steps: with the offset {self.offset}, {num_steps} begin above {count - 1}"
@@ -244,7 +244,7 @@ _SPACED = (
 )
 
 
-class DiscreteConfig(Settings):
+class DiscreteConfig(Settings, frozen=True):
     """A scheduler_config.json of discrete levels; None is as the class has it, see `_DISCRETE`."""
 
     num_train_timesteps: _Levels = 1000
@@ -293,7 +293,7 @@ def _discrete(config: Mapping[str, Any], name: str) -> Scheduler:
     return Scheduler(process, _KINDS[given.prediction_type], leveled)
 
 
-class FlowConfig(Settings):
+class FlowConfig(Settings, frozen=True):
     """A scheduler_config.json of rectified flow."""
 
     num_train_timesteps: _Levels = 1000

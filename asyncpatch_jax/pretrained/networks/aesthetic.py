@@ -30,7 +30,8 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Aestheti
     Raises:
         ValueError: a setting that is not implemented.
     """
-    return AestheticPredictor(clip.from_config({**config, "architectures": ["CLIPVisionModelWithProjection"]}, dtype))
+    vision: Any = clip.from_config({**config, "architectures": ["CLIPVisionModelWithProjection"]}, dtype)
+    return AestheticPredictor(vision)
 
 
 def example(module: AestheticPredictor) -> tuple[Array, ...]:

@@ -174,7 +174,8 @@ class AutoencoderKL(nn.Module):
 
 
 def _moments(vae: AutoencoderKL, params: Any, images: Image) -> Changed:
-    return jnp.concatenate(vae.apply({"params": params}, images, method="encode"), axis=-1)
+    moments: Any = vae.apply({"params": params}, images, method="encode")
+    return jnp.concatenate(moments, axis=-1)
 
 
 def _latents(vae: AutoencoderKL, moments: Changed, key: Key[Array, "..."] | None) -> Changed:
@@ -186,7 +187,8 @@ def _latents(vae: AutoencoderKL, moments: Changed, key: Key[Array, "..."] | None
 
 
 def _images(vae: AutoencoderKL, params: Any, latents: Image) -> Changed:
-    return vae.apply({"params": params}, latents / vae.scale + vae.shift, method="decode")
+    images: Any = vae.apply({"params": params}, latents / vae.scale + vae.shift, method="decode")
+    return images
 
 
 @partial(jax.jit, static_argnames="vae")
@@ -259,7 +261,7 @@ def tiled_decode(
     return tiled(partial(_images, vae, params), latents, tile, overlap, size_in=1, size_out=vae.factor)
 
 
-class Config(Settings):
+class Config(Settings, frozen=True):
     """A `vae/config.json`. Defaults are diffusers'."""
 
     block_out_channels: Widths

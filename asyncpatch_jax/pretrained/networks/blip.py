@@ -21,10 +21,10 @@ from asyncpatch_jax.pretrained.networks.configuration import (
     Side,
     Vocabulary,
     Width,
-    expect_divides,
+    encoder,
     read,
 )
-from asyncpatch_jax.pretrained.networks.layers import ACTIVATIONS, LayerNorm, stacked, wide
+from asyncpatch_jax.pretrained.networks.layers import ACTIVATIONS, LayerNorm, image_tokens, stacked, text_tokens, wide
 from asyncpatch_jax.schema import Settings
 
 # timm's norms in the image encoder, BERT's in the text encoder
@@ -64,16 +64,10 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
-        if pixels.shape[1:3] != (self.size, self.size):
-            raise ValueError(f"expected images of {self.size} x {self.size} pixels, got {pixels.shape[1:3]}")
-        b = pixels.shape[0]
         patch = (self.patch, self.patch)
         embed = Conv(self.width, patch, patch, dtype=self.dtype, name="patch_embed.proj")
-        x = embed(pixels.astype(self.dtype)).reshape(b, -1, self.width)
-        first = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32).astype(
-            self.dtype
-        )
-        x = jnp.concatenate([jnp.broadcast_to(first, (b, 1, self.width)), x], axis=1)
+        first = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
+        x = image_tokens(pixels, self.size, embed, first, self.dtype)
         x = x + self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]), jnp.float32).astype(self.dtype)
         settings = {"heads": self.heads, "mlp": self.mlp, "dtype": self.dtype}
         x = stacked(VisionLayer, settings, self.layers, "blocks", x)
@@ -133,11 +127,8 @@ class TextEncoder(nn.Module):
     def __call__(
         self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"], image: Float[Array, "b n e"]
     ) -> Float[Array, "b l d"]:
-        if ids.shape[1] > self.positions:
-            raise ValueError(f"expected at most {self.positions} tokens, got {ids.shape[1]}")
-        words = nn.Embed(self.vocab, self.width, dtype=self.dtype, name="embeddings.word_embeddings")
-        places = nn.Embed(self.positions, self.width, dtype=self.dtype, name="embeddings.position_embeddings")
-        x = words(ids) + places(jnp.arange(ids.shape[1])[None])
+        names = "word_embeddings", "position_embeddings"
+        x = text_tokens(ids, self.vocab, self.positions, self.width, names, self.dtype)
         x = LayerNorm(_TEXT_EPS, dtype=self.dtype, name="embeddings.LayerNorm")(x)
         settings = {"heads": self.heads, "mlp": self.mlp, "dtype": self.dtype}
         return stacked(TextLayer, settings, self.layers, "encoder.layer", x, mask[:, None, None, :], image)
@@ -161,7 +152,7 @@ class ImageReward(nn.Module):
         return nn.Dense(1, dtype=wide(self.text.dtype), name="head")(first)[:, 0]
 
 
-class Layers(Settings):
+class Layers(Settings, frozen=True):
     """What both encoders' settings say; none has a default."""
 
     hidden_size: Width
@@ -173,34 +164,23 @@ class Layers(Settings):
     ignored: ClassVar[frozenset[str]] = TRANSFORMERS
 
 
-class TextConfig(Layers):
+class TextConfig(Layers, frozen=True):
     vocab_size: Vocabulary
     max_position_embeddings: Length
 
 
-class VisionConfig(Layers):
+class VisionConfig(Layers, frozen=True):
     image_size: Side
     patch_size: Side
 
 
-class Config(Settings):
+class Config(Settings, frozen=True):
     """The config.json that `launch.convert_reward` writes."""
 
     text_config: dict[str, Any]
     vision_config: dict[str, Any]
 
     ignored: ClassVar[frozenset[str]] = TRANSFORMERS
-
-
-def _shared(given: Layers, dtype: Any) -> dict[str, Any]:
-    expect_divides("a hidden_size", [given.hidden_size], given.num_attention_heads, "heads")
-    return {
-        "width": given.hidden_size,
-        "mlp": given.intermediate_size,
-        "layers": given.num_hidden_layers,
-        "heads": given.num_attention_heads,
-        "dtype": dtype,
-    }
 
 
 def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> ImageReward:
@@ -212,11 +192,9 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> ImageRew
     both = read(config, Config, "ImageReward")
     text = read(both.text_config, TextConfig, "ImageReward's text encoder")
     vision = read(both.vision_config, VisionConfig, "ImageReward's image encoder")
-    if vision.patch_size > vision.image_size:
-        raise ValueError(f"expected a patch_size within image_size = {vision.image_size}, got {vision.patch_size}")
     return ImageReward(
-        TextEncoder(text.vocab_size, positions=text.max_position_embeddings, **_shared(text, dtype)),
-        VisionTransformer(size=vision.image_size, patch=vision.patch_size, **_shared(vision, dtype)),
+        TextEncoder(text.vocab_size, positions=text.max_position_embeddings, **encoder(text, dtype)),
+        VisionTransformer(size=vision.image_size, patch=vision.patch_size, **encoder(vision, dtype)),
     )
 
 

@@ -23,10 +23,10 @@ from asyncpatch_jax.pretrained.networks.configuration import (
     Vocabulary,
     Width,
     class_name,
-    expect_divides,
+    encoder,
     read,
 )
-from asyncpatch_jax.pretrained.networks.layers import ACTIVATIONS, LayerNorm
+from asyncpatch_jax.pretrained.networks.layers import ACTIVATIONS, LayerNorm, image_tokens, text_tokens
 from asyncpatch_jax.schema import Settings
 
 
@@ -95,11 +95,8 @@ class TextModel(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"]) -> TextFeatures:
-        if ids.shape[1] > self.positions:
-            raise ValueError(f"expected at most {self.positions} tokens, got {ids.shape[1]}")
-        x = nn.Embed(self.vocab, self.width, dtype=self.dtype, name="embeddings.token_embedding")(ids)
-        places = jnp.arange(ids.shape[1])[None]
-        x = x + nn.Embed(self.positions, self.width, dtype=self.dtype, name="embeddings.position_embedding")(places)
+        names = "token_embedding", "position_embedding"
+        x = text_tokens(ids, self.vocab, self.positions, self.width, names, self.dtype)
         settings = {"heads": self.heads, "mlp": self.mlp, "act": self.act, "eps": self.eps, "dtype": self.dtype}
         (x, penultimate), _ = _encoder(self.layers, causal=True, **settings)((x, x))
         last = LayerNorm(self.eps, dtype=self.dtype, name="final_layer_norm")(x)
@@ -124,15 +121,10 @@ class VisionModel(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        if pixels.shape[1:3] != (self.size, self.size):
-            raise ValueError(f"expected images of {self.size} x {self.size} pixels, got {pixels.shape[1:3]}")
-        b = pixels.shape[0]
         patch = (self.patch, self.patch)
         embed = Conv(self.width, patch, patch, use_bias=False, dtype=self.dtype, name="embeddings.patch_embedding")
-        x = embed(pixels.astype(self.dtype)).reshape(b, -1, self.width)
         first = self.param("embeddings.class_embedding", nn.initializers.normal(0.02), (self.width,), jnp.float32)
-        first = jnp.broadcast_to(first.astype(self.dtype), (b, 1, self.width))
-        x = jnp.concatenate([first, x], axis=1)
+        x = image_tokens(pixels, self.size, embed, first, self.dtype)
         places = nn.Embed(x.shape[1], self.width, dtype=self.dtype, name="embeddings.position_embedding")
         x = x + places(jnp.arange(x.shape[1])[None])
         # the name is misspelt in the files
@@ -192,7 +184,7 @@ Activation = Literal["silu", "swish", "relu", "gelu", "gelu_new", "gelu_pytorch_
 _IGNORED = TRANSFORMERS | {"attention_dropout", "dropout", "initializer_factor", "initializer_range"}
 
 
-class TextConfig(Settings):
+class TextConfig(Settings, frozen=True):
     """A text encoder's config.json. Defaults are transformers'."""
 
     vocab_size: Vocabulary = 49408
@@ -210,7 +202,7 @@ class TextConfig(Settings):
     ignored: ClassVar[frozenset[str]] = _IGNORED | {"bos_token_id", "pad_token_id"}
 
 
-class VisionConfig(Settings):
+class VisionConfig(Settings, frozen=True):
     """An image encoder's config.json. Defaults are transformers'."""
 
     hidden_size: Width = 768
@@ -227,7 +219,7 @@ class VisionConfig(Settings):
     ignored: ClassVar[frozenset[str]] = _IGNORED
 
 
-class Config(Settings):
+class Config(Settings, frozen=True):
     """The config.json of both encoders together; old files hold each twice, and the second one counts."""
 
     text_config: dict[str, Any] | None = None
@@ -240,16 +232,7 @@ class Config(Settings):
 
 
 def _shared(given: TextConfig | VisionConfig, dtype: Any) -> dict[str, Any]:
-    expect_divides("a hidden_size", [given.hidden_size], given.num_attention_heads, "heads")
-    return {
-        "width": given.hidden_size,
-        "mlp": given.intermediate_size,
-        "layers": given.num_hidden_layers,
-        "heads": given.num_attention_heads,
-        "act": given.hidden_act,
-        "eps": given.layer_norm_eps,
-        "dtype": dtype,
-    }
+    return {**encoder(given, dtype), "act": given.hidden_act, "eps": given.layer_norm_eps}
 
 
 def _text(given: TextConfig, dtype: Any) -> TextModel:
@@ -262,8 +245,6 @@ def _text(given: TextConfig, dtype: Any) -> TextModel:
 
 
 def _vision(given: VisionConfig, dtype: Any) -> VisionModel:
-    if given.patch_size > given.image_size:
-        raise ValueError(f"expected a patch_size within image_size = {given.image_size}, got {given.patch_size}")
     return VisionModel(size=given.image_size, patch=given.patch_size, **_shared(given, dtype))
 
 
@@ -285,8 +266,8 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Modul
         case "CLIPModel":
             both = read(config, Config, name)
             text = read({**(both.text_config or {}), **(both.text_config_dict or {})}, TextConfig, "CLIPTextModel")
-            vision = {**(both.vision_config or {}), **(both.vision_config_dict or {})}
-            vision = read(vision, VisionConfig, "CLIPVisionModel")
+            images = {**(both.vision_config or {}), **(both.vision_config_dict or {})}
+            vision = read(images, VisionConfig, "CLIPVisionModel")
             return CLIPModel(_text(text, dtype), _vision(vision, dtype), both.projection_dim)
     known = "CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection or CLIPModel"
     raise ValueError(f"expected architectures of one of {known} in config.json, got {name!r}")

@@ -67,6 +67,25 @@ def class_name(config: Mapping[str, Any]) -> str | None:
     return named.diffusers or next(iter(named.architectures or ()), None)
 
 
+def encoder(given: Any, dtype: Any) -> dict[str, Any]:
+    """The size of a transformer, by the names that transformers gives it, as attributes of a module.
+
+    Raises:
+        ValueError: heads that do not divide the width, or (of images) patches larger than they are.
+    """
+    expect_divides("a hidden_size", [given.hidden_size], given.num_attention_heads, "heads")
+    patch, size = getattr(given, "patch_size", 0), getattr(given, "image_size", 0)
+    if patch > size:
+        raise ValueError(f"expected a patch_size within image_size = {size}, got {patch}")
+    return {
+        "width": given.hidden_size,
+        "mlp": given.intermediate_size,
+        "layers": given.num_hidden_layers,
+        "heads": given.num_attention_heads,
+        "dtype": dtype,
+    }
+
+
 def expect_divides(name: str, widths: Sequence[int], parts: int, what: str) -> None:
     """Refuse widths that cannot be split in equal parts.
 

@@ -4,6 +4,7 @@ Module names are those of diffusers' `FluxTransformer2DModel`. Blocks of two str
 single loop.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -20,25 +21,25 @@ from asyncpatch_jax.models.times import LevelTimes, modulation
 from asyncpatch_jax.pretrained.networks.configuration import Channels, Count, Width, read
 from asyncpatch_jax.pretrained.networks.joint import (
     JointBlock,
-    Maps,
     Stream,
     Streams,
-    TimeTextEmbedding,
     along_batch,
     attention,
     check_condition,
     dense,
     gated,
     gelu,
+    grid_of_tokens,
     heads_of,
     last_modulation,
+    mean_maps,
     modulated,
+    no_maps,
     norm,
-    text_time,
+    told,
 )
 from asyncpatch_jax.pretrained.networks.layers import stacked, wide
 from asyncpatch_jax.pretrained.networks.rotary import Rotation, rotation
-from asyncpatch_jax.pretrained.networks.times import level_times
 from asyncpatch_jax.schema import Settings
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.timefield import Grid
@@ -141,30 +142,26 @@ class FluxTransformer(nn.Module):
         Raises:
             ValueError: latents or a reference that are no whole tokens; a field or a condition that does not fit.
         """
-        b, grid, width = x.shape[0], self._grid(x, "latents"), self.heads * self.head_width
+        b, grid, width = x.shape[0], grid_of_tokens(x, self.channels, _PACK), self.heads * self.head_width
         timefield.check(t, b)
         needed = {"tokens": self.context_width, "pooled": self.pooled_width} | ({"guidance": 0} if self.guided else {})
         cond = check_condition(cond, b, needed, {"text_time", "spans", "reference"})
-        embedding = TimeTextEmbedding(width, self.dtype, name="time_text_embed")
-        (times,) = level_times(t, lambda j: embedding(j, cond.pooled, cond.guidance), [grid])
-        text_times = LevelTimes(embedding(text_time(t, cond), cond.pooled, cond.guidance), grid=(1, 1))
+        times, text_times, text = told(t, cond, grid, width, self.dtype)
 
         embedder, length = dense(width, "x_embedder", self.dtype), grid[0] * grid[1]
         image, grids = embedder(_packed(x.astype(self.dtype))), [grid]
-        text = dense(width, "context_embedder", self.dtype)(cond.tokens.astype(self.dtype))[:, None]
         if cond.reference is not None:
-            grids.append(self._grid(cond.reference, "a reference"))
-            times = _mirrored(times, *grids)
+            grids.append(grid_of_tokens(cond.reference, self.channels, _PACK, "a reference"))
+            times = _mirrored(times, grid, grids[1])
             parts = [image, embedder(_packed(cond.reference.astype(self.dtype)))]
             image = jnp.concatenate([part.reshape(b, 1, -1, width) for part in parts], axis=2)
-        maps = None if cond.spans is None else Maps(jnp.zeros((b, length, cond.spans.weight.shape[-1]), jnp.float32))
-        streams = Streams(along_batch(image), along_batch(text), maps)
+        streams = Streams(along_batch(image), along_batch(text), no_maps(cond, b, grid))
         inputs = (times, text_times, rotation(text.shape[2], grids, self.axes), cond.spans)
         settings = {"heads": self.heads, "dtype": self.dtype}
         double = {**settings, "text_first": True}
         streams = stacked(JointBlock, double, self.depth, "transformer_blocks", streams, *inputs)
 
-        times, texts = _in_a_row(times, streams.image.shape[1:3]), text.shape[2]
+        times, texts = _in_a_row(times, timefield.grid_of(streams.image)), text.shape[2]
         both = [part.reshape(b, 1, -1, width) for part in (streams.text, streams.image)]
         carry = along_batch(jnp.concatenate(both, axis=2)), streams.maps
         inputs = (_after_text(times, texts), *inputs[1:])
@@ -174,35 +171,26 @@ class FluxTransformer(nn.Module):
         out = dense(_PACK**2 * self.channels, "proj_out", self.dtype)(image).reshape(b, *grid, -1)
         out = rearrange(out, "b h w (c p q) -> b (h p) (w q) c", p=_PACK, q=_PACK)
         out = out.astype(wide(self.dtype))
-        if maps is None:
-            return out, {}
-        return out, {"maps": (maps.objects / (self.depth + self.depth_single)).reshape(b, *grid, -1)}
-
-    def _grid(self, x: Image, what: str) -> Grid:
-        _, height, width, channels = x.shape
-        if channels != self.channels or height % _PACK or width % _PACK:
-            raise ValueError(
-                f"expected {what} [b, h, w, {self.channels}] whose height and width are multiples of {_PACK}, "
-                f"got shape {x.shape}"
-            )
-        return height // _PACK, width // _PACK
+        return out, mean_maps(maps, self.depth + self.depth_single, grid)
 
 
 def _in_a_row(times: LevelTimes, grid: Grid) -> LevelTimes:
     """Times of the tokens of `grid`, row after row."""
     if times.grid == (1, 1):
         return times
-    cells = times.position if times.position is not None else times.emb.reshape(len(times.emb), *times.grid, -1)
+    cells = times.position if times.position is not None else times.emb.reshape(len(times.emb), *times.cells, -1)
     full = jnp.broadcast_to(timefield.resize(cells, grid), (len(cells), *grid, cells.shape[-1]))
     row = full.reshape(len(full), 1, -1, full.shape[-1])
-    return times.replace(position=row) if times.position is not None else LevelTimes(row[:, 0], grid=row.shape[1:3])
+    if times.position is not None:
+        return dataclasses.replace(times, position=row)
+    return LevelTimes(row[:, 0], grid=timefield.grid_of(row))
 
 
 def _after_text(times: LevelTimes, length: int) -> LevelTimes:
     """Chosen times of a row of tokens, with any of them for a text of that length before."""
     if times.position is None:
         return times
-    return times.replace(position=jnp.pad(times.position, ((0, 0), (0, 0), (length, 0), (0, 0))))
+    return dataclasses.replace(times, position=jnp.pad(times.position, ((0, 0), (0, 0), (length, 0), (0, 0))))
 
 
 def _packed(x: Image) -> Float[Array, "b th tw d"]:
@@ -220,14 +208,14 @@ def _mirrored(times: LevelTimes, grid: Grid, reference: Grid) -> LevelTimes:
         return jnp.concatenate(parts, axis=2)
 
     if times.position is not None:
-        return times.replace(position=both(times.position))
+        return dataclasses.replace(times, position=both(times.position))
     if times.grid == (1, 1):
         return times
-    emb = both(times.emb.reshape(times.emb.shape[0], *times.grid, -1))
-    return LevelTimes(emb[:, 0], grid=emb.shape[1:3])
+    emb = both(times.emb.reshape(times.emb.shape[0], *times.cells, -1))
+    return LevelTimes(emb[:, 0], grid=timefield.grid_of(emb))
 
 
-class Config(Settings):
+class Config(Settings, frozen=True):
     """The config.json of a `FluxTransformer2DModel`. Defaults are diffusers'."""
 
     in_channels: Channels = 64
@@ -276,8 +264,8 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> FluxTran
 def example(module: FluxTransformer) -> tuple[np.ndarray, np.ndarray, Condition]:
     """Inputs of the smallest legal size, for shapes."""
     cond = Condition(
-        tokens=np.zeros((1, 2, module.context_width), np.float32),
-        pooled=np.zeros((1, module.pooled_width), np.float32),
-        guidance=np.ones(1, np.float32) if module.guided else None,
+        tokens=jnp.zeros((1, 2, module.context_width), jnp.float32),
+        pooled=jnp.zeros((1, module.pooled_width), jnp.float32),
+        guidance=jnp.ones(1, jnp.float32) if module.guided else None,
     )
     return np.zeros((1, _PACK, _PACK, module.channels), np.float32), np.zeros((1, 1, 1, 1), np.float32), cond

@@ -18,8 +18,10 @@ from asyncpatch_jax.models.times import LevelTimes, modulation
 from asyncpatch_jax.pretrained.networks.blur import blurred
 from asyncpatch_jax.pretrained.networks.layers import ACTIVATIONS, LayerNorm, RMSNorm, TimestepEmbedding, sinusoid, wide
 from asyncpatch_jax.pretrained.networks.rotary import Rotation, rotated
+from asyncpatch_jax.pretrained.networks.times import level_times
 from asyncpatch_jax.sharding import constrain, images_per_device
-from asyncpatch_jax.types import Condition, FewTimes, Spans, TimeField
+from asyncpatch_jax.timefield import Grid
+from asyncpatch_jax.types import Condition, FewTimes, Image, Spans, TimeField
 
 Stream = Float[Array, "b rows cols width"]
 Modulation = Float[Array, "b #rows #cols width"]
@@ -140,7 +142,7 @@ class JointBlock(nn.Module):
 
         image = gated(image, gate, project(at_image, sizes[0], "attn.to_out.0", image), times)
         if self.dual:
-            parts = self._heads(modulated(normed, *of_dual[:2], self.dtype), "attn2", "to_{}", "norm_{}")
+            parts = self._heads(modulated(normed, of_dual[0], of_dual[1], self.dtype), "attn2", "to_{}", "norm_{}")
             q, k, v = self._blurred(parts, streams, blur)
             alone = dense(width, "attn2.to_out.0", self.dtype)(joined(attend(q, k, v)))
             image = gated(image, of_dual[2], alone.reshape(image.shape), times)
@@ -211,7 +213,7 @@ def attention(
     """
     if rotation is not None:
         q, k = rotated(q, rotation), rotated(k, rotation)
-    if spans is None:
+    if spans is None or maps is None:
         return joined(attend(q, k, v)), maps
     out, shares = attend_columns(q, k, v, spans.index + at_text)
     stop = at_image + maps.objects.shape[1]
@@ -250,7 +252,7 @@ def gated(x: Stream, gate: Modulation, h: Stream, times: LevelTimes) -> Stream:
 def modulations(layer: nn.Dense, times: LevelTimes, x: Stream) -> list[Modulation]:
     """Maps [b, h|1, w|1, d] from the times of a stream's tokens, as many as the layer gives."""
     table = constrain(layer(times.emb), "batch", None, None)
-    return modulation(table, times, layer.features // x.shape[-1], x.shape[1:3])
+    return modulation(table, times, layer.features // x.shape[-1], timefield.grid_of(x))
 
 
 def feed_forward(x: Stream, name: str) -> Stream:
@@ -286,6 +288,56 @@ def text_time(t: TimeField | FewTimes, cond: Condition) -> Float[Array, "_b 1"]:
     return timefield.noisy_mean(t)[:, None]
 
 
+def told(
+    t: TimeField | FewTimes, cond: Condition, grid: Grid, width: int, dtype: Any
+) -> tuple[LevelTimes, LevelTimes, Stream]:
+    """Times of the image's tokens and of the text's, and the text's tokens.
+
+    Args:
+        cond: that `check_condition` let pass, with tokens and what is pooled of them.
+        grid: of the image's tokens.
+    """
+    tokens: Any = cond.tokens
+    pooled: Any = cond.pooled
+    embedding = TimeTextEmbedding(width, dtype, name="time_text_embed")
+    (times,) = level_times(t, lambda j: embedding(j, pooled, cond.guidance), [grid])
+    text_times = LevelTimes(embedding(text_time(t, cond), pooled, cond.guidance), grid=(1, 1))
+    return times, text_times, dense(width, "context_embedder", dtype)(tokens.astype(dtype))[:, None]
+
+
+def grid_of_tokens(x: Image, channels: int, side: int, what: str = "latents") -> Grid:
+    """Rows and columns of the tokens of `what`, each of which is side x side of them.
+
+    Raises:
+        ValueError: other channels, or no whole tokens.
+    """
+    if x.shape[-1] != channels or x.shape[1] % side or x.shape[2] % side:
+        raise ValueError(
+            f"expected {what} [b, h, w, {channels}] whose height and width are multiples of {side}, "
+            f"got shape {tuple(x.shape)}"
+        )
+    return x.shape[1] // side, x.shape[2] // side
+
+
+def no_maps(cond: Condition, batch: int, grid: Grid, *, own: bool = False) -> Maps | None:
+    """Maps before the first layer, if the condition names objects; with the image's own if asked to."""
+    if cond.spans is None:
+        return None
+    n = grid[0] * grid[1]
+    objects = jnp.zeros((batch, n, cond.spans.weight.shape[-1]), jnp.float32)
+    return Maps(objects, jnp.zeros((batch, n, n), jnp.float32) if own else None)
+
+
+def mean_maps(maps: Maps | None, layers: int, grid: Grid) -> dict[str, jax.Array]:
+    """What a network says of its maps after so many layers: means to objects, and shares of what goes to the image."""
+    if maps is None:
+        return {}
+    found = {"maps": (maps.objects / layers).reshape(len(maps.objects), *grid, -1)}
+    if maps.own is not None:
+        found["self_maps"] = maps.own / maps.own.sum(-1, keepdims=True)
+    return found
+
+
 def check_condition(cond: Condition | None, batch: int, needed: Mapping[str, int], optional: set[str]) -> Condition:
     """Refuse a condition that a network does not take.
 
@@ -297,7 +349,8 @@ def check_condition(cond: Condition | None, batch: int, needed: Mapping[str, int
         ValueError: a field that is missing, of another batch or width, or that the network does not read.
     """
     names = ", ".join(needed)
-    for field, value in (cond or Condition())._asdict().items():
+    cond = cond or Condition()
+    for field, value in cond._asdict().items():
         if value is None:
             if field in needed:
                 raise ValueError(f"expected a condition with {names}, got no {field}")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 # exact, as PyTorch's "gelu"; "gelu_new" and "gelu_pytorch_tanh" are one function
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -126,6 +126,46 @@ class TimestepEmbedding(nn.Module):
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n {self.width}"]:
         x = nn.Dense(self.width, dtype=self.dtype, name="linear_1")(x.astype(self.dtype))
         return nn.Dense(self.width, dtype=self.dtype, name="linear_2")(nn.silu(x))
+
+
+def text_tokens(
+    ids: Int[Array, "b l"], vocab: int, positions: int, width: int, names: tuple[str, str], dtype: Any
+) -> Float[Array, "b l {width}"]:
+    """Embedded ids and, added to them, places; a layer of the module in whose `__call__` this is called.
+
+    Args:
+        names: of both tables.
+
+    Raises:
+        ValueError: more tokens than places.
+    """
+    if ids.shape[1] > positions:
+        raise ValueError(f"expected at most {positions} tokens, got {ids.shape[1]}")
+    words, places = (
+        nn.Embed(n, width, dtype=dtype, name=f"embeddings.{name}")
+        for n, name in zip((vocab, positions), names, strict=True)
+    )
+    return words(ids) + places(jnp.arange(ids.shape[1])[None])
+
+
+def image_tokens(
+    pixels: Float[Array, "b h w 3"], size: int, embed: nn.Module, first: Float[Array, "*one d"], dtype: Any
+) -> Float[Array, "b n d"]:
+    """The class token and, after it, an image's patches row by row, without positions.
+
+    Args:
+        size: height and width that the network takes.
+        embed: pixels to patches.
+        first: the class token.
+
+    Raises:
+        ValueError: an image of another size.
+    """
+    if pixels.shape[1:3] != (size, size):
+        raise ValueError(f"expected images of {size} x {size} pixels, got {pixels.shape[1:3]}")
+    x = embed(pixels.astype(dtype))
+    b, width = x.shape[0], x.shape[-1]
+    return jnp.concatenate([jnp.broadcast_to(first.astype(dtype), (b, 1, width)), x.reshape(b, -1, width)], axis=1)
 
 
 def stacked(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from asyncpatch_jax import timefield
 from asyncpatch_jax.models.convolution import Conv
 from asyncpatch_jax.models.times import LevelTimes, modulation
 from asyncpatch_jax.pretrained.networks.layers import GroupNorm
@@ -38,7 +39,7 @@ class ResnetBlock(nn.Module):
         h = conv(self.features, self.dtype, "conv1")(h)
         if times is not None:
             table = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(times.emb)
-            (shift,) = modulation(table, times, 1, h.shape[1:3])
+            (shift,) = modulation(table, times, 1, timefield.grid_of(h))
             h = h + shift
         h = constrain(h, "batch", None, None, None)
         h = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="norm2")(h))

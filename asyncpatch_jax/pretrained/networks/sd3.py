@@ -17,21 +17,20 @@ from msgspec import Meta
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.models.convolution import Conv
-from asyncpatch_jax.models.times import LevelTimes
 from asyncpatch_jax.pretrained.networks.configuration import Channels, Count, Few, Side, Width, read
 from asyncpatch_jax.pretrained.networks.joint import (
     JointBlock,
-    Maps,
     Streams,
-    TimeTextEmbedding,
     along_batch,
     check_condition,
     dense,
+    grid_of_tokens,
     last_modulation,
-    text_time,
+    mean_maps,
+    no_maps,
+    told,
 )
 from asyncpatch_jax.pretrained.networks.layers import stacked, wide
-from asyncpatch_jax.pretrained.networks.times import level_times
 from asyncpatch_jax.schema import Settings
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
@@ -110,18 +109,15 @@ class SD3Transformer(nn.Module):
             ValueError: latents that are no whole patches, or larger than the table of positions; a field or a condition
                 that does not fit.
         """
-        b, grid, width = x.shape[0], self._grid(x.shape), self.heads * self.head_width
+        b, grid, width = x.shape[0], self._grid(x), self.heads * self.head_width
         timefield.check(t, b)
         needed = {"tokens": self.context_width, "pooled": self.pooled_width}
         cond = check_condition(cond, b, needed, {"text_time", "spans", "blur"})
-        embedding = TimeTextEmbedding(width, self.dtype, name="time_text_embed")
-        (times,) = level_times(t, lambda j: embedding(j, cond.pooled), [grid])
-        text_times = LevelTimes(embedding(text_time(t, cond), cond.pooled), grid=(1, 1))
+        times, text_times, text = told(t, cond, grid, width, self.dtype)
 
         image = PatchEmbedding(width, self.patch, self.table, self.dtype, name="pos_embed")(x.astype(self.dtype))
-        text = dense(width, "context_embedder", self.dtype)(cond.tokens.astype(self.dtype))[:, None]
         layer = None if cond.blur is None else jnp.int32(0)
-        streams = Streams(along_batch(image), along_batch(text), self._no_maps(cond, b, grid), layer)
+        streams = Streams(along_batch(image), along_batch(text), no_maps(cond, b, grid, own=True), layer)
         inputs = (times, text_times, None, cond.spans, self._blurs(cond))
         shared = {"heads": self.heads, "qk_norm": self.qk_norm, "dtype": self.dtype}
         for dual, layers in groupby(range(self.depth - 1), lambda layer: layer in self.dual):
@@ -136,19 +132,7 @@ class SD3Transformer(nn.Module):
         out = dense(self.patch**2 * self.channels_out, "proj_out", self.dtype)(image)
         out = rearrange(out, "b h w (p q c) -> b (h p) (w q) c", p=self.patch, q=self.patch)
         out = out.astype(wide(self.dtype))
-        if streams.maps is None:
-            return out, {}
-        objects, own = streams.maps
-        maps = (objects / self.depth).reshape(b, *grid, -1)
-        return out, {"maps": maps, "self_maps": own / own.sum(-1, keepdims=True)}
-
-    def _no_maps(self, cond: Condition, batch: int, grid: Grid) -> Maps | None:
-        if cond.spans is None:
-            return None
-        n = grid[0] * grid[1]
-        return Maps(
-            jnp.zeros((batch, n, cond.spans.weight.shape[-1]), jnp.float32), jnp.zeros((batch, n, n), jnp.float32)
-        )
+        return out, mean_maps(streams.maps, self.depth, grid)
 
     def _blurs(self, cond: Condition) -> Float[Array, "layers b"] | None:
         if cond.blur is None:
@@ -157,20 +141,14 @@ class SD3Transformer(nn.Module):
         chosen = np.isin(np.arange(self.depth), range(first, max(stop, first + 1)))
         return jnp.where(chosen[:, None], cond.blur[None], 0.0)
 
-    def _grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        _, height, width, channels = shape
-        if channels != self.channels_in or height % self.patch or width % self.patch:
-            raise ValueError(
-                f"expected latents [b, h, w, {self.channels_in}] whose height and width are multiples of {self.patch}, "
-                f"got shape {tuple(shape)}"
-            )
-        grid = height // self.patch, width // self.patch
+    def _grid(self, x: Image) -> Grid:
+        grid = grid_of_tokens(x, self.channels_in, self.patch)
         if max(grid) > self.table:
             raise ValueError(f"expected at most {self.table} x {self.table} patches, got {grid[0]} x {grid[1]}")
         return grid
 
 
-class Config(Settings):
+class Config(Settings, frozen=True):
     """The config.json of a `SD3Transformer2DModel`. Defaults are diffusers'."""
 
     patch_size: Few = 2
@@ -225,8 +203,6 @@ def from_config(config: Mapping[str, Any], dtype: Any = jnp.float32) -> SD3Trans
 
 def example(module: SD3Transformer) -> tuple[np.ndarray, np.ndarray, Condition]:
     """Inputs of the smallest legal size, for shapes."""
-    cond = Condition(
-        tokens=np.zeros((1, 2, module.context_width), np.float32), pooled=np.zeros((1, module.pooled_width), np.float32)
-    )
+    cond = Condition(tokens=jnp.zeros((1, 2, module.context_width)), pooled=jnp.zeros((1, module.pooled_width)))
     side = module.patch
     return np.zeros((1, side, side, module.channels_in), np.float32), np.zeros((1, 1, 1, 1), np.float32), cond

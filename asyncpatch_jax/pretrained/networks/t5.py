@@ -118,7 +118,7 @@ class T5Encoder(nn.Module):
         return RMSNorm(self.eps, self.dtype, name="encoder.final_layer_norm")(x)
 
 
-class Config(Settings):
+class Config(Settings, frozen=True):
     """An encoder's config.json. Defaults are transformers'; T5 v1.0, which has no gate, does not name its MLP."""
 
     feed_forward_proj: Literal["gated-gelu"]

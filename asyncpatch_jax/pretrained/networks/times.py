@@ -40,7 +40,10 @@ def level_times(
     emb = embed(t.reshape(t.shape[0], -1))
     cells = emb.reshape(emb.shape[0], *t.shape[1:3], emb.shape[-1])
     levels = [_picked(cells, grid) for grid in grids]
-    return [LevelTimes(level.reshape(level.shape[0], -1, level.shape[-1]), grid=level.shape[1:3]) for level in levels]
+    return [
+        LevelTimes(level.reshape(level.shape[0], -1, level.shape[-1]), grid=timefield.grid_of(level))
+        for level in levels
+    ]
 
 
 def _picked(cells: jax.Array, grid: Grid) -> jax.Array:

@@ -79,7 +79,7 @@ class Attention(nn.Module):
                 maps = maps._replace(own=maps.own + mean_weights(q, k))
         else:
             mask = None if reading.mask is None else reading.mask[:, None, None, :]
-            if maps is None or maps.columns is None:
+            if maps is None or maps.columns is None or maps.cross is None:
                 h = attend(q, k, v, mask)
             else:
                 h, shares = attend_columns(q, k, v, maps.columns, mask)

@@ -104,6 +104,7 @@ class UNet2DCondition(nn.Module):
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"expected height and width to be multiples of {self.multiple}, got {height}x{width}")
         timefield.check(t, b)
+        cond = cond or Condition()
         reading = self._reading(cond, b)
         maps = self._no_maps(cond, b, (height, width))
 
@@ -133,8 +134,8 @@ class UNet2DCondition(nn.Module):
         x, new = MidBlock(self.mid, shared, name="mid_block")(x, times[last], reading, asked(last))
         maps = maps if new is None else new
         for i, level in enumerate(self.up):
-            block = UpBlock(level, shared, i == last, name=f"up_blocks.{i}")
-            x, new = block(x, skips, times[last - i], plain, asked(last - i))
+            up = UpBlock(level, shared, i == last, name=f"up_blocks.{i}")
+            x, new = up(x, skips, times[last - i], plain, asked(last - i))
             maps = maps if new is None else new
 
         x = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="conv_norm_out")(x))
@@ -154,9 +155,9 @@ class UNet2DCondition(nn.Module):
     def _sinusoid(self, t: Float[Array, "_b j"], width: int) -> Float[Array, "_b j {width}"]:
         return sinusoid(t, width, flip_sin_to_cos=self.flip_sin_to_cos, shift=self.freq_shift, dtype=self.dtype)
 
-    def _reading(self, cond: Condition | None, batch: int) -> Reading:
-        if cond is None or cond.tokens is None or cond.tokens.shape[::2] != (batch, self.context):
-            got = None if cond is None or cond.tokens is None else cond.tokens.shape
+    def _reading(self, cond: Condition, batch: int) -> Reading:
+        if cond.tokens is None or cond.tokens.shape[::2] != (batch, self.context):
+            got = None if cond.tokens is None else cond.tokens.shape
             raise ValueError(f"expected cond.tokens of shape [{batch}, l, {self.context}], got {got}")
         return Reading(cond.tokens, cond.mask, cond.blur)
 
@@ -166,7 +167,7 @@ class UNet2DCondition(nn.Module):
             return None
         each, pooled = self.added
         got = [None if part is None else part.shape[1] for part in (cond.pooled, cond.sizes)]
-        if got != [pooled, 6]:
+        if cond.pooled is None or cond.sizes is None or got != [pooled, 6]:
             raise ValueError(f"expected cond.pooled and cond.sizes of widths {pooled} and 6, got {got[0]} and {got[1]}")
         sizes = self._sinusoid(cond.sizes, each).reshape(cond.sizes.shape[0], -1)
         both = jnp.concatenate([cond.pooled.astype(sizes.dtype), sizes], axis=-1)
@@ -198,7 +199,7 @@ class UNet2DCondition(nn.Module):
         if maps is None:
             return {}
         aux = {"self_maps": maps.own / self._mapped_layers}
-        if maps.cross is not None:
+        if maps.cross is not None and cond.spans is not None:
             shares = jnp.einsum("bnm,bmk->bnk", maps.cross, cond.spans.weight, precision="highest")
             grid = (size[0] >> QUARTER, size[1] >> QUARTER)
             aux["maps"] = shares.reshape(shares.shape[0], *grid, -1) / self._mapped_layers
@@ -208,7 +209,7 @@ class UNet2DCondition(nn.Module):
 _Counts = Annotated[tuple[Count, ...], Meta(max_length=8)]
 
 
-class Config(Settings):
+class Config(Settings, frozen=True):
     """A `unet/config.json`; one number stands for all levels. Defaults are diffusers'."""
 
     block_out_channels: Widths

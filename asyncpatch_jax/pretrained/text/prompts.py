@@ -152,7 +152,8 @@ def encode_prompts(
 
     def condition(texts: Sequence[str]) -> Condition:
         tokens, pooled = zip(*(known[text] for text in texts), strict=True)
-        return Condition(tokens=np.stack(tokens), pooled=None if pooled[0] is None else np.stack(pooled), **shared)
+        read: dict[str, Any] = {"tokens": np.stack(tokens), "pooled": None if pooled[0] is None else np.stack(pooled)}
+        return Condition(**read, **shared)
 
     positive = condition(prompts)
     if zeros:
@@ -208,7 +209,8 @@ def embedding_widths(family: str, components: Mapping[str, Any], width: int) -> 
         ValueError: encoders that do not fit each other.
     """
     modules = {name: part.module for name, part in components.items()}
-    first, second = modules["text_encoder"], modules.get("text_encoder_2")
+    first: Any = modules["text_encoder"]
+    second: Any = modules.get("text_encoder_2")  # where the family has one, `_check` has seen it
     if family == "sd":
         return first.text.width, None
     if family in ("flux", "kontext"):
@@ -237,8 +239,8 @@ def _expect(what: str, names: Sequence[str], given: Mapping[str, Any]) -> None:
         raise ValueError(f"expected the {what} {', '.join(names)}, got none for {', '.join(missing)}")
 
 
-def _shared(family: str, batch: int, size: tuple[int, int] | None, guidance: float | None) -> dict[str, np.ndarray]:
-    if family == "sdxl":
+def _shared(family: str, batch: int, size: tuple[int, int] | None, guidance: float | None) -> dict[str, Any]:
+    if family == "sdxl" and size is not None:
         # whole images: as large as what was asked for, and nothing cropped
         return {"sizes": np.tile(np.array([[*size, 0, 0, *size]], np.float32), (batch, 1))}
     if family in ("flux", "kontext") and guidance is not None:
@@ -303,7 +305,8 @@ def _embeddings(
     tokens = jnp.concatenate([first.penultimate, second.penultimate], axis=-1)
     if family == "sdxl":
         return tokens, second.projected
-    pooled = jnp.concatenate([first.projected, second.projected], axis=-1)
+    projected: Any = [first.projected, second.projected]
+    pooled = jnp.concatenate(projected, axis=-1)
     if "text_encoder_3" in encoder_of:
         third = run("tokenizer_3")
     else:

@@ -7,6 +7,7 @@ dog. Its characters are found first, then the tokens that hold them, so that eve
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -119,8 +120,8 @@ def _table(objects: Sequence[Sequence[dict[int, float]]]) -> Spans:
         raise ValueError("expected at least one object, got none")
     places = [sorted({place for weights in of for place in weights}) for of in objects]
     rows = -(-max(map(len, places)) // _BLOCK) * _BLOCK
-    index = np.zeros((len(objects), rows), np.int32)
-    weight = np.zeros((len(objects), rows, count), np.float32)
+    index: Any = np.zeros((len(objects), rows), np.int32)
+    weight: Any = np.zeros((len(objects), rows, count), np.float32)
     for b, of in enumerate(objects):
         index[b, : len(places[b])] = places[b]
         for k, weights in enumerate(of):

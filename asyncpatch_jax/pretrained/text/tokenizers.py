@@ -121,7 +121,7 @@ def read_tokenizer(folder: epath.PathLike, length: int | None = None) -> Tokeniz
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     settings = folder / "tokenizer_config.json"
     config = schema.read(settings, _Config) if settings.name in present else _Config()
-    length = config.model_max_length if length is None else length
+    most = config.model_max_length if length is None else length
     whole = "tokenizer.json" in present
     read: Callable[[epath.Path], tuple[Any, int | None]]
     if {"vocab.json", "merges.txt"} <= present or (whole and (config.tokenizer_class or "").startswith("CLIP")):
@@ -147,11 +147,11 @@ def read_tokenizer(folder: epath.PathLike, length: int | None = None) -> Tokeniz
     if pad is None:
         raise ValueError(f"expected a tokenizer whose pad token is one of its own in {folder}, got none")
     # transformers writes 10^30 for "no limit"
-    if not isinstance(length, int) or length > 10**6:
-        raise ValueError(f"expected a length for {folder}, or model_max_length in tokenizer_config.json, got {length}")
+    if not isinstance(most, int) or most > 10**6:
+        raise ValueError(f"expected a length for {folder}, or model_max_length in tokenizer_config.json, got {most}")
     backend.no_padding()
     backend.no_truncation()
-    return Tokenizer(backend, length, pad, folder.name)
+    return Tokenizer(backend, most, pad, folder.name)
 
 
 def _missing(error: ImportError) -> ImportError:

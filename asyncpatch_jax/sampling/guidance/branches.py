@@ -24,7 +24,13 @@ Pair = Callable[[Image, Times], tuple[Prediction, Prediction]]
 
 def two_calls(cond: Denoiser, uncond: Denoiser) -> Pair:
     """The conditional and the unconditional prediction by a network call each."""
-    return separate_calls(cond, uncond)
+    calls = separate_calls(cond, uncond)
+
+    def pair(x: Image, times: Times) -> tuple[Prediction, Prediction]:
+        first, second = calls(x, times)
+        return first, second
+
+    return pair
 
 
 def separate_calls(*denoisers: Denoiser) -> Branches:

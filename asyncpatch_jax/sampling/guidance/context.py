@@ -1,6 +1,7 @@
 """Guidance by other cells of the image: by those that are known, and by those that are sure of themselves."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,8 @@ def look_ahead(
             return jnp.maximum(1.0 - ratio * (1.0 - t), 0.0)
 
         told = timefield.as_few(times.told) or times.told
-        there = Times(*(timefield.changed(t, certain > 0.5, jump) for t in (times.level, told)), *times[2:])
+        level: Any = timefield.changed(times.level, certain > 0.5, jump)  # dense, as it was
+        there = times._replace(level=level, told=timefield.changed(told, certain > 0.5, jump))
         t_there, here = timefield.like(there.level, x), timefield.like(certain, x) > 0.5
         further = process.alpha(t_there) * pred.x0 + process.sigma(t_there) * pred.eps
         second = denoise(jnp.where(here, further, x), there)
@@ -138,14 +140,13 @@ def _both(
 ) -> Float[Array, "_b3 _h _w 1"] | FewTimes:
     """What the network is told of an image and, next to it, of its copy with a noisier hint."""
     batch, few = x.shape[0], timefield.as_few(told)
-    nested = few and all(max(n, m) % min(n, m) == 0 for n, m in zip(few.index.shape[1:3], hint.shape[1:3], strict=True))
-    if not nested:
-        told = timefield.like(told, x)
-        plus = jnp.where(known, raised(told), told)
-        return interleave(jnp.broadcast_to(told, plus.shape), plus)
+    if few is None or any(max(n, m) % min(n, m) for n, m in zip(few.index.shape[1:3], hint.shape[1:3], strict=True)):
+        whole = timefield.like(told, x)
+        higher = jnp.where(known, raised(whole), whole)
+        return interleave(jnp.broadcast_to(whole, higher.shape), higher)
     # both choose from the same times, those before and after the hint is raised
-    plus = timefield.changed(few, hint < 0.5, raised)
-    whole = (batch, *plus.index.shape[1:])
-    index = jnp.broadcast_to(timefield.resize(few.index, whole[1:3]), whole)
+    plus: Any = timefield.changed(few, hint < 0.5, raised)
+    shape = (batch, *plus.index.shape[1:])
+    index = jnp.broadcast_to(timefield.resize(few.index, timefield.grid_of(plus.index)), shape)
     values = plus.values if plus.values.shape[0] == 1 else jnp.repeat(plus.values, 2, axis=0)
-    return timefield.assembled(values, interleave(index, jnp.broadcast_to(plus.index, whole)))
+    return timefield.assembled(values, interleave(index, jnp.broadcast_to(plus.index, shape)))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from asyncpatch_jax import timefield
 from asyncpatch_jax.sampling.guidance.branches import Pair, Scale, check_pair, check_scale, mixed, per_image
 from asyncpatch_jax.sampling.schedules.masks import nearest
 from asyncpatch_jax.types import Denoiser, Image, Prediction, Times
@@ -84,7 +85,7 @@ def rates(
     tokens: int,
 ) -> Float[Array, "b h w 1"]:
     """How much more each pixel is guided than by `scale` alone, blurred over the seams."""
-    grid = strength.shape[1:3]
+    grid = timefield.grid_of(strength)
     owner, foreground = nearest(owner, grid), nearest(foreground, grid)
 
     def of_segments(strength: jax.Array, own: jax.Array) -> jax.Array:

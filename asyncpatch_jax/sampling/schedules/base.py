@@ -81,9 +81,9 @@ def length(grid: Any) -> int:
     Raises:
         ValueError: not a vector of at least two times.
     """
-    shape = getattr(grid, "shape", None)
-    numeric = shape is not None and checks.is_numeric(grid.dtype)
-    if not numeric or len(shape) != 1 or shape[0] < 2:
+    numeric = hasattr(grid, "shape") and checks.is_numeric(grid.dtype)
+    shape: tuple[int, ...] = grid.shape if numeric else ()
+    if len(shape) != 1 or shape[0] < 2:
         found = f"shape {shape}" if numeric else checks.shown(grid)
         raise ValueError(f"expected a grid of times [num_steps + 1], got {found}")
     return shape[0] - 1

@@ -261,7 +261,7 @@ class Concave:
         counts = level > 0
         if self.text_time == "masked":
             masked = spread(masked.astype(jnp.float32), level.shape[0]) > 0
-            counts = counts & timefield.resize(masked, level.shape[1:3])
+            counts = counts & timefield.resize(masked, timefield.grid_of(level))
         axes = (1, 2, 3)
         low = jnp.where(counts, level, jnp.inf).min(axes)
         if self.text_time == "min":

@@ -134,7 +134,7 @@ class Table(Planned):
 
     @property
     def num_steps(self) -> int:
-        shape = getattr(self.levels, "shape", ())
+        shape: tuple[int, ...] = getattr(self.levels, "shape", ())
         if len(shape) not in (4, 5) or shape[4:] not in ((), (1,)) or shape[0] < 2:
             raise ValueError(f"expected a table of fields [num_steps + 1, b, gh, gw], got shape {shape}")
         return shape[0] - 1

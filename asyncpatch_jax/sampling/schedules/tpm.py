@@ -55,6 +55,27 @@ def deviation(state: Any, pred: Prediction) -> Float[Array, "b rh rw"]:
 class _Deviating:
     """What the schedules below share: `base` owns the image's times, `_rho` says how far to deviate from them."""
 
+    # of the subclasses
+    base: Any
+    gain: Any
+    space: str
+
+    @property
+    def _whole(self) -> bool:
+        """All cells of an image deviate alike."""
+        raise NotImplementedError
+
+    def _cells(self, x: Image) -> timefield.Grid:
+        raise NotImplementedError
+
+    def _belief(self, batch: int, cells: timefield.Grid) -> Beta | None:
+        raise NotImplementedError
+
+    def _rho(
+        self, i: jax.Array, state: Any, pred: Prediction, keys: ImageKeys
+    ) -> tuple[Float[Array, "b rh rw 1"], Beta | None]:
+        raise NotImplementedError
+
     def _check(self) -> None:
         checks.choice("space", self.space, ("time", "velocity"))
         checks.numbers("gain", self.gain)
@@ -94,7 +115,7 @@ class _Deviating:
         moves = _moves(before.level, after.level)
         # of a deviation's cell any part that moves counts
         acts = timefield.resize(moves.astype(jnp.float32), timefield.finer(moves, rho))
-        acts = jnp.broadcast_to(timefield.resize(acts, rho.shape[1:3], "max"), rho.shape)[..., 0]
+        acts = jnp.broadcast_to(timefield.resize(acts, timefield.grid_of(rho), "max"), rho.shape)[..., 0]
         return self._told(before, after, rho), Deviation(i + 1, rho, belief, acts, after, carry)
 
     def _told(self, before: Times, after: Times, rho: Float[Array, "b rh rw 1"]) -> Times:
@@ -105,7 +126,7 @@ class _Deviating:
             gain = jnp.where(moves, 1.0 + self.gain * (timefield.resize(rho, cells) - 0.5), 1.0)
             return after._replace(gain=gain.astype(jnp.float32))
         text = after.text
-        if text is not None:
+        if text is not None and before.text is not None:
             # the mean of equal numbers is exact here
             text = _deviated(before.text, text, timefield.resize(rho, (1, 1)).reshape(-1), self.gain)
         return after._replace(told=self._field(before, after, rho), text=text)
@@ -113,8 +134,8 @@ class _Deviating:
     def _field(self, before: Times, after: Times, rho: Float[Array, "b rh rw 1"]) -> TimeField | FewTimes:
         old, new, batch = before.told, after.told, rho.shape[0]
         if isinstance(old, FewTimes) and isinstance(new, FewTimes) and self._whole and self._steady:
-            old, values = (jnp.broadcast_to(t.values, (batch, t.values.shape[1])) for t in (old, new))
-            return timefield.assembled(_deviated(old, values, rho.reshape(-1, 1), self.gain), new.index)
+            was, values = (jnp.broadcast_to(t.values, (batch, t.values.shape[1])) for t in (old, new))
+            return timefield.assembled(_deviated(was, values, rho.reshape(-1, 1), self.gain), new.index)
         cells = timefield.finer(after.level, rho)
         old, new, rho = (timefield.resize(spread(t, batch), cells) for t in (before.level, after.level, rho))
         return _deviated(old, new, rho, self.gain)
@@ -148,7 +169,9 @@ class ConstantDeviation(_Deviating):
         self._check()
         checks.numbers("rho", self.rho, 0, 1)
 
-    _whole = True
+    @property
+    def _whole(self) -> bool:
+        return True
 
     def _cells(self, x: Image) -> timefield.Grid:
         if not checks.is_array(self.rho):
@@ -210,7 +233,7 @@ class TPMSchedule(_Deviating):
 
     def _rho(self, i: jax.Array, state: Any, pred: Prediction, keys: ImageKeys) -> tuple[jax.Array, Beta]:
         seen = observe(state.x, pred, state.times.told, i, self.num_steps)
-        belief = self.module.apply({"params": self.params}, seen, self.cond)
+        belief: Any = self.module.apply({"params": self.params}, seen, self.cond)
         if self.mode == "mode":
             return beta.mode(belief)[..., None], belief
         return beta.sample(keys_lib.fold_in(keys, _RHO), belief)[..., None], belief
