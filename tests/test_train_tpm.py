@@ -149,7 +149,7 @@ def test_prompts_come_in_new_orders_and_from_any_position():
         ({"rewards": "digits=folder"}, "a folder of a public network's reward alone, got folder for digits"),
         ({"sample.steps": 1}, "two steps or more"),
         ({"sample.solver": "ddpm"}, "a solver without fresh noise"),
-        ({"policy.space": "x"}, "'time' or 'velocity', got 'x'"),
+        ({"policy.space": "x"}, "expected space out of time, velocity, got 'x'"),
         ({"optim.b1": 2.0}, "0 <= b1, b2 < 1"),
     ],
 )
