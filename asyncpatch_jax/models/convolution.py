@@ -42,33 +42,47 @@ def convolution(
         dimension_numbers: only there because flax gives it; axes are as above.
         settings: the others of `conv_general_dilated`.
     """
-    conv: Callable[..., jax.Array] = partial(
-        jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding, **settings
-    )
-    forward = partial(conv, dimension_numbers=_FORWARD)
+    conv = partial(jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding, **settings)
+    return _differentiable(x, kernel, conv)
 
-    def by_image(dx: jax.Array, kernel: jax.Array) -> jax.Array:
-        return conv(dx, kernel.transpose(0, 1, 3, 2), dimension_numbers=_BY_IMAGE)
 
-    def by_kernel(dk: jax.Array, x: jax.Array) -> jax.Array:
-        out = conv(x.transpose(3, 1, 2, 0), dk.transpose(2, 0, 1, 3), dimension_numbers=_BY_KERNEL)
-        return out.transpose(2, 0, 1, 3)
+# all are functions of the file: one that a call defines is looked at anew by whoever checks types
+_Conv = Callable[..., jax.Array]
 
-    @jax.custom_jvp
-    def differentiable(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return forward(x, kernel)
 
-    def jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-        (x, kernel), (dx, dk) = primals, tangents
-        out, terms = forward(x, kernel), []
-        if not isinstance(dx, SymbolicZero):
-            terms.append(_on_cpu(by_image, forward, dx, kernel))
-        if not isinstance(dk, SymbolicZero):
-            terms.append(_on_cpu(by_kernel, lambda dk, x: forward(x, dk), dk, x))
-        return out, sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(out)
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _differentiable(x: jax.Array, kernel: jax.Array, conv: _Conv) -> jax.Array:
+    return _forward(conv, x, kernel)
 
-    differentiable.defjvp(jvp, symbolic_zeros=True)
-    return differentiable(x, kernel)
+
+def _jvp(conv: _Conv, primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    (x, kernel), (dx, dk) = primals, tangents
+    out, terms = _forward(conv, x, kernel), []
+    if not isinstance(dx, SymbolicZero):
+        terms.append(_on_cpu(partial(_by_image, conv), partial(_forward, conv), dx, kernel))
+    if not isinstance(dk, SymbolicZero):
+        terms.append(_on_cpu(partial(_by_kernel, conv), partial(_of_kernel, conv), dk, x))
+    return out, sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(out)
+
+
+_differentiable.defjvp(_jvp, symbolic_zeros=True)
+
+
+def _forward(conv: _Conv, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return conv(x, kernel, dimension_numbers=_FORWARD)
+
+
+def _of_kernel(conv: _Conv, kernel: jax.Array, x: jax.Array) -> jax.Array:
+    return _forward(conv, x, kernel)
+
+
+def _by_image(conv: _Conv, dx: jax.Array, kernel: jax.Array) -> jax.Array:
+    return conv(dx, kernel.transpose(0, 1, 3, 2), dimension_numbers=_BY_IMAGE)
+
+
+def _by_kernel(conv: _Conv, dk: jax.Array, x: jax.Array) -> jax.Array:
+    out = conv(x.transpose(3, 1, 2, 0), dk.transpose(2, 0, 1, 3), dimension_numbers=_BY_KERNEL)
+    return out.transpose(2, 0, 1, 3)
 
 
 def _on_cpu(cpu: Callable[..., jax.Array], elsewhere: Callable[..., jax.Array], *args: Array) -> jax.Array:

@@ -1,0 +1,37 @@
+"""Random arrays and parameters from NumPy, which compiles nothing: JAX compiles a program for each shape it draws."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    """Of the standard normal distribution, float32."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def uniform(*shape: int, seed: int = 0, low: float = 0.0, high: float = 1.0) -> jax.Array:
+    """Between `low` and `high`, float32."""
+    return jnp.asarray(np.random.default_rng(seed).uniform(low, high, shape), jnp.float32)
+
+
+def params(module: Any, *inputs: Any, seed: int = 0, scale: float = 0.2) -> Any:
+    """Parameters of a module of flax for these inputs, as `params_like` draws them."""
+    return params_like(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"], seed=seed, scale=scale)
+
+
+def params_like(shapes: Any, *, seed: int = 0, scale: float = 0.2) -> Any:
+    """Every parameter is random, those that a fresh network has at 0 or 1 too, so that all take part.
+
+    What fans in keeps the size of activations; scales are about 1.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        size = np.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else scale
+        middle = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(middle + size * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
