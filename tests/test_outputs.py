@@ -1,32 +1,21 @@
 """Sets of outputs: only what a command made is replaced, all of it at once, whenever the command is killed."""
 
-import errno
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
 
 from asyncpatch_jax import files
 from launch.shared import outputs
+from tests.kills import COMMAND, make, no_exchange
 
-COMMAND = "launch.sample"
-CHANGES = (*(f"os.{name}" for name in ("rename", "remove", "link", "mkdir", "rmdir", "symlink")), "ctypes.dlsym")
+ROOT = Path(__file__).parent.parent
 OWN = ("images/20240101_dog.png", "1999-12-31.png", "images/².png", "best/0000.png", "images/0009.png")
-
-
-def make(folder, count, text, *, overwrite=False, command=COMMAND):
-    """A set of `count` images and a grid."""
-    names = [*(f"images/{i:04d}.png" for i in range(count)), "grid.png"]
-    with outputs.making(outputs.plan(folder, command, names, overwrite=overwrite), {"seed": 3}) as into:
-        for name in names:
-            with files.writing(into / name) as stream:
-                stream.write(f"{text} {name}".encode())
 
 
 def content(folder):
@@ -157,44 +146,32 @@ def test_an_error_leaves_the_old_set_or_what_was_new_so_far(folder):
     assert os.listdir(folder.parent) == ["out"]
 
 
-def killed_at(event, action):
-    """Whether a process of its own that acts is killed before its so-manieth change of files: it may make fewer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the threads of others do nothing in the child
-        child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    seen = 0
-
-    def count(name, arguments):
-        nonlocal seen
-        writes = name == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if writes or name in CHANGES:
-            seen += 1
-            if seen == event:
-                os._exit(9)
-
-    sys.addaudithook(count)
-    try:
-        action()
-    finally:
-        os._exit(0)
+@pytest.fixture(scope="module")
+def making():
+    """A small process that makes sets and is killed (`kills.py`): this one takes long to be forked."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.kills"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.stdin.close()
 
 
-def refused(*paths):
-    raise OSError(errno.EINVAL, "no exchange here")
+def killed_at(event, folder, making, *, exchanges):
+    """Whether `make(folder, 2, "new", overwrite=True)` is killed before its so-manieth change of files."""
+    print(json.dumps({"event": event, "folder": str(folder), "exchanges": exchanges}), file=making.stdin, flush=True)
+    return json.loads(making.stdout.readline())
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
-def test_a_kill_at_any_moment_leaves_the_old_set_or_the_new_one(tmp_path, monkeypatch, exchanges):
-    if not exchanges:  # a file system that cannot exchange two folders
-        monkeypatch.setattr(outputs, "_exchange_at_once", refused)
+def test_a_kill_at_any_moment_leaves_the_old_set_or_the_new_one(tmp_path, monkeypatch, making, exchanges):
+    if not exchanges:
+        monkeypatch.setattr(outputs, "_exchange_at_once", no_exchange)
     event, seen = 1, set()
     while True:
         folder = tmp_path / str(event) / "out"
         make(folder, 1, "old")
         mine = own(folder, OWN[:1])
-        killed = killed_at(event, lambda folder=folder: make(folder, 2, "new", overwrite=True))
+        killed = killed_at(event, folder, making, exchanges=exchanges)
         if not exchanges:  # the next command mends what is between two renames
             with pytest.raises(ValueError, match="nothing exists yet"):
                 outputs.plan(folder, COMMAND, ["x"], overwrite=False)
