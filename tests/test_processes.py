@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from asyncpatch_jax.training.checkpoints import Checkpoints
-from launch.shared import build, processes
+from launch import train
+from launch.shared import build, cli, processes
 from tests import OLDER_EMITTERS
+from tests.programs import Program
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -45,25 +47,28 @@ def free_address():
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start(workdir, count, devices, **more):
-    """`count` processes of `devices` each that train together; the first one's output is a pipe."""
+def start(workdir, devices, **more):
+    """Two processes of `devices` each that train together; the first one's output is a pipe."""
     settings = {**SMALL, "workdir": workdir, **more}
-    command = [sys.executable, "-m", "launch.train", *(f"--config.{name}={value}" for name, value in settings.items())]
     environment = {
         **os.environ,
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS} --xla_force_host_platform_device_count={devices}",
+        "COORDINATOR_ADDRESS": free_address(),
+        "NUM_PROCESSES": "2",
     }
-    if count > 1:
-        environment |= {"COORDINATOR_ADDRESS": free_address(), "NUM_PROCESSES": str(count)}
-    started = []
-    for i in range(count):
-        with open(f"{workdir}.{i}.txt", "wb") as log:
-            own = {"PROCESS_ID": str(i)} if count > 1 else {}
-            out = subprocess.PIPE if i == 0 else log
-            started.append(
-                subprocess.Popen(command, cwd=ROOT, env={**environment, **own}, stdout=out, stderr=subprocess.STDOUT)
-            )
-    return started
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    with open(f"{workdir}.1.txt", "wb") as log:
+        return [
+            Program("launch.train", *flags, environment={**environment, "PROCESS_ID": str(i)}, cwd=ROOT, output=output)
+            for i, output in enumerate((None, log.fileno()))
+        ]
+
+
+def train_alone(workdir, **more):
+    """In this process, which has one device."""
+    config = cli.load(str(ROOT / "configs" / "digits.py"))
+    config.update_from_flattened_dict({**SMALL, "workdir": str(workdir), **more})
+    train.run(config)
 
 
 def watch(started, step=0, act=lambda: None):
@@ -91,16 +96,16 @@ def losses(workdir):
     return found
 
 
-def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_processes(tmp_path):
+def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_processes(tmp_path, capsys):
     two, one = tmp_path / "two", tmp_path / "one"
 
     # one is killed, and the other cannot go on
-    pair = start(two, 2, 1)
+    pair = start(two, 1)
     text = watch(pair, 5, lambda: [process.kill() for process in reversed(pair)])
     assert [process.returncode for process in pair] == [-signal.SIGKILL] * 2, text
 
     # parameters split within and between processes; one is asked to stop
-    pair = start(two, 2, 2, **{"mesh.data": 1, "mesh.fsdp": -1})
+    pair = start(two, 2, **{"mesh.data": 1, "mesh.fsdp": -1})
 
     def interrupt():
         # one lock of both, which names the first
@@ -115,15 +120,14 @@ def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_p
     stopped = int(re.search(r"checkpoints \(steps .*?(\d+)\)", text).group(1))
 
     # a single process goes on, then two again, split by heads and hidden channels, who draw the pages together
-    (single,) = start(two, 1, 1, **{"train.steps": stopped + 3})
-    text = watch([single])
-    assert single.returncode == 0, text
-    assert f"at step {stopped}" in text
+    capsys.readouterr()
+    train_alone(two, **{"train.steps": stopped + 3})
+    assert f"at step {stopped}" in capsys.readouterr().out
     # the newest checkpoint is damaged: both fall back to the same one before
     last, newest = stopped + 6, two / "checkpoints" / str(stopped + 3)
     for file in newest.glob("train/**/d/*"):
         file.write_bytes(file.read_bytes()[:-1])
-    pair = start(two, 2, 1, **{"train.steps": last, "mesh.tensor": 2, "train.sample_every": last})
+    pair = start(two, 1, **{"train.steps": last, "mesh.tensor": 2, "train.sample_every": last})
     text = watch(pair)
     assert [process.returncode for process in pair] == [0, 0], text
     before = int(re.search(r"Using checkpoint (\d+), the newest that is whole", text)[1])
@@ -134,8 +138,7 @@ def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_p
     assert not re.search(r"(?m)^(training|continuing|wrote)|\d+/\d+ \[", Path(f"{two}.1.txt").read_text())
     assert (two / "samples" / f"{last:07d}" / "autoregressive.gif").exists()
 
-    (single,) = start(one, 1, 1, **{"train.steps": last})
-    assert single.wait() == 0, watch([single])
+    train_alone(one, **{"train.steps": last})
     curve, undisturbed = losses(two), losses(one)
     assert sorted(curve) == sorted(undisturbed) == list(range(1, last + 1))
     np.testing.assert_allclose([curve[i] for i in undisturbed], list(undisturbed.values()), rtol=2e-4)

@@ -4,9 +4,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from asyncpatch_jax.training.checkpoints import Checkpoints
 from launch import train
 from launch.shared import build, cli, pictures, records
 from tests import OLDER_EMITTERS
+from tests.programs import Program
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "2"))  # KILLS=10 for a long look
@@ -59,13 +57,8 @@ def leaves(workdir, step):
 
 def start(workdir):
     flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch.train", f"--config.workdir={workdir}", *flags],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS}"}
+    return Program("launch.train", f"--config.workdir={workdir}", *flags, environment=environment, cwd=ROOT)
 
 
 def stop_at(process, step, number):
@@ -81,7 +74,7 @@ def stop_at(process, step, number):
     return seen.decode()
 
 
-def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does(tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does(tmp_path, capsys):
     rng = random.Random(time.time_ns())
     stops = [*[signal.SIGKILL] * KILLS, signal.SIGTERM]
     rng.shuffle(stops)
@@ -97,18 +90,11 @@ def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does
         else:
             assert process.returncode == -signal.SIGKILL, text
     # the last start of the one and the only one of the other, both on their way to the end
-    runs = [start(tmp_path / "killed"), start(tmp_path / "whole")]
-    texts = [None, None]
-    readers = [
-        threading.Thread(target=lambda i=i: texts.__setitem__(i, stop_at(runs[i], 0, None))) for i in range(len(runs))
-    ]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    assert [process.returncode for process in runs] == [0, 0], texts
-    assert "continuing" in texts[0]
-    assert "continuing" not in texts[1]
+    capsys.readouterr()
+    train.run(small(tmp_path / "killed"))
+    assert "continuing" in capsys.readouterr().out
+    train.run(small(tmp_path / "whole"))
+    assert "continuing" not in capsys.readouterr().out
 
     (killed, data_killed), (whole, data_whole) = leaves(tmp_path / "killed", 40), leaves(tmp_path / "whole", 40)
     assert data_killed == data_whole
