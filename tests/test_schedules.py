@@ -10,7 +10,7 @@ import pytest
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import timefield
 from asyncpatch_jax.denoiser import bind
-from asyncpatch_jax.models import UNet
+from asyncpatch_jax.models import DiT
 from asyncpatch_jax.process import Cosine, Discrete, RectifiedFlow
 from asyncpatch_jax.sampling import (
     DDIM,
@@ -35,21 +35,29 @@ from asyncpatch_jax.sampling import (
     start,
 )
 from asyncpatch_jax.types import Prediction
+from tests import drawn
 from tests.oracles import gaussian
 
-HALF = jnp.zeros((1, 4, 4, 1)).at[:, 2:].set(1.0)
+HALF = jax.device_put(np.repeat(np.float32([0, 0, 1, 1]), 4).reshape(1, 4, 4, 1))
+
+
+@functools.partial(jax.jit, static_argnames="batch")
+def planned(schedule, batch):
+    x = jnp.zeros((batch, 4, 4, 1))
+    keys, pred = keys_lib.per_image(jax.random.key(0), batch), Prediction(x, x, {})
+    first, carry = schedule.init(keys, x)
+
+    def following(state, i):
+        times, carry = schedule.next(i, SamplerState(x, *state), pred, keys)
+        return (times, None, carry), times.level
+
+    return first.level, jax.lax.scan(following, (first, None, carry), jnp.arange(schedule.num_steps))[1]
 
 
 def fields(schedule, batch=1):
     """All fields of a plan [num_steps + 1, b, gh, gw]."""
-    x = jnp.zeros((batch, 4, 4, 1))
-    keys, pred = keys_lib.per_image(jax.random.key(0), batch), Prediction(x, x, {})
-    times, carry = schedule.init(keys, x)
-    levels = [times.level]
-    for i in range(schedule.num_steps):
-        times, carry = schedule.next(jnp.int32(i), SamplerState(x, times, None, carry), pred, keys)
-        levels.append(times.level)
-    return np.stack(levels)[..., 0]
+    first, others = jax.device_get(planned(schedule, batch))
+    return np.concatenate([first[None], others])[..., 0]
 
 
 def confident(log_variance):
@@ -64,10 +72,10 @@ def confident(log_variance):
 
 def run(schedule, log_variance, solver=None):
     """The fields of a run [num_steps + 1, b, gh, gw], with the network's doubts given."""
-    x = jnp.ones((log_variance.shape[0], *log_variance.shape[1:3], 2))
 
     @jax.jit
     def go(schedule, log_variance):
+        x = jnp.ones((*log_variance.shape[:3], 2))
         end, levels = sample(
             confident(log_variance),
             solver or DDIM(RectifiedFlow()),
@@ -102,13 +110,15 @@ def test_grids_are_what_they_say():
     t = np.linspace(1, 0, 11)
     np.testing.assert_allclose(linear(10), t, atol=1e-7)
     np.testing.assert_allclose(shifted(10, 3.0), 3 * t / (1 + 2 * t), rtol=1e-6)
-    rectified, angle = RectifiedFlow().logsnr(cosine(10))[1:-1], np.pi / 2 * t[1:-1]
+    rectified, angle = np.asarray(RectifiedFlow().logsnr(cosine(10)))[1:-1], np.pi / 2 * t[1:-1]
     np.testing.assert_allclose(rectified, 2 * np.log(np.cos(angle) / np.sin(angle)), rtol=1e-4, atol=1e-5)
     for process in (RectifiedFlow(), Cosine()):
-        np.testing.assert_allclose(np.diff(process.logsnr(logsnr(8, process, limit=6.0))[1:-1]), 12 / 8, rtol=1e-3)
+        ratios = np.asarray(process.logsnr(logsnr(8, process, limit=6.0)))
+        np.testing.assert_allclose(np.diff(ratios[1:-1]), 12 / 8, rtol=1e-3)
     # Stable Diffusion's process does not reach that far: its own last level is the end
-    low = float(Discrete().logsnr(jnp.ones(1))[0])
-    np.testing.assert_allclose(np.diff(Discrete().logsnr(logsnr(8, Discrete()))[:-1]), (8 - low) / 8, rtol=1e-2)
+    ratios = np.asarray(Discrete().logsnr(logsnr(8, Discrete())))
+    low = np.asarray(Discrete().logsnr(jnp.ones(1)))[0]
+    np.testing.assert_allclose(np.diff(ratios[:-1]), (8 - low) / 8, rtol=1e-2)
 
 
 def test_impossible_grids_are_refused():
@@ -139,27 +149,22 @@ class Dense:
         return times._replace(told=times.level), carry
 
 
-MASKS = (jax.random.uniform(jax.random.key(3), (2, 8, 8, 1)) > 0.4).astype(jnp.float32)
+UNIFORM = np.asarray(drawn.uniform(5, 2, 8, 8))
+MASKS = jax.device_put((UNIFORM[0, ..., None] > 0.4).astype(np.float32))
 DECLARED = {
     "synchronous": (Synchronous(linear(4)), 1),
-    "table": (Table(jax.random.uniform(jax.random.key(0), (5, 2, 8, 8)).at[-1].set(0.0)), None),
+    "table": (Table(UNIFORM * np.float32([1, 1, 1, 1, 0]).reshape(-1, 1, 1, 1)), None),
     "inpaint": (Inpaint(MASKS, linear(4)), 2),
     "graded": (Graded(0.7 * MASKS, linear(4)), None),
-    "autoregressive": (Autoregressive(jnp.where(MASKS > 0, raster((8, 8), (4, 4)), -1), cosine(3), 4), 3),
+    "autoregressive": (Autoregressive(np.where(np.asarray(MASKS) > 0, raster((8, 8), (4, 4)), -1), cosine(3), 4), 3),
     "uncertainty": (UncertaintyGuided(linear(4), (4, 4), MASKS), None),
     "dual": (DualLoop(linear(3), (4, 4)), 2),
     "dual_masked": (DualLoop(linear(3), (2, 4), MASKS), 3),
     "repaint": (repaint(RectifiedFlow(), linear(6), MASKS, MASKS, jump=3, resample=2)[0], 1),
 }
-NETWORK = UNet(base=8, multipliers=(1, 2), blocks=1, attention=(1,), head_dim=8, log_variance=True)
-
-
-@functools.cache
-def network():
-    """Noise, and parameters of which none is at zero."""
-    x, rng = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), np.random.default_rng(0)
-    params = jax.jit(NETWORK.init)(jax.random.key(0), x, jnp.zeros((2, 1, 1, 1)))["params"]
-    return x, jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), params)
+X = drawn.normal(2, 8, 8, 1, seed=1)
+NETWORK = DiT(patch=1, width=8, depth=1, heads=1, log_variance=True)
+PARAMS = drawn.params(NETWORK, X, jax.device_put(np.zeros((2, 1, 1, 1), np.float32)))
 
 
 @pytest.mark.parametrize("name", DECLARED)
@@ -167,7 +172,6 @@ def test_schedules_keep_to_the_distinct_times_that_they_declare(name):
     """A run is also that of the fields written out, for a network that sees each pixel's time."""
     schedule, most = DECLARED[name]
     assert getattr(schedule, "distinct", None) == most
-    x, params = network()
 
     def go(schedule, params):
         denoise = bind(NETWORK, params, RectifiedFlow(), "velocity")
@@ -176,17 +180,17 @@ def test_schedules_keep_to_the_distinct_times_that_they_declare(name):
             DDIM(RectifiedFlow()),
             schedule,
             jax.random.key(0),
-            x,
+            X,
             num_steps=schedule.num_steps,
             trace=lambda state, _: (state.times.level, timefield.dense(state.times.told)),
         )
 
     both = jax.jit(lambda params: (go(schedule, params), go(Dense(schedule), params)))
-    (end, (level, told)), (written, _) = both(params)
-    np.testing.assert_array_equal(jnp.broadcast_to(told, level.shape), level)
+    (end, (level, told)), (written, _) = jax.device_get(both(PARAMS))
+    np.testing.assert_array_equal(np.broadcast_to(told, level.shape), level)
     np.testing.assert_allclose(end.x, written.x, rtol=1e-3, atol=1e-4)
     if most is not None:
-        assert max(len(np.unique(image)) for step in np.asarray(told) for image in step) <= most
+        assert max(len(np.unique(image)) for step in told for image in step) <= most
 
 
 # ------------------------------------------------------------------------------------------------------- plans
@@ -206,7 +210,7 @@ def test_inpainting_moves_unknown_cells_on_the_grid_and_holds_the_others():
 
 
 def test_graded_cells_wait_for_the_grid():
-    strength = jnp.asarray([0.0, 0.3, 0.5, 1.0], jnp.float32).reshape(1, 2, 2, 1)
+    strength = np.float32([0.0, 0.3, 0.5, 1.0]).reshape(1, 2, 2, 1)
     plan = fields(Graded(strength, linear(4))).reshape(5, 4)
     np.testing.assert_allclose(plan[:, 0], 0)
     np.testing.assert_allclose(plan[:, 1], [0.3, 0.3, 0.3, 0.25, 0])
@@ -222,12 +226,12 @@ def test_raster_reads_patches_row_by_row():
 
 
 def test_autoregression_finishes_each_group_before_the_next():
-    order = shuffled(jax.random.key(3), jnp.asarray(raster((4, 4), (2, 2))), 4)
+    order = np.asarray(shuffled(jax.random.key(3), jnp.asarray(raster((4, 4), (2, 2))), 4))
     assert sorted(np.unique(order)) == [0, 1, 2, 3]
     assert not np.array_equal(order, raster((4, 4), (2, 2)))
-    schedule = Autoregressive(jnp.where(HALF > 0, order, -1), shifted(3, 2.0), groups=4)
+    schedule = Autoregressive(np.where(np.asarray(HALF) > 0, order, -1), shifted(3, 2.0), groups=4)
     assert schedule.num_steps == 12
-    plan, ranks = fields(schedule)[:, 0], np.asarray(order)[0, :, :, 0]
+    plan, ranks = fields(schedule)[:, 0], order[0, :, :, 0]
     assert (plan[:, :2] == 0).all()
     for k, level in enumerate(plan):
         for rank in range(4):
@@ -237,13 +241,13 @@ def test_autoregression_finishes_each_group_before_the_next():
 
 # ------------------------------------------------------------------------------------------- uncertainty-guided
 def test_equal_certainty_is_synchronous():
-    guided = run(UncertaintyGuided(shifted(6, 2.0), (2, 2)), jnp.zeros((2, 4, 4, 1)))
+    guided = run(UncertaintyGuided(shifted(6, 2.0), (2, 2)), np.zeros((2, 4, 4, 1), np.float32))
     assert (guided == np.asarray(shifted(6, 2.0))[:, None, None, None]).all()
 
 
 @pytest.mark.parametrize("spread", [0.2, 0.9])
 def test_certain_cells_move_first_and_all_arrive_in_bounded_steps(spread):
-    doubts = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
+    doubts = np.asarray(drawn.normal(3, 4, 4, 1))
     n = 10
     levels = run(UncertaintyGuided(linear(n), (4, 4), spread=spread), doubts)
     assert (levels[0] == 1).all()
@@ -251,7 +255,7 @@ def test_certain_cells_move_first_and_all_arrive_in_bounded_steps(spread):
     moves = -np.diff(levels, axis=0)
     assert (moves >= 0).all()
     assert moves.max() < (1 + spread) / n + 1e-5
-    for image, doubt in zip(np.moveaxis(levels, 1, 0), np.asarray(doubts)[..., 0], strict=True):
+    for image, doubt in zip(np.moveaxis(levels, 1, 0), doubts[..., 0], strict=True):
         ranked = image.reshape(n + 1, -1)[:, np.argsort(doubt.reshape(-1))]
         assert (np.diff(ranked, axis=1) >= -1e-6).all()
         assert (np.diff(ranked[1]) > 0).all()
@@ -259,7 +263,7 @@ def test_certain_cells_move_first_and_all_arrive_in_bounded_steps(spread):
 
 
 def test_each_image_follows_its_own_doubts():
-    doubts = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
+    doubts = np.asarray(drawn.normal(3, 4, 4, 1))
     together = run(UncertaintyGuided(linear(5), (2, 2)), doubts)
     alone = run(UncertaintyGuided(linear(5), (2, 2)), doubts[1:2])
     assert (together[:, 1:2] == alone).all()
@@ -268,7 +272,7 @@ def test_each_image_follows_its_own_doubts():
 
 @pytest.mark.parametrize("cells", [(2, 2), (4, 4), (8, 8)])
 def test_guided_inpainting_leaves_known_cells_out(cells):
-    doubts = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    doubts = np.asarray(drawn.normal(2, 8, 8, 1))
     for make in (UncertaintyGuided, DualLoop):
         levels = run(make(linear(4), cells, HALF), doubts)
         rows = levels.shape[2]
@@ -282,23 +286,26 @@ def test_guided_inpainting_leaves_known_cells_out(cells):
 
 
 def test_dual_loop_takes_confident_cells_at_once_and_the_others_in_parts():
-    doubts = jnp.arange(10.0).reshape(1, 2, 5, 1)
+    doubts = np.arange(10, dtype=np.float32).reshape(1, 2, 5, 1)
     levels = run(DualLoop(linear(2), (2, 5)), doubts)[:, 0].reshape(9, 10)
     np.testing.assert_allclose(levels[:, :4], np.repeat([[1], *[[0.5]] * 4, *[[0]] * 4], 4, 1), atol=1e-7)
     np.testing.assert_allclose(levels[:, 4:], np.repeat(np.linspace(1, 0, 9)[:, None], 6, 1), atol=1e-7)
 
 
 def test_guided_schedules_need_a_log_variance():
-    data = gaussian((4, 4, 1))
+    x = jax.ShapeDtypeStruct((1, 4, 4, 1), jnp.float32)
     for schedule in (UncertaintyGuided(linear(2), (2, 2)), DualLoop(linear(2), (2, 2))):
         with pytest.raises(ValueError, match="expected a network with a log-variance head"):
-            sample(
-                data.denoiser(RectifiedFlow()),
-                DDIM(RectifiedFlow()),
-                schedule,
-                jax.random.key(0),
-                jnp.zeros((1, 4, 4, 1)),
-                num_steps=schedule.num_steps,
+            jax.eval_shape(
+                lambda x, schedule=schedule: sample(
+                    lambda x, times: Prediction(x, x, {}),
+                    DDIM(RectifiedFlow()),
+                    schedule,
+                    jax.random.key(0),
+                    x,
+                    num_steps=schedule.num_steps,
+                ),
+                x,
             )
     for wrong in (
         lambda: UncertaintyGuided(linear(2), (2, 2), spread=1.0),
@@ -334,23 +341,25 @@ def test_impossible_jumps_are_refused(wrong):
 def test_repaint_wastes_no_call_and_brings_the_two_sides_together():
     # two strongly correlated pixels, the first known to be 1: the second should be near its conditional mean
     data = gaussian((1, 2, 1))._replace(mean=np.zeros(2), cov=np.asarray([[0.25, 0.2], [0.2, 0.25]]))
-    known = jnp.ones((128, 1, 2, 1)).at[:, :, 1].set(jnp.nan)
-    mask = jnp.zeros((1, 1, 2, 1)).at[:, :, 1].set(1.0)
+    known = np.tile(np.float32([1, np.nan]).reshape(1, 1, 2, 1), (128, 1, 1, 1))
+    mask = np.float32([0, 1]).reshape(1, 1, 2, 1)
     process, traces = RectifiedFlow(), []
 
-    def ends(resample):
+    def denoise(x, times):
+        traces.append(x.shape)
+        return data.denoiser(process)(x, times)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(resample, key, known, mask):
         schedule, solver = repaint(process, linear(20), known, mask, jump=4, resample=resample)
-
-        def denoise(x, times):
-            traces.append(x.shape)
-            return data.denoiser(process)(x, times)
-
-        key = jax.random.key(0)
-        x = start(process, schedule, key, known)
-        end, _ = jax.jit(lambda x: sample(denoise, solver, schedule, key, x, num_steps=schedule.num_steps))(x)
         assert schedule.num_steps == repaint_cost(20, 4, resample)[0]
-        assert (end.x[:, :, 0] == 1).all()
-        return np.asarray(end.x)[:, 0, 1, 0]
+        x = start(process, schedule, key, known)
+        return sample(denoise, solver, schedule, key, x, num_steps=schedule.num_steps)[0].x
+
+    def ends(resample):
+        x = np.asarray(run(resample, jax.random.key(0), known, mask))
+        assert (x[:, :, 0] == 1).all()
+        return x[:, 0, 1, 0]
 
     once, often = ends(1), ends(6)
     assert len(traces) == 2  # the network stands once in each loop's body, and each step of it is one call
