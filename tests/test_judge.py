@@ -1,26 +1,21 @@
 """The judge of generated digits, and the two ways in which the page of results inpaints."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from launch import judge
-from launch.shared import build, cli, digits_judge
+from launch.shared import digits_judge
 from launch.studies import digits
+from tests import test_launch
 
 
 @pytest.fixture(scope="module")
 def run():
-    """A network with random weights, all of them moved so that it answers something."""
-    config = cli.load("configs/digits.py:smoke")
+    """A tiny network with random weights, without guidance."""
+    made = test_launch.run()
+    config = made.config.copy_and_resolve_references()
     config.sample.guidance = 1.0
-    fresh = build.untrained(config, build.dataset(config))
-    params = jax.device_get(build.init_params(fresh.model, jax.random.key(0), fresh.shape))
-    rng = np.random.default_rng(1)
-    return fresh._replace(
-        params=jax.tree.map(lambda p: jnp.asarray(p + rng.normal(0, 0.05, p.shape), jnp.float32), params)
-    )
+    return made._replace(config=config)
 
 
 def images(split):

@@ -1,9 +1,10 @@
 """The CLIP of captioned scenes: its loss, and what its folder is to us and to transformers."""
 
+import functools
+import shutil
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -11,11 +12,39 @@ import scipy.special
 from asyncpatch_jax.data import scenes
 from asyncpatch_jax.metrics.clip import read_clip
 from asyncpatch_jax.metrics.pixels import MEAN, STD
+from asyncpatch_jax.pretrained.networks import clip
+from asyncpatch_jax.training.step import create, jit_step
 from launch.policy import rewarding
 from launch.studies import train_alignment, train_scenes
-from tests import mains
+from tests import drawn, mains
 
 CHOSEN = {"steps": 4, "batch": 4, "learning_rate": 1e-3, "seed": 0, "tiny": True}
+
+
+init = clip.CLIPModel.init
+
+
+@functools.cache
+def begun(model):
+    shapes = jax.eval_shape(functools.partial(init, model), jax.random.key(0), *clip.example(model))
+    with jax.ensure_compile_time_eval():  # asked for within a program, and kept for others
+        return jax.device_get({"params": drawn.params_like(shapes["params"])})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """All trainings begin with the same parameters, and have one step; few programs are compiled before it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip.CLIPModel, "init", lambda model, key, *example: begun(model))
+        patch.setattr(train_scenes, "create", jax.jit(create, static_argnums=1))
+        made = []
+
+        def step(*settings):
+            made[:] = made or [jit_step(*settings)]
+            return made[0]
+
+        patch.setattr(train_scenes, "jit_step", step)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +86,10 @@ def test_the_loss_is_cross_entropy_both_ways_without_what_is_also_true():
         for i, row in enumerate(rows):
             kept = [j for j in range(4) if j == i or not also[i, j]]
             expected.append(scipy.special.logsumexp(row[kept]) - row[i])
-    found = train_alignment.contrast(*map(jnp.asarray, (texts, images)), jnp.float32(3.0), jnp.asarray(also))
+    contrast = jax.jit(jax.value_and_grad(train_alignment.contrast))
+    found, gradient = contrast(*np.float32([texts, images]), np.float32(3.0), also)
     np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
-    gradient = jax.grad(lambda t: train_alignment.contrast(t, jnp.asarray(images), 3.0, jnp.asarray(also)))
-    assert np.isfinite(gradient(jnp.asarray(texts))).all()
+    assert np.isfinite(gradient).all()
 
 
 def test_its_folder_is_a_reward_and_transformers_reads_it(trained):
@@ -98,11 +127,17 @@ def test_it_continues_and_refuses_another_training(trained, tmp_path, monkeypatc
         train_alignment.trained({**CHOSEN, "seed": 1}, whole)
 
 
-def test_the_command(monkeypatch, capsys, tmp_path):
-    asked = ("--tiny", "--steps=2", "--batch=4", "--num=20", f"--workdir={tmp_path / 'clip'}")
-    code, out, err = mains.command(monkeypatch, capsys)("studies.train_alignment", *asked)
+def test_the_command(trained, monkeypatch, capsys, tmp_path):
+    """Of a folder whose training is done: its settings are those that the flags say."""
+    shutil.copytree(trained.parent, tmp_path / "clip")
+    asked = ("--tiny", "--steps=4", "--batch=4", "--num=20", f"--workdir={tmp_path / 'clip'}")
+    command = mains.command(monkeypatch, capsys)
+    code, out, err = command("studies.train_alignment", *asked)
     assert code == 0, err
     assert "held-out captions and digits: fits better than another of its kind" in out
+    code, _, err = command("studies.train_alignment", *asked, "--seed=1")
+    assert code == 1
+    assert "empty or a training of" in err
 
 
 def test_how_often_the_true_caption_is_found(trained, monkeypatch):
