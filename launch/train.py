@@ -17,17 +17,15 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.data import dataset
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.keys import of_seed
-from asyncpatch_jax.training import loop
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.records import differences, shortened, summary
 from asyncpatch_jax.training.step import TrainState, create
-from launch.shared import build, cli, pictures, programs, records
+from launch.shared import build, cli, fitting, pictures, programs, records
 
 # what may change between two starts of a run, since it does not change what is learned; what the data is, is compared
 # in place of where it lies
@@ -106,66 +104,34 @@ def _fit(
     checkpoints: Checkpoints,
     record: dict[str, Any],
 ) -> bool:
-    from clu import metric_writers
-
     workdir, steps = epath.Path(config.workdir), config.train.steps
     rate = build.rate(config)
     key = of_seed(config.seed)
     everywhere = jax.jit(lambda: of_seed(config.seed), out_shardings=sharding.replicated(network.mesh))()
-    first_process = jax.process_index() == 0
-    files = [metric_writers.SummaryWriter(str(workdir))] if first_process else []
-    writer = metric_writers.AsyncWriter(metric_writers.MultiWriter(files))
-    bar = tqdm(
-        total=steps,
-        initial=int(state.step),
-        unit="step",
-        dynamic_ncols=True,
-        smoothing=0.1,
-        disable=not first_process,
-    )
 
-    first = int(state.step) + 1
-
-    def on_step(done: int) -> None:
-        if done == first:
-            bar.unpause()  # compiling is no measure of the steps to come
-            records.write(workdir, record)  # what fails to begin leaves no trace
-        bar.update(1)
-
-    def on_log(done: int, metrics: dict[str, float]) -> None:
+    def said(done: int, metrics: dict[str, float]) -> dict[str, str]:
         metrics["learning_rate"] = float(rate(done - 1))
-        metrics["steps_per_second"] = bar.format_dict["rate"] or 0.0
-        writer.write_scalars(done, metrics)
-        bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+        return {"loss": f"{metrics['loss']:.4f}"}
 
-    def on_sample(done: int, state: TrainState) -> None:
-        now = network._replace(params=state.ema, step=done)
-        folder = samples_folder(workdir, done)
-        writer.flush()  # from here on, a signal ends this process at once
+    def draw(done: int, state: TrainState) -> None:
+        now, folder = network._replace(params=state.ema, step=done), samples_folder(workdir, done)
         if done == steps:
-            bar.close()
             print("drawing the last pages; all is saved, and to stop now loses nothing", flush=True)
             _write_pages(folder, now, shown, key)
         else:
             pictures.write_samples(folder, now, key)
-            bar.unpause()
 
-    with bar:
-        _, finished = loop.fit(
-            state,
-            batches,
-            lambda state, batch: program.fn(state, sharding.place_batch(network.mesh, batch), everywhere),
-            steps=steps,
-            checkpoints=checkpoints,
-            checkpoint_every=config.train.checkpoint_every,
-            log_every=config.train.log_every,
-            sample_every=config.train.sample_every,
-            on_step=on_step,
-            on_log=on_log,
-            on_sample=on_sample,
-        )
-    writer.close()
-    return finished
+    return fitting.fit(
+        state,
+        batches,
+        lambda state, batch: program.fn(state, sharding.place_batch(network.mesh, batch), everywhere),
+        config,
+        checkpoints,
+        unit="step",
+        begin=lambda: records.write(workdir, record),
+        said=said,
+        draw=draw,
+    )
 
 
 def samples_folder(workdir: epath.Path, step: int) -> epath.Path:

@@ -23,7 +23,6 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import sharding
@@ -31,7 +30,7 @@ from asyncpatch_jax.files import write_json
 from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.metrics.rewards import combine
 from asyncpatch_jax.models.tpm import TPM
-from asyncpatch_jax.training import grpo, loop, policies
+from asyncpatch_jax.training import grpo, policies
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.checksums import checksums
 from asyncpatch_jax.training.policies import Policy
@@ -41,7 +40,7 @@ from asyncpatch_jax.training.stored import listed
 from launch.policy import iteration, pages, rewarding, subjects
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Asked, Subject
-from launch.shared import build, cli, processes, records
+from launch.shared import build, cli, fitting, processes, records
 
 # settings that may change between two starts; what denoiser, prompts and rewards are, is compared in place of where
 # they lie
@@ -249,52 +248,29 @@ def _pages(trainer: Trainer, done: int, state: TrainState) -> None:
     policy = trainer.policy._replace(params=state.params)
     paths = pages.write(_folder(trainer.config, done), trainer.subject, trainer.rewards, policy, trainer.config)
     if done == trainer.config.train.steps:
-        tqdm.write("\n".join(f"wrote {path}" for path in paths))
+        print("\n".join(f"wrote {path}" for path in paths))
 
 
 def _fit(
     trainer: Trainer, state: TrainState, prompts: Prompts, checkpoints: Checkpoints, here: Mapping[str, Any]
 ) -> bool:
-    # late, as it takes seconds: TensorFlow comes with it
-    from clu import metric_writers
+    config = trainer.config
 
-    config, first_process = trainer.config, jax.process_index() == 0
-    workdir, steps = epath.Path(config.workdir), config.train.steps
-    writer = metric_writers.MultiWriter([metric_writers.SummaryWriter(str(workdir))] if first_process else [])
-    bar = tqdm(total=steps, initial=int(state.step), unit="iteration", dynamic_ncols=True, disable=not first_process)
-
-    first = int(state.step) + 1
-
-    def on_step(done: int) -> None:
-        bar.update(1)
-        if done == first:
-            write_json(workdir / "policy.json", here, overwrite=True)  # what fails to begin leaves no trace
-
-    def on_log(done: int, metrics: dict[str, float]) -> None:
-        writer.write_scalars(done, metrics)
+    def said(done: int, metrics: dict[str, float]) -> dict[str, str]:
         shown = {name.split("/")[1]: f"{value:.4f}" for name, value in metrics.items() if name.startswith("reward/")}
-        bar.set_postfix({**shown, "deviation": f"{metrics['deviation']:+.3f}"}, refresh=False)
+        return {**shown, "deviation": f"{metrics['deviation']:+.3f}"}
 
-    def on_sample(done: int, state: TrainState) -> None:
-        writer.flush()  # from here on, a signal ends this process at once
-        _pages(trainer, done, state)
-
-    with bar:
-        _, finished = loop.fit(
-            state,
-            prompts,
-            trainer,
-            steps=steps,
-            checkpoints=checkpoints,
-            checkpoint_every=config.train.checkpoint_every,
-            log_every=config.train.log_every,
-            sample_every=config.train.sample_every,
-            on_step=on_step,
-            on_log=on_log,
-            on_sample=on_sample,
-        )
-    writer.close()
-    return finished
+    return fitting.fit(
+        state,
+        prompts,
+        trainer,
+        config,
+        checkpoints,
+        unit="iteration",
+        begin=lambda: write_json(epath.Path(config.workdir) / "policy.json", here, overwrite=True),
+        said=said,
+        draw=partial(_pages, trainer),
+    )
 
 
 if __name__ == "__main__":

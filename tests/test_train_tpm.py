@@ -386,6 +386,7 @@ _ONE_OF_TWO = """
 import sys
 from unittest.mock import patch
 import jax, numpy as np
+from asyncpatch_jax.training import loop
 from launch.shared import processes
 from launch import train_tpm
 processes.start()
@@ -393,13 +394,13 @@ from tests import test_train_tpm as own
 config = own.config_of(sys.argv[1], sys.argv[2], prompts=sys.argv[3], rewards="tests.test_train_tpm:whim")
 config.sample.update({"guidance": 3.0, "size": 32, "solver": None})
 config.train.update({"steps": 2})
-fit = train_tpm.loop.fit
+fit = loop.fit
 def told(*args, **more):
     state, done = fit(*args, **more)
     sums = [float(np.abs(leaf.addressable_data(0)).sum()) for leaf in jax.tree.leaves(state.params)]
     print("learned", done, *sums, file=sys.stderr)  # the first process alone prints
     return state, done
-with patch.object(train_tpm.loop, "fit", told):
+with patch.object(loop, "fit", told):
     train_tpm.run(config)
 """
 
