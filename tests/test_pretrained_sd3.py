@@ -10,7 +10,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from asyncpatch_jax.pretrained.folders.presets import PRESETS
-from asyncpatch_jax.pretrained.networks import joint, sd3
+from asyncpatch_jax.pretrained.networks import joint, joint_inputs, sd3
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import joint_oracles as oracle
 from tests.joint_oracles import GRID, SIZE, TEXT, TIMES, dense, few, scalar
@@ -225,7 +225,7 @@ def test_text_is_not_told_of_known_cells():
     """Half of the cells are known, at 0: the text is told the mean of the others, as if it had been said."""
     net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), oracle.inputs()
     t = jnp.zeros((2, *GRID, 1), jnp.float32).at[:, 1:].set(TIMES.reshape(2, 1, 1, 1))
-    np.testing.assert_array_equal(joint.text_time(t, cond), TIMES[:, None])
-    assert (joint.text_time(jnp.zeros_like(t), cond) == 0).all()
+    np.testing.assert_array_equal(joint_inputs.text_time(t, cond), TIMES[:, None])
+    assert (joint_inputs.text_time(jnp.zeros_like(t), cond) == 0).all()
     told = ours(net, x, t, cond._replace(text_time=TIMES))[0]
     np.testing.assert_array_equal(ours(net, x, t, cond)[0], told)

@@ -25,19 +25,17 @@ from asyncpatch_jax.pretrained.networks.joint import (
     Streams,
     along_batch,
     attention,
-    check_condition,
     dense,
     gated,
     gelu,
-    grid_of_tokens,
     heads_of,
     last_modulation,
     mean_maps,
     modulated,
     no_maps,
     norm,
-    told,
 )
+from asyncpatch_jax.pretrained.networks.joint_inputs import check_condition, grid_of_tokens, told
 from asyncpatch_jax.pretrained.networks.layers import stacked, wide
 from asyncpatch_jax.pretrained.networks.rotary import Rotation, rotation
 from asyncpatch_jax.schema import Settings

@@ -22,14 +22,12 @@ from asyncpatch_jax.pretrained.networks.joint import (
     JointBlock,
     Streams,
     along_batch,
-    check_condition,
     dense,
-    grid_of_tokens,
     last_modulation,
     mean_maps,
     no_maps,
-    told,
 )
+from asyncpatch_jax.pretrained.networks.joint_inputs import check_condition, grid_of_tokens, told
 from asyncpatch_jax.pretrained.networks.layers import stacked, wide
 from asyncpatch_jax.schema import Settings
 from asyncpatch_jax.timefield import Grid
