@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asyncpatch_jax.pretrained import pipelines, sampling
+from asyncpatch_jax.pretrained import batch, sampling
 from asyncpatch_jax.pretrained import requests as requests_lib
 from asyncpatch_jax.pretrained import text2image as text2images
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
@@ -227,7 +227,7 @@ def test_the_released_code_s_ways_reach_the_run(pretrained):
 
 
 def test_recorded_noise_reaches_the_run(pretrained, monkeypatch):
-    monkeypatch.setattr(pipelines, "sample_latents", lambda net, params, inputs: stop(inputs))
+    monkeypatch.setattr(batch, "sample_latents", lambda net, params, inputs: stop(inputs))
     chosen = settings(pretrained, eta=1.0, solver="ddim")
     shape = (STEPS, *requests_lib.latent_shape(pretrained, chosen))
     drawn = [np.random.default_rng(i).normal(size=shape).astype(np.float32) for i in range(2)]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from asyncpatch_jax.pretrained import pipelines
+from asyncpatch_jax.pretrained import batch
+from asyncpatch_jax.pretrained.batch import make, prepare
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
-from asyncpatch_jax.pretrained.pipelines import make, prepare
 from asyncpatch_jax.pretrained.plans import plan
 from asyncpatch_jax.pretrained.requests import Request, check, latent_shape, omegas
 from asyncpatch_jax.pretrained.settings import defaults
@@ -96,7 +96,7 @@ def test_the_same_images_as_diffusers(folders, family, record_property):
 def test_networks_for_inpainting_are_diffusers(folders, family, monkeypatch):
     """Shown the mask and the latents of the rest; what is kept comes back bit for bit."""
     # the hole as the decoder gives it: that it follows the shades at the seam is this library's own, see `stitch`
-    monkeypatch.setattr(pipelines, "stitch", lambda *images: stitch(*images[:-1], feather=0.0))
+    monkeypatch.setattr(batch, "stitch", lambda *images: stitch(*images[:-1], feather=0.0))
     _, pipe, pretrained = folders(f"{family} inpainting")
     assert (pretrained.family, pretrained.denoiser.module.inpaints) == (family, True)
     settings = defaults(family, 32, num_steps=STEPS, width=48, guidance=4.0)

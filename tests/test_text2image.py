@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from asyncpatch_jax.pretrained import pipelines, text2image
+from asyncpatch_jax.pretrained.batch import Drawn
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
 from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import defaults
@@ -342,7 +343,7 @@ def test_a_prompt_is_encoded_once_however_its_images_are_ordered(folder, monkeyp
         return in_chunks(encode, ids, texts)
 
     def drawn(*arguments, **more):
-        return pipelines.Drawn(np.zeros((1, 32, 32, 3)), np.zeros((1, 2, 1, 1, 1)), None, None)
+        return Drawn(np.zeros((1, 32, 32, 3)), np.zeros((1, 2, 1, 1, 1)), None, None)
 
     monkeypatch.setattr(prompts, "_in_chunks", counted)
     monkeypatch.setattr(pipelines, "make", drawn)  # what becomes of the texts is not looked at

@@ -122,7 +122,7 @@ def _check_request(family: str, request: Request, settings: Settings) -> None:
         )
     if settings.reference_compat and len(request.item_idx) != len(request.objects):
         raise ValueError(f"expected the item_idx of each object of {request.prompt!r}, got {request.item_idx}")
-    if settings.schedule == "asyndm" and settings.masks == "drawn" and request.object_masks is None:
+    if settings.draws_masks and request.object_masks is None:
         raise ValueError(f"expected a drawn mask of the objects of {request.prompt!r}, got none")
 
 

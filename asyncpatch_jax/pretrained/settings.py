@@ -113,6 +113,11 @@ class Settings:
         if self.method == "s-cfg" and self.schedule == "asyndm":
             raise ValueError("expected s-cfg with the schedule sync or concave: both it and asyndm read attention maps")
 
+    @property
+    def draws_masks(self) -> bool:
+        """Whether each image says where its objects are."""
+        return self.schedule == "asyndm" and self.masks == "drawn"
+
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "sd": {"num_steps": 50, "guidance": 7.5},

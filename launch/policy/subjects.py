@@ -20,7 +20,8 @@ from asyncpatch_jax import denoiser as denoisers
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import sharding, viz
 from asyncpatch_jax.data.prompts import read_prompts
-from asyncpatch_jax.pretrained import binding, pipelines
+from asyncpatch_jax.pretrained import binding
+from asyncpatch_jax.pretrained.batch import Batch, prepare
 from asyncpatch_jax.pretrained.folders.loading import Pretrained, load_pretrained
 from asyncpatch_jax.pretrained.folders.schedulers import Scheduler
 from asyncpatch_jax.pretrained.latents import decode_latents
@@ -193,10 +194,10 @@ def of_folder(pretrained: Pretrained, prompts: Sequence[str], choice: Choice, me
     tokenizers = read_tokenizers(pretrained.family, pretrained.tokenizers)
     known: dict[str, Encoded] = {}
 
-    def prepared(texts: Sequence[str]) -> pipelines.Batch:
+    def prepared(texts: Sequence[str]) -> Batch:
         slow = np.full((len(texts), 1), -1, np.float32)
         wanted = [Request(text) for text in texts]
-        return pipelines.prepare(pretrained, tokenizers, wanted, settings, slow, mesh=mesh, known=known)
+        return prepare(pretrained, tokenizers, wanted, settings, slow, mesh=mesh, known=known)
 
     def ask(index: Int[np.ndarray, "b"]) -> Asked:
         if len(known) > _KEPT:

@@ -15,8 +15,9 @@ from jaxtyping import Float, UInt8
 
 from asyncpatch_jax.data.channels import read_photo, with_channels
 from asyncpatch_jax.data.masks import read_mask
+from asyncpatch_jax.pretrained.batch import Follow
 from asyncpatch_jax.pretrained.folders.loading import Pretrained
-from asyncpatch_jax.pretrained.pipelines import Follow, Made, text2image
+from asyncpatch_jax.pretrained.pipelines import Made, text2image
 from asyncpatch_jax.pretrained.requests import Request
 from asyncpatch_jax.pretrained.settings import Settings
 from asyncpatch_jax.sampling.painting import Job, Shown, look, most, repaint, together
