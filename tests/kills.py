@@ -10,7 +10,7 @@ import os
 import sys
 
 from asyncpatch_jax import files
-from launch.shared import outputs
+from launch.shared import outputs, replacing
 
 COMMAND = "launch.sample"
 _CHANGES = (*(f"os.{name}" for name in ("rename", "remove", "link", "mkdir", "rmdir", "symlink")), "ctypes.dlsym")
@@ -52,10 +52,10 @@ def _killed_at(event, action):
 
 
 def _main():
-    exchange = outputs._exchange_at_once
+    exchange = replacing._exchange_at_once
     for line in sys.stdin:
         asked = json.loads(line)
-        outputs._exchange_at_once = exchange if asked["exchanges"] else no_exchange
+        replacing._exchange_at_once = exchange if asked["exchanges"] else no_exchange
         killed = _killed_at(asked["event"], lambda: make(asked["folder"], 2, "new", overwrite=True))  # noqa: B023
         print(json.dumps(killed), flush=True)
 

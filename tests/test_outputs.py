@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asyncpatch_jax import files
-from launch.shared import outputs
+from launch.shared import outputs, replacing
 from tests.kills import COMMAND, make, no_exchange
 
 ROOT = Path(__file__).parent.parent
@@ -165,7 +165,7 @@ def killed_at(event, folder, making, *, exchanges):
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_a_kill_at_any_moment_leaves_the_old_set_or_the_new_one(tmp_path, monkeypatch, making, exchanges):
     if not exchanges:
-        monkeypatch.setattr(outputs, "_exchange_at_once", no_exchange)
+        monkeypatch.setattr(replacing, "_exchange_at_once", no_exchange)
     event, seen = 1, set()
     while True:
         folder = tmp_path / str(event) / "out"

@@ -7,27 +7,17 @@ folder beside it, takes its place: in one step where the file system can exchang
 two renames, and a kill between these is mended by the next command.
 """
 
-import ctypes
-import errno
-import filecmp
-import hashlib
-import json
 import os
-import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from etils import epath
 
-import asyncpatch_jax
 from asyncpatch_jax import files
-from asyncpatch_jax.texts import read_text
-from launch.shared import processes
+from launch.shared import processes, replacing
 
-RECORD = "made.json"
 _OVERWRITE = "--overwrite replaces what an earlier command made"
 
 
@@ -43,11 +33,6 @@ class Plan(NamedTuple):
     command: str
     names: tuple[str, ...]
     swapped: bool = False
-
-
-class _Record(NamedTuple):
-    command: str
-    files: dict[str, str | None]  # None: not finished
 
 
 def refuse_existing(path: epath.PathLike, overwrite: bool) -> None:
@@ -91,9 +76,9 @@ def plan(folder: epath.PathLike, command: str, names: Iterable[str], *, overwrit
     folder, names = epath.Path(folder), tuple(names)
     if "://" not in str(folder):
         folder = epath.Path(os.path.realpath(folder))  # what is replaced is the folder, not a link to it
-        _mend(folder)
-        _tidy(folder)
-    if not folder.exists() or _is_nothing(folder):
+        replacing.mend(folder)
+        replacing.tidy(folder)
+    if not folder.exists() or replacing.is_nothing(folder):
         return Plan(folder, command, names)
     files.refuse_existing(folder, overwrite, hint=_OVERWRITE)
     if "://" in str(folder):
@@ -129,110 +114,51 @@ def making(planned: Plan, settings: Mapping[str, Any]) -> Iterator[epath.Path]:
     into = files.aside(folder, "part") if swapped else folder
     try:
         if swapped:
-            _discard(into, folder)  # of a killed process of this number
+            replacing.discard(into, folder)  # of a killed process of this number
             into.mkdir()
-        _write(into, command, settings, dict.fromkeys(names))
+        replacing.write(into, command, settings, dict.fromkeys(names))
         yield into
         missing = [name for name in names if not (into / name).is_file()]
         if missing:
             raise ValueError(f"expected the files {', '.join(missing)} to be written, got none in {into}")
-        _write(into, command, settings, {name: _hash(into / name) for name in names})
+        replacing.write(into, command, settings, {name: replacing.hash_of(into / name) for name in names})
     except BaseException:
         with suppress(OSError):
             if swapped:
-                _discard(into, folder)
-            elif _is_nothing(folder):
-                _clear(folder)
+                replacing.discard(into, folder)
+            elif replacing.is_nothing(folder):
+                replacing.clear(folder)
         raise
     if swapped:
         try:
             _check(folder, command, names)
-            _add_own(folder, into)
-            _exchange(folder, into)
+            replacing.add_own(folder, into)
+            replacing.exchange(folder, into)
         except (OSError, ValueError) as error:
-            left = _free(folder)
+            left = replacing.free(folder)
             into.rename(left)
             raise ValueError(f"could not replace {folder}: {error}; what is new is in {left}") from error
-        _discard(into, folder)
-
-
-def _write(folder: epath.Path, command: str, settings: Mapping[str, Any], named: Mapping[str, str | None]) -> None:
-    content = {
-        "command": command,
-        "version": asyncpatch_jax.__version__,
-        "settings": dict(settings),
-        "files": dict(named),
-    }
-    files.write_json(folder / RECORD, content, overwrite=True)
-
-
-def _read(folder: epath.Path) -> _Record:
-    path = folder / RECORD
-    try:
-        content = json.loads(read_text(path))
-        command, named = content["command"], content["files"]
-        good = all(_inside(name) and (value is None or isinstance(value, str)) for name, value in named.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"expected a folder in which {RECORD} lists what a command made, got {folder}") from error
-    if not good or not isinstance(command, str):
-        raise ValueError(f"expected names of files within the folder in {path}, got something else")
-    return _Record(command, named)
-
-
-def _inside(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return bool(parts) and ".." not in parts and not name.startswith("/") and name != RECORD
-
-
-def _hash(path: epath.Path | Path) -> str:
-    # a link is nobody's but the user's, whatever it leads to
-    return "a link" if os.path.islink(path) else hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _found(folder: epath.Path) -> dict[str, Path]:
-    """All that is no folder by its name relative to `folder`, links among it: nothing outside is ever touched."""
-    found = {}
-    for parent, folders, names in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        for name in (*names, *links):
-            path = Path(parent, name)
-            found[path.relative_to(folder).as_posix()] = path
-    return found
-
-
-def _is_nothing(folder: epath.Path) -> bool:
-    """An empty folder, or one with the record of a set of which no file was written yet."""
-    if not folder.is_dir():
-        return False
-    if not any(folder.iterdir()):
-        return True
-    if [path.name for path in folder.iterdir()] != [RECORD]:
-        return False
-    with suppress(ValueError):
-        return not any(_read(folder).files.values())
-    return False
-
-
-def _clear(folder: epath.Path) -> None:
-    (folder / RECORD).unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
+        replacing.discard(into, folder)
 
 
 def _check(folder: epath.Path, command: str, names: Iterable[str]) -> None:
     """Refuse to replace what is not a set of this command as it was made, or own files under the new names."""
-    record = _read(folder)
+    record = replacing.read(folder)
     if record.command != command:
         raise ValueError(f"expected a folder of {command}, got one of {record.command} in {folder}; choose another one")
-    found = _found(folder)
-    changed = [name for name, value in record.files.items() if name in found and value and _hash(found[name]) != value]
+    found = replacing.found_in(folder)
+    changed = [
+        name
+        for name, value in record.files.items()
+        if name in found and value and replacing.hash_of(found[name]) != value
+    ]
     if changed:
         raise ValueError(
             f"expected in {folder} the files as they were made, got {_some(changed)} changed since; move them away"
         )
-    wanted = {*names, RECORD}
+    wanted = {*names, replacing.RECORD}
     folders = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
-    own = found.keys() - record.files.keys() - {RECORD}
+    own = found.keys() - record.files.keys() - {replacing.RECORD}
     clashing = [
         name
         for name in own
@@ -248,112 +174,3 @@ def _check(folder: epath.Path, command: str, names: Iterable[str]) -> None:
 def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
-
-
-def _add_own(folder: epath.Path, into: epath.Path) -> None:
-    """Give a new set the own files of the old one's folder: other names of the same files where there can be such."""
-    ours = {*_read(folder).files, RECORD}
-
-    def link(source: str, target: str) -> None:
-        try:
-            os.link(source, target, follow_symlinks=False)
-        except OSError:
-            shutil.copy2(source, target, follow_symlinks=False)
-
-    def skipped(parent: str, names: list[str]) -> list[str]:
-        inside = PurePosixPath(os.path.relpath(parent, folder))
-        return [name for name in names if (inside / name).as_posix() in ours]
-
-    shutil.copytree(folder, into, symlinks=True, ignore=skipped, copy_function=link, dirs_exist_ok=True)
-    for parent, _, _ in os.walk(into, topdown=False):
-        if not any(os.scandir(parent)):
-            os.rmdir(parent)  # in which the old set had files, and the new one has none
-
-
-def _exchange(one: epath.Path, other: epath.Path) -> None:
-    """What has the one name has the other one then."""
-    try:
-        _exchange_at_once(one, other)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-            raise
-        old = files.aside(one, "old")
-        one.rename(old)
-        try:
-            other.rename(one)
-        except OSError:
-            old.rename(one)
-            raise
-        old.rename(other)
-
-
-def _exchange_at_once(one: epath.Path, other: epath.Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    paths = os.fsencode(one), os.fsencode(other)
-    if hasattr(libc, "renameat2"):  # Linux; from the working folder, flag RENAME_EXCHANGE
-        failed = libc.renameat2(-100, paths[0], -100, paths[1], 2)
-    elif hasattr(libc, "renamex_np"):  # macOS; flag RENAME_SWAP
-        failed = libc.renamex_np(*paths, 2)
-    else:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(one))
-    if failed:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(one))
-
-
-def _mend(folder: epath.Path) -> None:
-    """Clean up what killed processes left beside a folder, and put back what one had moved aside when it died."""
-    if not files.writes():
-        return
-    for kind in ("old", "part"):
-        for path in files.left_behind(folder.parent, kind):
-            if path.is_dir() and path.name.startswith(f".{folder.name}."):
-                if kind == "old" and not folder.exists():
-                    path.rename(folder)
-                else:
-                    _discard(path, folder)
-
-
-def _tidy(folder: epath.Path) -> None:
-    files.tidy(folder)
-    if (folder / RECORD).exists():
-        for parent, _, _ in os.walk(folder):
-            files.tidy(parent)
-
-
-def _discard(path: epath.Path, folder: epath.Path) -> None:
-    """Remove a set that is not needed, in a hidden folder; own files in it go to `folder`, unless they are there."""
-    if not path.exists():
-        return
-    _tidy(path)
-    ours: set[str] = set()
-    with suppress(ValueError):
-        ours = {*_read(path).files, RECORD}
-    # the record last, since a kill may come here too
-    for name, file in sorted(_found(path).items(), key=lambda item: item[0] == RECORD):
-        there = Path(folder, name)
-        if name in ours or _same(file, there):
-            file.unlink()
-        elif not os.path.lexists(there):
-            there.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(file, there)
-    for parent, _, _ in os.walk(path, topdown=False):
-        with suppress(OSError):
-            os.rmdir(parent)
-    if path.exists():
-        print(f"kept {path}, which has files of your own", file=sys.stderr)
-
-
-def _same(one: Path, other: Path) -> bool:
-    if not os.path.lexists(other) or os.path.islink(one) != os.path.islink(other):
-        return False
-    if os.path.islink(one):
-        return os.readlink(one) == os.readlink(other)
-    return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
-
-
-def _free(folder: epath.Path) -> epath.Path:
-    """The first of FOLDER_1, FOLDER_2, ... that is not there."""
-    i = 1
-    while (path := folder.with_name(f"{folder.name}_{i}")).exists():
-        i += 1
-    return path
