@@ -184,39 +184,41 @@ Activation = Literal["silu", "swish", "relu", "gelu", "gelu_new", "gelu_pytorch_
 _IGNORED = TRANSFORMERS | {"attention_dropout", "dropout", "initializer_factor", "initializer_range"}
 
 
-class TextConfig(Settings, frozen=True):
-    """A text encoder's config.json. Defaults are transformers'."""
+class _Encoder(Settings, frozen=True):
+    """What the config.json of either encoder says. Defaults here and below are transformers'."""
+
+    projection_dim: Width = 512
+    num_hidden_layers: Count = 12
+    hidden_act: Activation = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+
+    ignored: ClassVar[frozenset[str]] = _IGNORED
+
+
+class TextConfig(_Encoder, frozen=True):
+    """A text encoder's config.json."""
 
     vocab_size: Vocabulary = 49408
     hidden_size: Width = 512
     intermediate_size: Width = 2048
-    projection_dim: Width = 512
-    num_hidden_layers: Count = 12
     num_attention_heads: Count = 8
     max_position_embeddings: Length = 77
-    hidden_act: Activation = "quick_gelu"
-    layer_norm_eps: Epsilon = 1e-5
     eos_token_id: Id = 49407
 
     # what ids mean to the tokenizer is the tokenizer's to say
     ignored: ClassVar[frozenset[str]] = _IGNORED | {"bos_token_id", "pad_token_id"}
 
 
-class VisionConfig(Settings, frozen=True):
-    """An image encoder's config.json. Defaults are transformers'."""
+class VisionConfig(_Encoder, frozen=True):
+    """An image encoder's config.json."""
 
     hidden_size: Width = 768
     intermediate_size: Width = 3072
-    projection_dim: Width = 512
-    num_hidden_layers: Count = 12
     num_attention_heads: Count = 12
     image_size: Side = 224
     patch_size: Side = 32
-    hidden_act: Activation = "quick_gelu"
-    layer_norm_eps: Epsilon = 1e-5
 
     fixed: ClassVar[Mapping[str, Any]] = {"num_channels": 3}
-    ignored: ClassVar[frozenset[str]] = _IGNORED
 
 
 class Config(Settings, frozen=True):
@@ -231,7 +233,7 @@ class Config(Settings, frozen=True):
     ignored: ClassVar[frozenset[str]] = _IGNORED | {"logit_scale_init_value"}
 
 
-def _shared(given: TextConfig | VisionConfig, dtype: Any) -> dict[str, Any]:
+def _shared(given: _Encoder, dtype: Any) -> dict[str, Any]:
     return {**encoder(given, dtype), "act": given.hidden_act, "eps": given.layer_norm_eps}
 
 
