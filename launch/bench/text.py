@@ -5,7 +5,6 @@ call the network is a smaller share than of a real one's, so that a schedule's o
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,36 +20,14 @@ from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
 from asyncpatch_jax.sampling.solvers import DDIM
 from asyncpatch_jax.types import Condition, Spans
 from launch.bench import cases
+from launch.shared import small_networks
 from launch.shared.generate import image_keys
 from launch.shared.programs import Program
 
 _SHAPE = (16, 16, 4)  # of the latents
 _TOKENS, _WIDTH = 12, 64  # of a prompt
 _OBJECTS = 2
-_UNET: dict[str, Any] = {
-    "_class_name": "UNet2DConditionModel",
-    "sample_size": _SHAPE[0],
-    "in_channels": _SHAPE[2],
-    "out_channels": _SHAPE[2],
-    "block_out_channels": [16, 32, 64],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
-    "attention_head_dim": 4,
-    "cross_attention_dim": _WIDTH,
-    "norm_num_groups": 8,
-}
-_LEVELS: dict[str, Any] = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+_UNET = small_networks.unet(_SHAPE[0], _SHAPE[2], _WIDTH)
 
 
 def programs(batch: int, steps: int) -> dict[str, Program]:
@@ -61,7 +38,7 @@ def programs(batch: int, steps: int) -> dict[str, Program]:
     Raises:
         ValueError: more steps than the network has levels.
     """
-    scheduler = schedulers.from_config(_LEVELS)
+    scheduler = schedulers.from_config(small_networks.LEVELS)
     net = Net(families.module(_UNET), scheduler, DDIM(scheduler.process))
     params = cases.like(families.shapes(_UNET))
     rng = np.random.default_rng(0)

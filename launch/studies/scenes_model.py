@@ -6,7 +6,6 @@ that predicts the velocity of rectified flow and reads two. Both make pixels: th
 
 import functools
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,45 +20,15 @@ from asyncpatch_jax.pretrained.folders import schedulers
 from asyncpatch_jax.pretrained.folders.schedulers import Scheduler
 from asyncpatch_jax.pretrained.networks import clip, sd3, unet2d
 from asyncpatch_jax.types import Condition, FewTimes, Image, Spans, TimeField
+from launch.shared import small_networks
+from launch.shared.small_networks import Config
 
 FAMILIES = ("sd", "sd3")
 LENGTH = 12  # tokens of a caption; the longest has 9
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _TEXT_WIDTH = 64
 _PATCH = 4  # pixels: tokens are as many as the UNet has cells where it reads the text
-Config = dict[str, Any]
-
-_STEPS: Config = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 _FLOW: Config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
-
-
-def _unet(size: int, widths: Sequence[int], heads: int) -> Config:
-    # attention where AsynDM reads its maps, at a quarter of the image's rows and columns, and nowhere else
-    levels = len(widths)
-    return {
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": size,
-        "in_channels": 1,
-        "out_channels": 1,
-        "block_out_channels": list(widths),
-        "layers_per_block": 1,
-        "down_block_types": ["DownBlock2D"] * (levels - 1) + ["CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D"] + ["UpBlock2D"] * (levels - 1),
-        "attention_head_dim": heads,
-        "cross_attention_dim": _TEXT_WIDTH,
-        "norm_num_groups": 8,
-        "use_linear_projection": True,
-    }
 
 
 def _mmdit(size: int, heads: int, head_dim: int, layers: int) -> Config:
@@ -109,8 +78,9 @@ def configs(family: str, *, tiny: bool = False, size: int = 24) -> dict[str, Con
         ValueError: unknown family.
     """
     if family == "sd":
-        unet = _unet(size, (8, 8, 16), 2) if tiny else _unet(size, (16, 32, 64), 4)
-        return {"unet": unet, "text_encoder": text_config(projected=False), "scheduler": _STEPS}
+        shape: Config = {"widths": (8, 8, 16), "heads": 2} if tiny else {}
+        unet = small_networks.unet(size, 1, _TEXT_WIDTH, **shape)
+        return {"unet": unet, "text_encoder": text_config(projected=False), "scheduler": small_networks.LEVELS}
     if family == "sd3":
         mmdit = _mmdit(size, 2, 8, 2) if tiny else _mmdit(size, 4, 32, 6)
         text = text_config(projected=True)
