@@ -179,7 +179,7 @@ def test_what_is_accepted_ends_clean(grid, order, values, groups):
     }
     is_grid = bool(np.isfinite(grid).all() and (np.diff(grid) <= 0).all() and 0 <= grid[-1] <= CLEAN and grid[0] <= 1)
     is_mask = bool(np.isfinite(values).all() and (values >= 0).all() and (values <= 1).all())
-    is_order = groups >= 1 and -1 < order.max() < groups
+    is_order = groups >= 1 and -1 < order.max() < groups and (order.min() < 0 or len(np.unique(order)) == groups)
     allowed = {
         "synchronous": is_grid,
         "inpaint": is_grid and is_mask,

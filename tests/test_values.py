@@ -402,12 +402,15 @@ TABLE = {
     "DualLoop.confident": (lambda v: DualLoop(GRID, (2, 2), confident=v), {**NUMBERS, **NEGATIVE, **OVER, **ZERO}),
     "DualLoop.substeps": (lambda v: DualLoop(GRID, (2, 2), substeps=v), {**NO_ZERO, "1": 1}),
     "Autoregressive.order": (lambda v: used(Autoregressive(v, GRID, 4)), ORDERS),
-    "Autoregressive.groups": (lambda v: used(Autoregressive(ORDER, GRID, v)), {**NO_ZERO, "too few": 3}),
+    "Autoregressive.groups": (
+        lambda v: used(Autoregressive(ORDER, GRID, v)),
+        {**NO_ZERO, "too few": 3, "too many": 5},
+    ),
     "raster.cells": (raster, CELLS),
     "raster.patch": (lambda v: raster((4, 4), v), {**CELLS, "3x3": (3, 3)}),
     "shuffled.key": (lambda v: shuffled(v, ORDER, 4), ONE_KEY),
     "shuffled.order": (lambda v: shuffled(KEY, v, 4), ORDERS),
-    "shuffled.groups": (lambda v: shuffled(KEY, ORDER, v), {**NO_ZERO, "too few": 3}),
+    "shuffled.groups": (lambda v: shuffled(KEY, ORDER, v), {**NO_ZERO, "too few": 3, "too many": 5}),
     "Concave.k": (
         lambda v: used(concave(k=v)),
         {**NOTHING, "nan": NAN, "2": 2.0, "-1": -0.1, "a nan": np.asarray([0.5, NAN]), "cube": np.zeros((1, 1, 1))},

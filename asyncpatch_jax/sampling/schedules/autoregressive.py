@@ -33,7 +33,7 @@ def shuffled(key: Key[Array, ""], order: Int[Array, "1 gh gw 1"], groups: int) -
     """The same groups in a random order; negative ranks (known cells) stay.
 
     Raises:
-        ValueError: no key, or an order of other ranks than 0 ... groups - 1.
+        ValueError: no key, or an order of other ranks than 0 ... groups - 1, or without one of them.
     """
     checks.whole("groups", groups)
     _check_order(order, groups)
@@ -42,7 +42,11 @@ def shuffled(key: Key[Array, ""], order: Int[Array, "1 gh gw 1"], groups: int) -
 
 
 def _check_order(order: Any, groups: int) -> None:
-    """Refuse an order [b, gh, gw, 1] with ranks that no group has: such a cell would wait for ever."""
+    """Refuse an order [b, gh, gw, 1] that is not one of so many groups.
+
+    A cell of a rank that no group has would wait for ever, and in the steps of a group without cells nothing would
+    move; unless some cells are known, of which there may be whole groups.
+    """
     checks.shaped("order", order, "b gh gw 1")
     if not jnp.issubdtype(order.dtype, np.integer):
         raise ValueError(f"expected an order of whole numbers (ranks), got {order.dtype}")
@@ -53,6 +57,8 @@ def _check_order(order: Any, groups: int) -> None:
         raise ValueError(f"expected ranks below groups = {groups} in an order, got {checks.shown(known)}")
     elif known is not None and (known.size == 0 or known.max() < 0):
         raise ValueError("expected an order with a rank of 0 or more (negative ones are known cells), got none")
+    elif known is not None and known.min() >= 0 and (there := len(np.unique(known))) < groups:
+        raise ValueError(f"expected an order with cells of each rank below groups = {groups}, got {there} ranks")
 
 
 @checks.dataclass
@@ -63,7 +69,7 @@ class Autoregressive(Planned):
     one. A negative rank is a known cell: 0 from the start.
 
     Raises:
-        ValueError: a rank that no group has, no order or grid of times.
+        ValueError: a rank that no group has, a group without cells (where none are known), no order or grid of times.
     """
 
     order: Any  # Int[Array, "b gh gw 1"]
