@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from asyncpatch_jax import checks, timefield
-from asyncpatch_jax.types import Image, Prediction, TimeField
+from asyncpatch_jax.types import FewTimes, Image, Prediction, TimeField
 
 Kind = Literal["x0", "eps", "v", "velocity", "score"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -166,6 +166,13 @@ def _check(process: Any, **images: Any) -> None:
         raise ValueError(f"expected {' and '.join(images)} of one shape, got {' and '.join(map(str, sorted(shapes)))}")
 
 
+def _at_pixels(t: Any, x: Image, name: str = "t") -> TimeField:
+    """A field at the pixels of `x`; refuses what does not fit them, and times outside of 0 ... 1."""
+    field = timefield.like(t, x)
+    checks.numbers(name, t.values if isinstance(t, FewTimes) else t, 0, 1)
+    return field
+
+
 def _divide(a: Times_, b: Times_) -> Times_:
     """a / b, and 0 where b is 0: there the quotient has no limit, and finite beats NaN."""
     zero = b == 0
@@ -193,10 +200,10 @@ def diffuse(process: Process, x0: Image, eps: Image, t: TimeField) -> Image:
     """Noise an image to a field: `alpha(t) x0 + sigma(t) eps`. Cells at 0 are `x0` bit for bit.
 
     Raises:
-        ValueError: no floating-point images of one shape, or a field that does not fit them.
+        ValueError: no floating-point images of one shape, a field that does not fit them, or times outside of 0 ... 1.
     """
     _check(process, x0=x0, eps=eps)
-    t = timefield.like(t, x0)
+    t = _at_pixels(t, x0)
     return process.alpha(t) * x0 + process.sigma(t) * eps
 
 
@@ -210,7 +217,7 @@ def target(process: Process, kind: Kind, x0: Image, eps: Image, t: TimeField) ->
     """
     check_kind(kind)
     _check(process, x0=x0, eps=eps)
-    t = timefield.like(t, x0)
+    t = _at_pixels(t, x0)
     if kind == "score":
         return -eps / process.sigma(t)
     a, b = coefficients(process, kind, t)
@@ -226,11 +233,11 @@ def predict(process: Process, kind: Kind, out: Image, x: Image, t: TimeField) ->
     alpha = 0) it is 0.
 
     Raises:
-        ValueError: an unknown kind, or what the network answers has another shape than the image.
+        ValueError: an unknown kind, what the network answers has another shape than the image, or a field as `diffuse`.
     """
     check_kind(kind)
     _check(process, prediction=out, image=x)
-    t = timefield.like(t, x)
+    t = _at_pixels(t, x)
     alpha, sigma = process.alpha(t), process.sigma(t)
     if kind == "score":
         kind, out = "eps", -sigma * out
@@ -246,7 +253,7 @@ def predict(process: Process, kind: Kind, out: Image, x: Image, t: TimeField) ->
 
 
 def output(process: Process, kind: Kind, pred: Prediction, t: TimeField) -> Image:
-    """The prediction expressed in another kind: the inverse of `predict`."""
+    """The prediction expressed in another kind: the inverse of `predict`. Raises ValueError as `target`."""
     return target(process, kind, pred.x0, pred.eps, t)
 
 
@@ -255,8 +262,12 @@ def scale_velocity(process: Process, pred: Prediction, gain: TimeField, t: TimeF
 
     With `D = alpha sigma' - sigma alpha'`: `x0 - sigma (gain - 1) u / D` and `eps + alpha (gain - 1) u / D`; in
     rectified flow `x - t gain v` and `x + (1 - t) gain v`. Where the gain is 1 the prediction is the same bit for bit.
+
+    Raises:
+        ValueError: a field that does not fit the prediction, times outside of 0 ... 1, or a gain that is not finite.
     """
-    t, gain = timefield.like(t, pred.x0), timefield.like(gain, pred.x0)
+    checks.numbers("gain", gain)
+    t, gain = _at_pixels(t, pred.x0), timefield.like(gain, pred.x0)
     alpha, sigma = process.alpha(t), process.sigma(t)
     rate_x0, rate_eps = process.rates(t)
     # u / D depends on the ratio of the rates alone, of which one is infinite where alpha or sigma is 0
@@ -273,9 +284,12 @@ def renoise(process: Process, x: Image, eps: Image, t: TimeField, t_next: TimeFi
 
     `x' = (alpha' / alpha) x + sqrt(sigma'^2 - (alpha' sigma / alpha)^2) eps`, the process's own forward transition; in
     rectified flow `(1 - t') / (1 - t) x + sqrt(t'^2 - ((1 - t') t / (1 - t))^2) eps`.
+
+    Raises:
+        ValueError: as `diffuse`.
     """
     _check(process, x=x, eps=eps)
-    t, t_next = timefield.like(t, x), timefield.like(t_next, x)
+    t, t_next = _at_pixels(t, x), _at_pixels(t_next, x, "t_next")
     ratio = _divide(process.alpha(t_next), process.alpha(t))
     fresh = jnp.sqrt(jnp.maximum(process.sigma(t_next) ** 2 - (ratio * process.sigma(t)) ** 2, 0.0))
     return jnp.where(t_next > t, ratio * x + fresh * eps, x)

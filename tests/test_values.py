@@ -16,7 +16,17 @@ from asyncpatch_jax import timefield
 from asyncpatch_jax.data import masks as data_masks
 from asyncpatch_jax.denoiser import bind
 from asyncpatch_jax.models import TPM, DiT, UNet
-from asyncpatch_jax.process import Discrete, RectifiedFlow, coefficients, diffuse, output, predict, renoise, target
+from asyncpatch_jax.process import (
+    Discrete,
+    RectifiedFlow,
+    coefficients,
+    diffuse,
+    output,
+    predict,
+    renoise,
+    scale_velocity,
+    target,
+)
 from asyncpatch_jax.sampling import (
     DDIM,
     DDPM,
@@ -67,7 +77,7 @@ from asyncpatch_jax.training.grpo import advantages, surrogate
 from asyncpatch_jax.training.losses import SiD2, Uniform, drop_labels, loss
 from asyncpatch_jax.training.perlin import perlin_noise
 from asyncpatch_jax.training.step import adam, learning_rate, train_step
-from asyncpatch_jax.types import Condition, Prediction, Times
+from asyncpatch_jax.types import Condition, FewTimes, Prediction, Times
 
 
 @pytest.fixture(autouse=True)
@@ -256,6 +266,16 @@ TABLES = {
     "over": np.asarray([2.0, 0]).reshape(2, 1, 1, 1),
     "negative": np.asarray([1, -1, 0]).reshape(3, 1, 1, 1),
 }
+# what no field of times can be
+TIME_FIELDS = {
+    **FIELD_ARRAYS,
+    "nan": np.where(np.arange(4).reshape(1, 2, 2, 1) == 3, NAN, T).astype(np.float32),
+    "jax nan": jnp.full((2, 1, 1, 1), NAN),
+    "train steps": np.full((2, 1, 1, 1), 999, np.float32),
+    "over": T + 1,
+    "under": -T,
+    "few over": FewTimes(jnp.asarray([[0.0, 1.5]]), jnp.ones((1, 2, 2, 1), jnp.int8)),
+}
 OBJECT_MASKS = {**{n: v for n, v in NO_MASK.items() if n not in ("[b, h, w, 3]",)}}
 
 
@@ -361,15 +381,24 @@ TABLE = {
     "diffuse.process": (lambda v: diffuse(v, X, X, T), PROCESSES),
     "diffuse.x0": (lambda v: diffuse(FLOW, v, X, T), IMAGES),
     "diffuse.eps": (lambda v: diffuse(FLOW, X, v, T), {**IMAGES, "another shape": np.zeros((2, 4, 4, 3), np.float32)}),
-    "diffuse.t": (lambda v: diffuse(FLOW, X, X, v), FIELD_ARRAYS),
+    "diffuse.t": (lambda v: diffuse(FLOW, X, X, v), TIME_FIELDS),
     "target.kind": (lambda v: target(FLOW, v, X, X, T), KINDS),
+    "target.t": (lambda v: target(FLOW, "v", X, X, v), TIME_FIELDS),
     "target.process": (lambda v: target(v, "v", X, X, T), PROCESSES),
     "predict.kind": (lambda v: predict(FLOW, v, X, X, T), KINDS),
     "predict.out": (lambda v: predict(FLOW, "v", v, X, T), {**IMAGES, "2c": np.zeros((2, 4, 4, 2), np.float32)}),
-    "predict.t": (lambda v: predict(FLOW, "v", X, X, v), FIELD_ARRAYS),
+    "predict.t": (lambda v: predict(FLOW, "v", X, X, v), TIME_FIELDS),
+    "output.t": (lambda v: output(FLOW, "v", Prediction(X, X, {}), v), TIME_FIELDS),
+    "scale_velocity.t": (lambda v: scale_velocity(FLOW, Prediction(X, X, {}), T, v), TIME_FIELDS),
+    "scale_velocity.gain": (
+        lambda v: scale_velocity(FLOW, Prediction(X, X, {}), v, T),
+        {**FIELD_ARRAYS, "jax nan": jnp.full((2, 1, 1, 1), NAN), "inf": np.full((2, 1, 1, 1), INF, np.float32)},
+    ),
     "output.kind": (lambda v: output(FLOW, v, Prediction(X, X, {}), T), KINDS),
     "coefficients.kind": (lambda v: coefficients(FLOW, v, T), {**KINDS, "score": "score"}),
     "renoise.eps": (lambda v: renoise(FLOW, X, v, T, T), IMAGES),
+    "renoise.t": (lambda v: renoise(FLOW, X, X, v, T), TIME_FIELDS),
+    "renoise.t_next": (lambda v: renoise(FLOW, X, X, T, v), TIME_FIELDS),
     # networks as functions
     "bind.model": (lambda v: denoised(model=v), FUNCTIONS),
     "bind.process": (lambda v: denoised(process=v), PROCESSES),
