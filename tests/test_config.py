@@ -156,6 +156,37 @@ def test_a_tuple_is_of_finite_numbers(monkeypatch, capsys):
         assert "--config.times.spread" in err
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "said"),
+    [
+        ("sample", "--seed=1e30", "a whole number as --seed, got '1e30'"),
+        ("sample", "--seed=-1", "0 <= --seed <= 18446744073709551615 (2^64 - 1), got -1"),
+        ("sample", "--steps=1e9", "a whole number as --steps, got '1e9'"),
+        ("sample", "--steps=", "a whole number as --steps, got ''"),
+        ("sample", f"--steps={'9' * 5000}", f"a whole number as --steps, got '{'9' * 60}...'"),
+        ("sample", "--num=0", "a whole number >= 1 as --num, got '0'"),
+        ("sample", "--num", "--num=VALUE, got nothing after --num"),
+        ("sample", "--gamma=-1", "a number >= 0 as --gamma, got '-1'"),
+        ("sample", "--eta=little", "a number as --eta, got 'little'"),
+        ("sample", "--schedule=none", "one of sync, "),
+        ("sample", "--overwrite=perhaps", "true or false as --overwrite, got 'perhaps'"),
+        ("sample", "--nooverwrite=1", "--nooverwrite without a value, got '1'"),
+        ("text2image", "--strength=2", "a number from 0 to 1 as --strength, got '2'"),
+        ("train", "--config.train.steps=1e9", "a whole number as --config.train.steps, got '1e9'"),
+        ("train", "--config.optim.learning_rate=small", "a number as --config.optim.learning_rate, got 'small'"),
+        (
+            "train",
+            "--config.model.multipliers=(1,2",
+            "numbers such as (1, 2) as --config.model.multipliers, got '(1,2'",
+        ),
+    ],
+)
+def test_what_a_flag_cannot_be_is_said_as_all_else_is(monkeypatch, capsys, command, flag, said):
+    code, _, err = mains.command(monkeypatch, capsys)(command, flag)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"error: expected {said}")
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_no_number_is_nan_or_infinite(monkeypatch, capsys, value):
     """Of settings, also those that are placeholders, and of flags of every type of command."""
@@ -182,7 +213,11 @@ def test_no_number_is_nan_or_infinite(monkeypatch, capsys, value):
         ("photos", {"data.channels": 4}, r"1 \(grey\) or 3 \(RGB\), got 4"),
         ("digits", {"data.channels": 3}, "= 1 for digits, got 3"),
         ("digits", {"model.multipliers": (1, 0)}, "multipliers of at least 1"),
-        ("digits", {"model.multipliers": ()}, r"multipliers of at least 1, got \(\)"),
+        (
+            "digits",
+            {"model.multipliers": ()},
+            r"multipliers of one level or more, such as \(1, 2\), got \(\)$",
+        ),
         ("digits", {"model.attention": (2,)}, r"attention on levels out of 0 \.\.\. 1, got \(2,\)"),
     ],
 )
@@ -213,7 +248,7 @@ def launch(*arguments, cwd=ROOT):
     ("arguments", "message"),
     [
         (["--config=configs/digits.py", "--config.train.setps=3"], "did you mean --config.train.steps?"),
-        (["--config.train.steps=many"], "--config.train.steps=many: invalid literal for int()"),
+        (["--config.train.steps=many"], "expected a whole number as --config.train.steps, got 'many'"),
         (["--confg=configs/digits.py"], "unknown flag --confg, did you mean --config?"),
         (["--config=configs/none.py"], "expected a configuration file, got 'configs/none.py'"),
         (["--config.times.grid=(3,3)"], "tile 8x8 pixels, got (3, 3)"),

@@ -122,7 +122,7 @@ def test_sampling_writes_what_it_says_and_images_do_not_depend_on_the_batch(comm
         (["--solver=rk9"], "expected config.sample.solver out of"),
         (["--grid=log"], "expected config.sample.grid out of"),
         (["--steps=0"], "expected num_steps >= 1"),
-        (["--num=0"], "not a positive integer"),
+        (["--num=0"], "expected a whole number >= 1 as --num, got '0'"),
         (["--stepz=3"], "did you mean --steps"),
         (["--schedule=up"], "schedule"),
         (["more"], "expected flags only"),

@@ -171,7 +171,8 @@ class UNet(nn.Module):
         check_network(self, "base", "blocks", "head_dim")
         checks.choice("norm", self.norm, get_args(NormKind))
         if not isinstance(self.multipliers, tuple | list) or not self.multipliers:
-            raise ValueError(f"expected multipliers of one level or more, got {checks.shown(self.multipliers)}")
+            got = "()" if self.multipliers == () else checks.shown(self.multipliers)
+            raise ValueError(f"expected multipliers of one level or more, such as (1, 2), got {got}")
         for multiplier in self.multipliers:
             checks.whole("multiplier", multiplier)
         levels = len(self.multipliers)

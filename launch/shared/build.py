@@ -113,7 +113,9 @@ def model(config: ConfigDict, num_classes: int) -> nn.Module:
     settings["num_classes"] = num_classes if num_classes > 1 else 0
     for name in ("base", "multipliers", "blocks", "head_dim", "patch", "width", "depth", "heads", "mlp_ratio"):
         value = settings.get(name)
-        if value is not None and (not np.size(value) or np.min(value) < 1):
+        if value is not None and not np.size(value):
+            raise ValueError(f"expected config.model.{name} of one level or more, such as (1, 2), got ()")
+        if value is not None and np.min(value) < 1:
             raise ValueError(f"expected config.model.{name} of at least 1, got {value}")
     return network(**{**shape, **_given("model", network, settings)})
 

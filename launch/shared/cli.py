@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.util
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from launch.shared import cache, processes
+from launch.shared.flag_values import check_finite, parsed
 from launch.shared.meanings import meanings
 
 DEFAULT = "configs/digits.py"
@@ -148,10 +148,10 @@ def _known(argv: list[str], more: Sequence[str]) -> list[str]:
     """Parse; an unknown flag is named with the nearest one, of the main's own and `more`.
 
     Raises:
-        ValueError: an unknown flag, or a number that is NaN or infinite.
+        ValueError: an unknown flag, a value that its flag cannot have, or a number that is NaN or infinite.
     """
     try:
-        rest = flags.FLAGS(argv)
+        rest = parsed(argv)
     except flags.UnrecognizedFlagError as error:
         known = [*(flag.name for flag in _own_flags()), *("config" for _ in more[:1]), "debug", "help", *more]
         close = _nearest(error.flagname, known)
@@ -160,21 +160,6 @@ def _known(argv: list[str], more: Sequence[str]) -> list[str]:
     for flag in _own_flags():
         check_finite(flag.name, flag.value)
     return rest
-
-
-def check_finite(name: str, value: Any) -> None:
-    """Refuse NaN and infinity as the value of a flag or a setting, or within it; and in a tuple, what is no number.
-
-    Raises:
-        ValueError: names it.
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"expected a finite number as --{name}, got {value}")
-    if isinstance(value, tuple):
-        for part in value:
-            if isinstance(part, bool) or not isinstance(part, (int, float)):
-                raise ValueError(f"expected numbers such as (1, 2) as --{name}, got {value}")
-            check_finite(name, part)
 
 
 def check_kind(given: str, known: Sequence[str], example: str) -> None:
