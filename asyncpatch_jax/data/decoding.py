@@ -3,13 +3,14 @@
 import functools
 import io
 import os
+import struct
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, cast
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 # what images are kept in. Pillow knows 30 more: PostScript, for which it starts Ghostscript, what games use, ...
@@ -17,7 +18,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF"
 MAX_PIXELS = 2**28 // 3
 """Of an image, unless told otherwise: a quarter of a GiB as RGB, from where on Pillow warns of decompression bombs."""
 MOST_PIXELS = 2 * MAX_PIXELS
-"""What can be asked for: beyond this Pillow refuses."""
+"""What can be asked for: from where on Pillow takes an image for an attack."""
 
 ImageFile = str | os.PathLike[str] | io.BufferedIOBase
 
@@ -146,20 +147,33 @@ def _formats() -> tuple[str, ...]:
 
 def _opened(stream: io.BufferedIOBase) -> Image.Image:
     """An image of which the header was read alone."""
-    try:
-        image: Image.Image = Image.open(cast(IO[bytes], stream), formats=_formats())
-    except UnidentifiedImageError:
-        stream.seek(0)
-        head = stream.read(16)
+    stream.seek(0)
+    head = stream.read(16)
+    image = _recognised(stream, head)
+    if image is None:
         if head[4:12] in _HEIC:
             return _heic(stream)
         kinds = (what for at, starts, what in _OTHERS if head[at:].startswith(starts))
         what = next(kinds, "something else, or with a header that is damaged or unknown")
-        raise ValueError(f"{what}; read are {', '.join(FORMATS)}") from None
+        raise ValueError(f"{what}; read are {', '.join(FORMATS)}")
     # the lowest bit of NewSubfileType: a copy of lower resolution of another picture in the file
     if isinstance(image, TiffImageFile) and _whole(image.tag_v2.get(254)) & 1:
         raise ValueError("its first picture is a small copy of another one, as in cameras' raw files; convert it")
     return image
+
+
+def _recognised(stream: io.BufferedIOBase, head: bytes) -> Image.Image | None:
+    """`Image.open`, but that leaves to us what to say of many pixels: it warns of them, whatever becomes of the image.
+
+    Python's filters of warnings are no help: they are of all threads, and of all that uses Pillow.
+    """
+    for name in _formats():
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(head) is True:
+            stream.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # as Pillow takes "another format"
+                return factory(cast(IO[bytes], stream), "")
+    return None
 
 
 def _heic(stream: io.BufferedIOBase) -> Image.Image:
