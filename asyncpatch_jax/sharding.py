@@ -274,7 +274,10 @@ def part(owners: np.ndarray, process: int) -> tuple[int, int]:
     rows = {index: frozenset(np.flatnonzero((owners == index).any(1)).tolist()) for index in np.unique(owners).tolist()}
     distinct = sorted(set(rows.values()), key=min)
     if sum(map(len, distinct)) != len(owners) or len(set(map(len, distinct))) != 1:
-        raise ValueError(f"expected a mesh that shares the parts of a batch out evenly to hosts, got {owners.tolist()}")
+        counts = ", ".join(f"{len(parts)} of process {index}" for index, parts in list(rows.items())[:8])
+        raise ValueError(
+            f"expected a mesh that shares the {len(owners)} parts of a batch out evenly to hosts, got {counts}"
+        )
     return distinct.index(rows[process]), len(distinct)
 
 

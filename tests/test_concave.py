@@ -334,7 +334,7 @@ def test_mistakes_are_named():
         Concave(jnp.ones((3, 2)), 0.5, Dynamic(), (8, 8))
     with pytest.raises(ValueError, match=r"expected k as \[\]"):
         Concave(k=jnp.zeros((1, 1, 1)), masks=Dynamic(), **STABLE)
-    with pytest.raises(ValueError, match=r"expected the first of 2 objects, got \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"expected the first of 2 objects, got 0 to 2"):
         Concave(k=jnp.zeros(2), masks=Dynamic(), first=np.array([0, 2]), **STABLE)
     with pytest.raises(ValueError, match="expected a mask or a strength"):
         Concave(k=0.5, masks=Dynamic(), mask=jnp.ones((1, 8, 8, 1)), strength=jnp.ones((1, 8, 8, 1)), **STABLE)

@@ -61,7 +61,7 @@ def words_at(prompt: str, item_idx: Sequence[int]) -> tuple[str, ...]:
     """
     there = words(prompt)
     if not all(0 <= place < len(there) for place in item_idx):
-        raise ValueError(f"expected positions of the {len(there)} words of {prompt!r}, got {list(item_idx)}")
+        raise ValueError(f"expected positions of the {len(there)} words of {prompt!r}, got {_short(list(item_idx))}")
     named = []
     for place in item_idx:
         nth = [word.lower() for word in there[: place + 1]].count(there[place].lower())
@@ -131,5 +131,5 @@ def _prompt(text: str, tables: Mapping[str, Mapping[str, Any]], file: epath.Path
             f"expected as many item_k as item_idx for {text!r} in {file}, got {len(omegas)}, {len(places)}"
         )
     if not all(math.isfinite(omega) and omega >= 0 for omega in omegas):
-        raise ValueError(f"expected item_k of at least 0 for {text!r} in {file}, got {omegas}")
+        raise ValueError(f"expected item_k of at least 0 for {text!r} in {file}, got {_short(omegas)}")
     return Prompt(text, words_at(text, places), tuple(map(float, omegas)), tuple(places))

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from asyncpatch_jax import checks
+
 
 class Interval(NamedTuple):
     """A mean and the bounds between which it lies with some confidence."""
@@ -36,7 +38,8 @@ def bootstrap(
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"expected finite numbers [n], at least one, got {values}")
+        found = checks.shown(values) if values.ndim == 1 else f"shape {values.shape}"
+        raise ValueError(f"expected finite numbers [n], at least one, got {found}")
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"expected a group for each of {len(values)} numbers, got {len(groups)}")
     if not 0 < level < 1:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from asyncpatch_jax import checks
+
 # (images of 8 bits [b, h, w, c], a prompt for each) -> [b], float32; higher is better
 Reward = Callable[[UInt8[np.ndarray, "b h w c"], Sequence[str]], Float[np.ndarray, "b"]]
 
@@ -115,7 +117,7 @@ def combine(
     groups = np.zeros(len(total), np.int64) if groups is None else groups
     for name, values in scores.items():
         if not np.isfinite(values).all():
-            raise ValueError(f"expected finite scores of {name}, got {values}")
+            raise ValueError(f"expected finite scores of {name}, got {checks.shown(np.asarray(values))}")
         total += weights[name] * _z_scores(np.asarray(values, np.float64), groups)
     return (total / sum(abs(weight) for weight in weights.values())).astype(np.float32)
 

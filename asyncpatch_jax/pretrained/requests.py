@@ -106,7 +106,7 @@ def _check_request(family: str, request: Request, settings: Settings) -> None:
     checks.whole("seed", request.seed, 0, LARGEST_SEED)
     # the curve says how large they may be
     if not all(0 <= omega < math.inf for omega in request.omegas):
-        raise ValueError(f"expected finite omegas of at least 0, got {list(request.omegas)}")
+        raise ValueError(f"expected finite omegas of at least 0, got {checks.shown(list(request.omegas))}")
     if request.mask is not None and request.image is None:
         raise ValueError("expected an image with the mask, got none")
     if request.image is not None and request.mask is None and family != "kontext":

@@ -63,7 +63,7 @@ class Tokenizer:
             ValueError: something that is no text, half of a character, or one text in the place of a list.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"expected a list of texts, got {texts!r}")
+            raise ValueError(f"expected a list of texts, got {schema.shown(texts)}")
         for text in texts:
             check_whole(text)
         ids = np.full((len(texts), self.length), self.pad, np.int32)

@@ -112,10 +112,22 @@ def _check_course(levels: Any, name: str, falls: bool) -> None:
     known = checks.known(levels)
     if known is None:
         return
-    if falls and (np.diff(known, axis=0) > 0).any():
-        raise ValueError(f"expected {name} that falls, got {known}")
+    if falls and (seen := not_falling(known)) is not None:
+        raise ValueError(f"expected {name} that falls, got {seen}")
     if known[-1].max() > CLEAN:
         raise ValueError(f"expected {name} that ends at 0 (clean), got {known[-1].max():g}")
+
+
+def not_falling(times: np.ndarray, *, strictly: bool = False) -> str | None:
+    """The first two times of a grid of which the second is above the first one, as an error says them; or None.
+
+    Args:
+        strictly: also of two that are equal.
+    """
+    steps = np.diff(times)
+    wrong = steps >= 0 if strictly else steps > 0
+    i = int(wrong.argmax()) if wrong.size else 0
+    return f"{times[i]:g} and then {times[i + 1]:g}" if wrong.any() else None
 
 
 def check_table(levels: Any) -> None:

@@ -9,7 +9,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from asyncpatch_jax import checks, timefield
 from asyncpatch_jax.sampling.schedules import curves
-from asyncpatch_jax.sampling.schedules.base import check_grid, check_mask, length, same_for_network, spread
+from asyncpatch_jax.sampling.schedules.base import (
+    check_grid,
+    check_mask,
+    length,
+    not_falling,
+    same_for_network,
+    spread,
+)
 from asyncpatch_jax.sampling.schedules.masks import Dynamic, Fixed, disjoint
 from asyncpatch_jax.types import FewTimes, Image, ImageKeys, Prediction, TimeField, Times
 
@@ -98,16 +105,17 @@ class Concave:
         if first is not None and first.dtype.kind not in "iu":
             raise ValueError(f"expected the first object as a whole number, got {checks.shown(self.first)}")
         if first is not None and k is not None and not ((first >= 0) & (first < (k.shape or (1,))[-1])).all():
-            raise ValueError(f"expected the first of {(k.shape or (1,))[-1]} objects, got {first.tolist()}")
-        if grid is not None and grid.ndim and (np.diff(grid) >= 0).any():
-            raise ValueError(f"expected a grid of times that falls, got {grid}")
+            raise ValueError(f"expected the first of {(k.shape or (1,))[-1]} objects, got {checks.shown(first)}")
+        if grid is not None and grid.ndim and (seen := not_falling(grid, strictly=True)) is not None:
+            raise ValueError(f"expected a grid of times that falls, got {seen}")
         if any(value is None for value in (grid, k, shift)) or not grid.ndim:
             return
         most = curves.largest(self.curve, length(grid), self._room(grid, shift))
         if k.size and (k.min() < 0 or k.max() > most + 1e-5):
             raise ValueError(
                 f"expected 0 <= k <= {np.floor(1e4 * most) / 1e4:g} for the {self.curve} curve on this grid of "
-                f"{length(grid)} steps (with more, cells would pass the last train step or move up), got {k.tolist()}"
+                f"{length(grid)} steps (with more, cells would pass the last train step or move up), got "
+                f"{checks.shown(k)}"
             )
 
     @property

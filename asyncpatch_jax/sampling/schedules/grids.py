@@ -3,12 +3,11 @@
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from asyncpatch_jax import checks
 from asyncpatch_jax.process import Process, check_process
-from asyncpatch_jax.sampling.schedules.base import Planned, check_grid, check_table, length
+from asyncpatch_jax.sampling.schedules.base import Planned, check_grid, check_table, length, not_falling
 
 Grid = Float[Array, "s"]
 
@@ -85,8 +84,9 @@ def logsnr(num_steps: int, process: Process, limit: float = 8.0) -> Grid:
         noisy = process.logsnr(middle) < wanted
         below, above = jnp.where(noisy, below, middle), jnp.where(noisy, middle, above)
     grid = jnp.concatenate([jnp.ones((1,)), 0.5 * (below + above), jnp.zeros((1,))]).astype(jnp.float32)
-    if (known := checks.known(grid)) is not None and (np.diff(known) >= 0).any():
-        raise ValueError(f"expected a limit whose times float32 tells apart, got {limit:g}: {known}")
+    known = checks.known(grid)
+    if known is not None and (seen := not_falling(known, strictly=True)) is not None:
+        raise ValueError(f"expected a limit whose times float32 tells apart, got {limit:g} (times {seen})")
     return grid
 
 
