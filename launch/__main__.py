@@ -1,6 +1,9 @@
 """The commands, and what each is for: `python -m launch`."""
 
 import ast
+import difflib
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _ROOT = Path(__file__).parent
@@ -35,5 +38,17 @@ def page() -> str:
     return "\n".join(lines).rstrip()
 
 
+def main(words: Sequence[str]) -> str | None:
+    """Print the page; of words other than --help, an error as `sys.exit` takes it."""
+    given = [word for word in words if word not in ("-h", "-help", "--help")]
+    if not given:
+        print(page())
+        return None
+    names = {name.removeprefix("launch."): name for group in (*GROUPS.values(), studies()) for name in group}
+    close = difflib.get_close_matches(given[0].removeprefix("launch."), names, 1, 0.7)
+    hint = f"; did you mean python -m {names[close[0]]}?" if close else ""
+    return f"error: expected nothing after python -m launch, which lists the commands, got {given[0]!r}{hint}"
+
+
 if __name__ == "__main__":
-    print(page())
+    sys.exit(main(sys.argv[1:]))

@@ -87,3 +87,19 @@ def test_every_command_is_listed_with_what_it_is_for():
         assert contents.purpose(name), name
         assert f"{name} " in page
     assert "launch.studies.tpm_page" not in page
+
+
+def test_a_word_after_launch_is_no_command(capsys):
+    for words in ([], ["--help"], ["-h"]):
+        assert contents.main(words) is None
+        assert capsys.readouterr().out == f"{contents.page()}\n"
+    for word, hint in (
+        ("foo", ""),
+        ("train", "; did you mean python -m launch.train?"),
+        ("launch.sampel", "; did you mean python -m launch.sample?"),
+        ("studies.tex", "; did you mean python -m launch.studies.text?"),
+        ("--config=configs/digits.py", ""),
+    ):
+        said = contents.main([word])
+        assert said == f"error: expected nothing after python -m launch, which lists the commands, got {word!r}{hint}"
+    assert capsys.readouterr().out == ""
