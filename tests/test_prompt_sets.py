@@ -142,6 +142,16 @@ def test_tables_are_refused_whatever_they_are_called(folder, rows, separator, he
         ("p.txt", "prompt\na cat\n", "a header: prompt"),
         ("p.txt", 'text,style\n"a cat, red",oil\na dog,ink\n', "separated by commas: text,style"),
         ("p.txt", "a cat\t1\na dog\t2\n", "2 columns in each line, separated by tabs: a cat"),
+        (
+            "p.txt",
+            '"a cat","oil"\n"a dog","ink"\n',
+            "2 columns in each line, with quotation marks, separated by commas",
+        ),
+        ("p.txt", '"a cat","oil"\n', "2 columns in each line, with quotation marks"),
+        ("p.txt", '"a cat";"oil"\n"a ""red"" dog";"ink"\n', "with quotation marks, separated by semicolons"),
+        ("p.txt", '"a cat, red",oil\na dog,ink\n', "2 columns in each line, with quotation marks, separated by commas"),
+        ("p.txt", '"a cat",\n"a dog",\n', "2 columns in each line, with quotation marks"),
+        ("p.txt", '"a cat"\n"a dog, red"\n', 'each line in quotation marks: "a cat"'),
         ("p.txt", '["a cat", "a dog"]\n', "a name|name does not end in .json"),
         ("p.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n', "a JSON value a line"),
         ("p.jsonl", "a cat\n", "its name ends in .jsonl"),
@@ -164,10 +174,10 @@ def test_prompts_that_only_resemble_a_table(folder):
         "1, 2, 3, go",
         '"an unfinished quotation, 4',
     ]
-    (folder / "p.txt").write_text("\n".join(given))
-    assert [prompt.text for prompt in read_prompts(folder / "p.txt")] == given
-    (folder / "p.txt").write_text("text")
-    assert read_prompts(folder / "p.txt") == [Prompt("text")]
+    quoting = ['"STOP", on a red sign', '"GO", on a green sign', 'a sign: "yes, now", in red', '"a", "b" and "c"']
+    for texts in (given, quoting, quoting[:2], ["text"], ['"a cat"'], ['"STOP",a sign'], ["a cat,red", "a dog,blue"]):
+        (folder / "p.txt").write_text("\n".join(texts))
+        assert [prompt.text for prompt in read_prompts(folder / "p.txt")] == texts
 
 
 @pytest.mark.parametrize(

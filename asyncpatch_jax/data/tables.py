@@ -41,6 +41,10 @@ def by_content(lines: Sequence[str]) -> str | None:
     if first.startswith(("{", "[")) and _is_json(first):
         return f"a JSON value a line: {first[:60]}"
     for name, separator in (("commas", ","), ("tabs", "\t"), ("semicolons", ";"), ("bars", "|")):
+        if (count := _quoted(lines, separator)) == 1:
+            return f"each line in quotation marks: {first[:60]}"
+        if count is not None:
+            return f"{count} columns in each line, with quotation marks, separated by {name}: {first[:60]}"
         rows = _rows(lines, separator)
         columns = [field.strip().lower() for field in rows[0]]
         if _COLUMNS & set(columns) and all(re.fullmatch(r"[\w .#-]{1,40}", column) for column in columns):
@@ -57,6 +61,28 @@ def by_content(lines: Sequence[str]) -> str | None:
             if separator == "\t" or any(numbers):
                 return f"{len(rows[0])} columns in each line, separated by {name}: {first[:60]}"
     return None
+
+
+def _quoted(lines: Sequence[str], separator: str) -> int | None:
+    """How many columns lines have that are written as programs write tables, with marks around fields; None otherwise.
+
+    People who quote somebody leave a space after a comma, and do it in one line and not in the next one.
+    """
+    lines = [line.strip() for line in lines]
+    marked = '"(?:[^"]|"")*"'
+    after = re.escape(separator)
+    plain = rf'(?!\s)[^"{after}]*'
+    whole = re.compile(rf"{marked}(?:{after}{marked})*{after}?")
+    some = re.compile(rf"(?:{marked}|{plain})(?:{after}(?:{marked}|{plain}))*")
+    counts = {len(row) for row in _rows(lines, separator)}
+    if len(counts) != 1:
+        return None
+    (count,) = counts
+    if all(whole.fullmatch(line) for line in lines):
+        return count if max(count, len(lines)) > 1 else None
+    if count == 1 or len(lines) == 1 or not all(some.fullmatch(line) for line in lines):
+        return None
+    return count if any(re.search(marked, line) for line in lines) else None
 
 
 def _rows(lines: Sequence[str], separator: str) -> list[list[str]]:
