@@ -175,4 +175,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 64, "Images at a time.", lower_bound=1)
     flags.DEFINE_string("out", "elbo.json", "File to write.")
     flags.DEFINE_bool("overwrite", False, "Replace --out.")
-    cli.main_of_run(main, __doc__)
+    cli.main_of_run(main, __doc__, samples=False)

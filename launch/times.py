@@ -60,7 +60,7 @@ def main() -> None:
         viz.save_png(out.value, picture(size.value, draws.value, seed.value), overwrite=overwrite.value)
         print(f"wrote {out.value}: draws of {len(SAMPLERS)} samplers")
 
-    cli.main_of_run(run, DESCRIPTION)
+    cli.main_of_flags(run, DESCRIPTION)
 
 
 if __name__ == "__main__":

@@ -298,3 +298,23 @@ def test_a_remark_is_that_of_its_own_setting(tmp_path):
         "get_config = settings\n"
     )
     assert meanings(cli._module(str(file))) == {"a.x": "the first", "z": "the last"}
+
+
+@pytest.mark.parametrize(
+    ("command", "listed"), [("sample", {"workdir", "sample"}), ("elbo", {"workdir"}), ("times", set())]
+)
+def test_help_lists_the_settings_that_a_command_looks_at(monkeypatch, capsys, command, listed):
+    call = mains.command(monkeypatch, capsys)
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert {
+        line.strip().split(".")[0].split(" ")[0] for line in out.partition("changed by")[2].splitlines()[1:]
+    } == listed
+    code, _, err = call(command, "--config.train.steps=3")
+    free = ["--config.workdir", "--config.sample.*"][: len(listed)]
+    wanted = (
+        f"expected {' and '.join(free)} alone to change, got --config.train.steps"
+        if listed
+        else "unknown flag --config"
+    )
+    assert (code, wanted in err) == (1, True)

@@ -43,14 +43,18 @@ def main(run: Callable[[ConfigDict], None], description: str, *, default: str = 
     _start(lambda: run(flags.FLAGS.config), parse)
 
 
-def main_of_run(run: Callable[[], None], description: str) -> None:
+def main_of_run(run: Callable[[], None], description: str, *, samples: bool = True) -> None:
     """`main` for what works on a trained run, which knows what it was trained with.
 
     `--config` says where the run is, unless `--workdir` does; of its settings only those of sampling can be changed.
+
+    Args:
+        samples: whether it samples: else no setting can be changed.
     """
+    only = ("workdir", "sample.") if samples else ("workdir",)
 
     def parse(argv: Sequence[str]) -> list[str]:
-        return _parse(_with_default(list(argv), DEFAULT), description, DEFAULT, only=("workdir", "sample."))
+        return _parse(_with_default(list(argv), DEFAULT), description, DEFAULT, only=only)
 
     _start(run, parse)
 
@@ -135,7 +139,10 @@ def _parse(argv: list[str], description: str, example: str, only: tuple[str, ...
             name = arg.lstrip("-").split("=", 1)[0].removeprefix("config.")
             check_name(name, known)
             if not name.startswith(only):
-                raise ValueError(f"--config.{name} was settled when the run was trained; --config.sample.* can change")
+                free = " and ".join(f"--config.{part}{'*' * part.endswith('.')}" for part in only)
+                raise ValueError(
+                    f"expected {free} alone to change, got --config.{name}: the run was trained with its own"
+                )
     # config_flags looks for overrides in sys.argv, not in what it is given
     config_flags.DEFINE_config_file("config", help_string="Configuration file[:argument].", sys_argv=argv)
     rest = _known(argv, [f"config.{name}" for name in known])
