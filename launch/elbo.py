@@ -27,7 +27,7 @@ from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.elbo import Diagonal, Elbo, Path, RandomEnvironment, Raster, bits_per_dim, elbo
 from asyncpatch_jax.types import Condition, Image, ImageKeys
-from launch.shared import build, cli, outputs, pictures, plans, trained
+from launch.shared import build, cli, inputs, outputs, pictures, plans, trained
 from launch.shared.generate import Net, image_keys
 
 
@@ -132,6 +132,7 @@ def main() -> None:
     outputs.refuse_existing(values.out, values.overwrite)
     if values.levels == 1:
         raise ValueError("expected --levels of at least 2, or 0 for a density, got 1")
+    inputs.check_there("images")
     run = trained.load()
     data, classes = held_out(run, values.images, values.split)
     count = len(data.source) if values.num == 0 else values.num

@@ -38,7 +38,7 @@ from asyncpatch_jax.types import Condition
 from launch.policy import pages, rewarding, subjects
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Subject
-from launch.shared import build, cli, outputs, seeding, trained
+from launch.shared import build, cli, inputs, outputs, seeding, trained
 from launch.shared.records import recorded
 
 RESIDUAL = "residual"
@@ -179,6 +179,9 @@ def main() -> None:
     if not values.denoiser:
         raise ValueError("expected --denoiser=FOLDER")
     planned = outputs.plan(values.out, "launch.evaluate", _FILES, overwrite=values.overwrite)
+    inputs.check_there("prompts", "real")
+    parts = [part.strip().partition("*")[0] for part in values.schedules.split(",")]
+    inputs.check_paths("schedules", [part.removeprefix("tpm=") for part in parts if part.startswith("tpm=")])
     rewards = rewarding.parse(values.rewards)
     choice = subjects.Choice(values.steps, values.guidance, values.solver, values.size)
     subject = subjects.load(values.denoiser, values.prompts, choice, sharding.make_mesh(), fall_back=values.fall_back)

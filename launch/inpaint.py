@@ -95,18 +95,21 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return dict(zip(names, files, strict=True))
 
 
-def read(task: Task, run: build.Run) -> Pair:
+def read(task: Task, run: build.Run | None) -> Pair:
     """A photo and its mask; as a thumbnail with the size and the channels of the network.
+
+    Args:
+        run: None: to see whether they can be read, which needs no network.
 
     Raises:
         ValueError: what `read_photo` and `read_mask` refuse.
     """
     values = flags.FLAGS
-    size = run.shape[0] if values.thumbnail else None
+    size = run.shape[0] if run is not None and values.thumbnail else None
     photo = read_photo(task.image_path, max_pixels=values.max_pixels)
     how = {"graded": values.graded, "mask_values": masks.mask_values(), "max_pixels": values.max_pixels}
     strength = read_mask(task.mask_path, photo.shape[:2], values.convention, size=size, **how)
-    if size is not None:
+    if run is not None and size is not None:
         photo = read_image(task.image_path, size, run.shape[2], max_pixels=values.max_pixels)
     return Pair(photo, strength)
 
@@ -125,10 +128,10 @@ def main() -> None:
         raise ValueError(f"expected --feather >= 0 pixels, got {values.feather}")
     if values.detail is not None and not 1 <= values.detail < np.inf:
         raise ValueError(f"expected --detail >= 1 pixel, got {values.detail}")
+    for task in found:  # what cannot be read is told before anything is loaded or computed
+        read(task, None)
     run = trained.load()
     label = trained.label(run, values.label)
-    for task in found:  # what cannot be read is told before anything is computed
-        read(task, run)
     keys = image_keys(values.seed, len(found))
     settings = {**trained.settings(run), **{name: values[name].value for name in _RECORDED}}
     with outputs.making(planned, settings) as folder:

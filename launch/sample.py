@@ -23,7 +23,7 @@ from asyncpatch_jax.files import writing
 from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.types import Condition
-from launch.shared import build, cli, outputs, pictures, trained
+from launch.shared import build, cli, inputs, outputs, pictures, trained
 from launch.shared.generate import Inputs, Result, generate, image_keys
 from launch.shared.plans import PLANS, plan
 
@@ -114,6 +114,7 @@ def write(
 def main() -> None:
     values = flags.FLAGS
     planned = outputs.plan(values.out, "launch.sample", names(values.num), overwrite=values.overwrite)
+    inputs.check_there("tpm")
     run = trained.load()
     label = parse_labels(values.labels, run, values.num)
     follow = trained.follow(values.tpm, run.mesh, values.gamma)

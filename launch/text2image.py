@@ -37,7 +37,7 @@ from asyncpatch_jax.pretrained.requests import Request, factor
 from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.pretrained.text.objects import noun_phrases
 from asyncpatch_jax.sampling.schedules import curves
-from launch.shared import cli, masks, outputs, photos, seeding, trained
+from launch.shared import cli, inputs, masks, outputs, photos, seeding, trained
 
 _MOMENTS = 8
 _ARRAYS = ("image", "mask", "object_masks", "noise", "fresh_noise")
@@ -236,10 +236,11 @@ def main(folder: str) -> None:
     values.dtype = values.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     values.mesh = mesh and ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     dtype = jnp.dtype(values.dtype)
-    follow = trained.follow(values.tpm, mesh, values.gamma)
     described = describe(folder, dtype)
     check_flags(values, described.family)
+    inputs.check_there("image", "mask", "object_mask", "tpm")
     original = None if values.image is None else photos.read(values)
+    follow = trained.follow(values.tpm, mesh, values.gamma)
     settings = settings_of(values, described, original)
     size, local = (settings.height, settings.width), values.mask is not None
     windows = [] if original is None else photos.windows_of(original, size, local=local, detail=values.detail)

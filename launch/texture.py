@@ -114,15 +114,20 @@ def main() -> None:
         if several
         else outputs.single(out, overwrite=values.overwrite)
     )
+    # what cannot be done is told before anything is loaded
+    if values.image:
+        margins = numbers("expand", values.expand, 4)
+        expanded(source(values.image, 3, values.crop, values.max_pixels), margins)
+    else:
+        width, height = numbers("size", values.size, 2)
     run = trained.load()
     if values.input_guidance is None:
         run.config.sample.input_guidance = 1.0
     label = trained.label(run, values.label)
     if values.image:
         image = source(values.image, run.shape[2], values.crop, values.max_pixels)
-        canvas, known = expanded(image, numbers("expand", values.expand, 4))
+        canvas, known = expanded(image, margins)
     else:
-        width, height = numbers("size", values.size, 2)
         canvas, known = np.zeros((height, width, run.shape[2]), np.uint8), np.zeros((height, width), bool)
     overlap = run.shape[0] // 2 if values.overlap is None else values.overlap
     settings = {**trained.settings(run), "overlap": overlap}

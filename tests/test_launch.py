@@ -13,6 +13,7 @@ from PIL import Image
 from asyncpatch_jax.data import masks
 from configs import digits
 from launch import elbo
+from launch.policy import rewarding, subjects
 from launch.shared import build, pictures, plans, records
 from tests import mains
 
@@ -226,6 +227,39 @@ def test_inpainting_refuses_before_it_works(command, tmp_path, mask, arguments, 
     assert code == 1
     assert message in err
     assert not (tmp_path / "o.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("inpaint", ["--image=gone.png", "--mask=hole.png", "--out=o.png"], "got gone.png, which does not exist"),
+        ("inpaint", ["--image=hole.png", "--mask=gone/", "--out=o.png"], "got gone, which does not exist"),
+        ("inpaint", ["--image=text.png", "--mask=hole.png", "--out=o.png"], "readable image file, got text.png"),
+        ("inpaint", ["--image=hole.png", "--mask=text.png", "--out=o.png", "--thumbnail"], "got text.png"),
+        ("texture", ["--image=gone.png", "--expand=8,0,0,0", "--out=o.png"], "got gone.png (no such file)"),
+        ("texture", ["--image=hole.png", "--out=o.png"], "with a margin to paint"),
+        ("texture", ["--size=²,8", "--out=o.png"], "expected --size = 2 numbers"),
+        ("elbo", ["--images=gone", "--out=o.json"], "as --images, got gone, which does not exist"),
+        ("sample", ["--tpm=gone", "--out=o"], "as --tpm, got gone, which does not exist"),
+        ("evaluate", ["--denoiser=run", "--prompts=gone.txt"], "as --prompts, got gone.txt, which does not exist"),
+        ("evaluate", ["--denoiser=run", "--real=gone"], "as --real, got gone, which does not exist"),
+        (
+            "evaluate",
+            ["--denoiser=run", "--schedules=sync, tpm=gone*2"],
+            "as --schedules, got gone, which does not exi",
+        ),
+    ],
+)
+def test_what_is_not_there_is_told_before_a_network_is_loaded(monkeypatch, capsys, tmp_path, name, arguments, message):
+    for module, load in ((build, "load_run"), (subjects, "load"), (rewarding, "parse")):
+        monkeypatch.setattr(module, load, lambda *_, **__: pytest.fail("a network was loaded"))
+    monkeypatch.chdir(tmp_path)
+    _save(tmp_path / "hole.png", _hole())
+    (tmp_path / "text.png").write_text("no image")
+    code, _, err = mains.command(monkeypatch, capsys)(name, *arguments)
+    assert (code, err.count("\n")) == (1, 1)
+    assert message in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hole.png", "text.png"]
 
 
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "LA", "L", "P"])

@@ -332,6 +332,10 @@ def test_what_needs_no_weights_is_refused_before_they_are_read(command, folder, 
     drawn = ("--objects=dog", "--masks=drawn", f"--object_mask={tmp_path / 'small.png'}")
     assert "small.png" in command(broken, *slow, *drawn)[2]
     assert "expected 0 <= k <=" in command(broken, *slow, "--objects=dog", "--omega=1")[2]
+    for flags in (("--image=gone.png", "--strength=1"), ("--image=gone.png", "--mask=gone.png"), ("--tpm=gone",)):
+        name, path = flags[0].split("=")
+        err = command(broken, "--prompt=a dog", *flags)[2]
+        assert f"expected a path of something as {name}, got {path}, which does not exist" in err
     assert "it is truncated" in command(broken, "--prompt=a dog")[2]
 
 
