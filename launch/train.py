@@ -25,6 +25,7 @@ from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.records import differences, shortened, summary
 from asyncpatch_jax.training.step import TrainState, create
+from asyncpatch_jax.training.stored import listed
 from launch.shared import build, cli, fitting, pictures, programs, records
 
 # what may change between two starts of a run, since it does not change what is learned; what the data is, is compared
@@ -43,7 +44,10 @@ def run(config: ConfigDict) -> None:
         FloatingPointError: the loss became infinite or NaN.
         OSError: the folder cannot be written, or the disk is full.
     """
-    check_same(config)  # first, as to look through a data set may take long
+    # first, as to look through a data set may take long
+    check_same(config)
+    if config.train.init and not listed(epath.Path(config.workdir) / "checkpoints"):
+        records.record_of(config.train.init, fall_back=config.train.fall_back)
     data = build.dataset(config)
     mesh = build.mesh(config)
     network = build.untrained(config, data)._replace(mesh=mesh)

@@ -246,7 +246,7 @@ def test_inpainting_refuses_before_it_works(command, tmp_path, mask, arguments, 
         (
             "evaluate",
             ["--denoiser=run", "--schedules=sync, tpm=gone*2"],
-            "as --schedules, got gone, which does not exi",
+            "as --schedules, got gone, which does",
         ),
     ],
 )

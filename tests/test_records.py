@@ -110,10 +110,12 @@ def test_a_run_goes_on_on_its_data_alone(animals, tmp_path):
         train.check_same(small(run, **{**settings, "data.size": 16}))
 
 
-def test_a_start_that_fails_is_in_nobodys_way(tmp_path):
+def test_a_start_that_fails_is_in_nobodys_way(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    with pytest.raises(FileNotFoundError, match="expected a trained run in nothing"):
-        train.run(small(run, **{"train.init": "nothing"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "dataset", lambda *_: pytest.fail("the data was looked through"))
+        with pytest.raises(FileNotFoundError, match="expected a trained run in nothing"):
+            train.run(small(run, **{"train.init": "nothing"}))
     assert not (run / "run.json").exists()
     train.check_same(small(run))
     # nor is one that an earlier version recorded

@@ -28,7 +28,7 @@ from asyncpatch_jax.training import times as times_lib
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import LossFn, adam, learning_rate
 from asyncpatch_jax.types import Condition
-from launch.shared.records import recorded
+from launch.shared.records import record_of
 
 PROCESSES = {"rectified_flow": RectifiedFlow, "cosine": Cosine, "discrete": Discrete}
 MODELS = {"unet": (UNet, unet.PRESETS), "dit": (DiT, dit.PRESETS)}
@@ -291,16 +291,7 @@ def load_run(
         DamagedError: the checkpoint is damaged, or all are.
         ValueError: the checkpoint does not fit the network that the run's record describes.
     """
-    there = recorded(workdir, step, fall_back)
-    if there is None:
-        raise FileNotFoundError(
-            f"expected a trained run in {workdir}, found none; train one first: python -m launch.train --config=..."
-        )
-    if "data" not in there:
-        raise ValueError(
-            f"expected {workdir}/run.json beside checkpoints of before they held what it says, got none; the command "
-            "that trained the run writes it again"
-        )
+    there = record_of(workdir, step, fall_back=fall_back)
     config = ConfigDict(there["config"])
     shape = tuple(there["data"]["shape"])
     network = model(config, there["data"]["num_classes"])

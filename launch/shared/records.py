@@ -52,6 +52,27 @@ def recorded(workdir: epath.PathLike, step: int | None = None, fall_back: bool =
     return checkpoints.recorded(workdir, "run.json", "data", step, fall_back)
 
 
+def record_of(workdir: epath.PathLike, step: int | None = None, *, fall_back: bool = True) -> dict[str, Any]:
+    """What a trained run is, by its record.
+
+    Raises:
+        FileNotFoundError: nothing was trained there, or no such checkpoint.
+        DamagedError: the checkpoint is damaged, or all are.
+        ValueError: checkpoints of before they had records, and no run.json.
+    """
+    there = recorded(workdir, step, fall_back)
+    if there is None:
+        raise FileNotFoundError(
+            f"expected a trained run in {workdir}, found none; train one first: python -m launch.train --config=..."
+        )
+    if "data" not in there:
+        raise ValueError(
+            f"expected {workdir}/run.json beside checkpoints of before they held what it says, got none; the command "
+            "that trained the run writes it again"
+        )
+    return there
+
+
 def other_data(there: Mapping[str, Any], data: Dataset) -> list[str]:
     """A line for each way in which the data of a record is not `data`. Where either lies does not matter.
 
