@@ -12,6 +12,7 @@ from asyncpatch_jax import timefield
 from asyncpatch_jax.data import scenes
 from asyncpatch_jax.metrics.alignment import Verdict
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
+from asyncpatch_jax.pretrained.settings import check_method
 from asyncpatch_jax.pretrained.text.prompts import encode_prompts, read_tokenizers
 from asyncpatch_jax.types import Condition
 from launch.studies import scenes_model, text_page, train_scenes
@@ -168,6 +169,15 @@ def test_differences_are_paired():
     _, low, high = text_page.interval(np.random.default_rng(0).normal(1.0, 5.0, (4, 400)))
     assert 0.2 < (high - low) / 2 < 0.8
     assert low < 1.0 < high
+
+
+@families
+def test_every_method_that_a_network_supports_is_measured(family):
+    """The settings of each are good ones, and none of the paper's baselines is left out."""
+    methods = study.methods(family)
+    assert {name for name in methods if name in study.BASELINES} == set(study.BASELINES)
+    for changes in methods.values():
+        check_method(family, study.settings(family, 20, 4.0, changes))
 
 
 def test_held_out_captions_are_of_all_kinds():
