@@ -1,5 +1,7 @@
 """diffusers' SD3 and FLUX in float64, also with a time per token, and what their attention attends to."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,6 @@ import torch
 from diffusers.models.embeddings import Timesteps
 from torch.nn import functional
 
-from asyncpatch_jax.pretrained.folders import names
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import tiny
 
@@ -38,16 +39,27 @@ def inputs(**more):
     return random(2, *SIZE, 4), cond
 
 
-def ours(family, net, x, t, cond, dtype=jnp.float64):
-    """(out, aux) of our module with the network's weights; `family` is `sd3` or `flux`."""
+def _apply(module, params, x, t, cond):
+    return module.apply({"params": params}, x, t, cond)
+
+
+_compiled = jax.jit(_apply, static_argnames="module")
+
+
+def ours(family, net, x, t, cond, dtype=jnp.float64, *, anew=False):
+    """(out, aux) of our module with the network's weights; `family` is `sd3` or `flux`.
+
+    Args:
+        anew: trace it, though the same network has been before: something of the library was patched.
+    """
     with jax.enable_x64(dtype == jnp.float64):
-        kind = jnp.float32 if dtype == jnp.bfloat16 else dtype
+        kind = np.float32 if dtype == jnp.bfloat16 else dtype
         module, params = tiny.built(family, net.config, net, dtype)
-        t = FewTimes(*map(jnp.asarray, t)) if isinstance(t, FewTimes) else jnp.asarray(t)
         floats = ("tokens", "pooled", "reference")
-        cond = cond._replace(**{f: jnp.asarray(a, kind) for f in floats if (a := getattr(cond, f)) is not None})
-        out, aux = jax.jit(module.apply)({"params": params}, jnp.asarray(x, kind), t, cond)
-        return np.asarray(out, np.float64), aux
+        cond = cond._replace(**{f: np.asarray(a, kind) for f in floats if (a := getattr(cond, f)) is not None})
+        run = jax.jit(functools.partial(_apply, module)) if anew else functools.partial(_compiled, module)
+        out, aux = run(params, np.asarray(x, kind), t, cond)
+        return np.asarray(out, np.float64), {name: np.asarray(value) for name, value in aux.items()}
 
 
 def scalar(times=TIMES):
@@ -82,14 +94,6 @@ def two_close_times(family, net, theirs, x, cond):
     pairs = [np.array([t, t], np.float32) for t in (1000.0, 999.0)]
     outs = [ours(family, net, x, scalar(times), cond, jnp.bfloat16)[0] for times in pairs]
     return outs, [theirs(net, x, cond, times) for times in pairs]
-
-
-def tensors(family, kind, config):
-    """Shapes by name, ours and those of diffusers' class `kind`, neither of which is filled with numbers."""
-    with torch.device("meta"):
-        net = kind.from_config(config)
-    slots = names.torch_tensors(tiny.shapes(family, family.from_config(config)))
-    return {key: slot.shape for key, slot in slots.items()}, {k: tuple(v.shape) for k, v in net.state_dict().items()}
 
 
 def random(*shape, seed=0):

@@ -10,7 +10,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from asyncpatch_jax.pretrained.folders.presets import PRESETS
-from asyncpatch_jax.pretrained.networks import joint, joint_inputs, sd3
+from asyncpatch_jax.pretrained.networks import joint, sd3
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import joint_oracles as oracle
 from tests.joint_oracles import GRID, SIZE, TEXT, TIMES, dense, few, scalar
@@ -29,12 +29,13 @@ TINY = {
 }
 CONFIGS = {
     "sd3": TINY | {"num_layers": 3},
-    "sd35": TINY | {"num_layers": 9, "dual_attention_layers": (0, 1, 2, 3, 6), "qk_norm": "rms_norm"},
+    # layers of both sorts, in a loop and alone
+    "sd35": TINY | {"num_layers": 7, "dual_attention_layers": (0, 1, 2, 3, 5), "qk_norm": "rms_norm"},
     "dual to the last": TINY | {"num_layers": 2, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
 }
-SMALL = TINY | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
-# five layers, three of them a loop
-MIDDLE = SMALL | {"num_layers": 5, "dual_attention_layers": (0, 1, 2)}
+SMALL = TINY | {"num_layers": 2, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+# five layers, four of them a loop
+MIDDLE = SMALL | {"num_layers": 5, "dual_attention_layers": (0, 1, 2, 3)}
 
 
 ours = functools.partial(oracle.ours, sd3)
@@ -65,7 +66,7 @@ def test_one_epsilon_matters(monkeypatch):
     """A parity test that a wrong epsilon passes is none."""
     net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), oracle.inputs()
     monkeypatch.setattr(joint, "_EPS", 1e-5)
-    assert oracle.error(ours(net, x, scalar(), cond)[0], theirs(net, x, cond)) > 2e-7
+    assert oracle.error(ours(net, x, scalar(), cond, anew=True)[0], theirs(net, x, cond)) > 2e-7
 
 
 def test_a_constant_field_is_its_scalar():
@@ -102,7 +103,7 @@ def test_cells_finer_than_tokens_are_picked_and_coarser_ones_repeated():
 
 
 def test_maps_are_blocks_of_the_joint_softmax(monkeypatch):
-    net = oracle.reference(SD3Transformer2DModel, CONFIGS["sd35"])
+    net = oracle.reference(SD3Transformer2DModel, MIDDLE)
     x, cond = oracle.inputs(spans=oracle.SPANS)
     seen = oracle.joint_weights(monkeypatch, GRID[0] * GRID[1] + TEXT)
     out = theirs(net, x, cond)
@@ -122,13 +123,11 @@ def test_maps_are_blocks_of_the_joint_softmax(monkeypatch):
 def test_the_image_s_own_maps_are_not_computed_unless_they_are_read():
     module = sd3.from_config(MIDDLE)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *sd3.example(module))
-    x, cond = jax.tree.map(
-        jnp.asarray, oracle.inputs(spans=Spans(np.array([[2], [0]]), np.ones((2, 1, 1), np.float32)))
-    )
+    x, cond = oracle.inputs(spans=Spans(np.array([[2], [0]]), np.ones((2, 1, 1), np.float32)))
 
     def program(*names):
         def ask(variables):
-            out, aux = module.apply(variables, x, jnp.asarray(scalar()), cond)
+            out, aux = module.apply(variables, *jax.tree.map(jnp.asarray, (x, scalar(), cond)))
             return out, [aux[name] for name in names]
 
         return jax.jit(ask).lower(shapes).compile().as_text()
@@ -156,7 +155,7 @@ def test_queries_of_middle_layers_are_blurred_over_the_image():
     for attention in (net.transformer_blocks[1].attn, net.transformer_blocks[1].attn2):
         blurring(attention.norm_q, sigmas)
     expected = theirs(net, x, cond)
-    got = ours(net, x, scalar(), cond._replace(blur=jnp.asarray(sigmas)))[0]
+    got = ours(net, x, scalar(), cond._replace(blur=sigmas))[0]
     assert oracle.error(got, expected) < 2e-7
     assert oracle.error(got[0], plain[0]) < 2e-7
     assert oracle.error(got[1], plain[1]) > 1e-3
@@ -164,10 +163,10 @@ def test_queries_of_middle_layers_are_blurred_over_the_image():
 
 def test_middle_layers_are_those_recommended_for_stable_diffusion_35():
     module = sd3.from_config(PRESETS["sd3.5"]["transformer"])
-    blurs = module._blurs(Condition(blur=jnp.asarray([0.5, 2.0])))
+    blurs = np.asarray(module._blurs(Condition(blur=jnp.asarray([0.5, 2.0]))))
     assert blurs.shape == (24, 2)
     assert np.flatnonzero(blurs[:, 1]).tolist() == [7, 8, 9]
-    assert (blurs[7:10] == jnp.asarray([[0.5, 2.0]])).all()
+    assert (blurs[7:10] == [[0.5, 2.0]]).all()
 
 
 def test_bfloat16_keeps_times_apart():
@@ -216,16 +215,13 @@ def test_settings_that_are_not_implemented_are_refused(changes, words):
         sd3.from_config(SMALL | changes)
 
 
-def test_full_size_has_diffusers_tensors():
-    found, expected = oracle.tensors(sd3, SD3Transformer2DModel, PRESETS["sd3.5"]["transformer"])
-    assert found == expected
-
-
 def test_text_is_not_told_of_known_cells():
     """Half of the cells are known, at 0: the text is told the mean of the others, as if it had been said."""
     net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), oracle.inputs()
-    t = jnp.zeros((2, *GRID, 1), jnp.float32).at[:, 1:].set(TIMES.reshape(2, 1, 1, 1))
-    np.testing.assert_array_equal(joint_inputs.text_time(t, cond), TIMES[:, None])
-    assert (joint_inputs.text_time(jnp.zeros_like(t), cond) == 0).all()
+    t = np.zeros((2, *GRID, 1), np.float32)
+    t[:, 1:] = TIMES.reshape(2, 1, 1, 1)
+    text_time = jax.jit(joint.text_time)
+    np.testing.assert_array_equal(text_time(t, cond), TIMES[:, None])
+    assert (np.asarray(text_time(0 * t, cond)) == 0).all()
     told = ours(net, x, t, cond._replace(text_time=TIMES))[0]
     np.testing.assert_array_equal(ours(net, x, t, cond)[0], told)

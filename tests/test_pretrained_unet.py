@@ -12,43 +12,67 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 
-from asyncpatch_jax import timefield
 from asyncpatch_jax.pretrained.networks import transformer2d, unet2d
 from asyncpatch_jax.pretrained.networks.blur import blurred
-from asyncpatch_jax.types import Condition, Spans
+from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import tiny
+from tests.joint_oracles import dense
 from tests.oracles import blur_of_one
 
 TINY = {
     "in_channels": 4,
     "out_channels": 4,
-    "layers_per_block": 2,
     "norm_num_groups": 4,
     "cross_attention_dim": 12,
 }
-FOUR = {
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "block_out_channels": [8, 16, 16, 16],
+# of SDXL, two levels
+TWO = TINY | {
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "attention_head_dim": [1, 2],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 30,
 }
 CONFIGS = {
-    "sd15": TINY | FOUR | {"attention_head_dim": 2},
-    "sd21": TINY | FOUR | {"attention_head_dim": [1, 2, 4, 4], "use_linear_projection": True},
-    "sdxl": TINY
+    # four levels, a number of blocks for each; projections are convolutions
+    "sd15": TINY
     | {
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+        "block_out_channels": [8, 16, 16, 16],
+        "layers_per_block": [1, 1, 2, 1],
+        "attention_head_dim": 2,
+    },
+    # heads of each level
+    "sd21": TINY
+    | {
+        "down_block_types": ["CrossAttnDownBlock2D"] * 2 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] * 2 + ["CrossAttnUpBlock2D"],
         "block_out_channels": [8, 16, 16],
-        "transformer_layers_per_block": [1, 2, 5],
+        "layers_per_block": 1,
         "attention_head_dim": [1, 2, 4],
         "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 4,
-        "projection_class_embeddings_input_dim": 30,
     },
+    # one, two and a loop of layers
+    "sdxl": TWO
+    | {
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+        "block_out_channels": [8, 16, 16],
+        "transformer_layers_per_block": [1, 2, 4],
+        "attention_head_dim": [1, 2, 4],
+    },
+    # what fits a question that needs no second layer of each kind; attention below, in the middle and above
+    "small": TWO
+    | {
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    },
+    # residual blocks, and one transformer in the middle
+    "plain": TWO | {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2},
 }
-# three levels, of which the middle one is the last: what fits a question that needs no second layer of each kind
-SMALL = CONFIGS["sdxl"] | {"layers_per_block": 1, "transformer_layers_per_block": [1, 1, 1]}
 SIZE = (8, 16)
 
 
@@ -91,19 +115,18 @@ def ours(config, net, kind):
     return params, jax.jit(lambda params, x, t, cond: model.apply({"params": params}, x, t, cond))
 
 
-def times(values):
-    return jnp.asarray(values, jnp.float32)[:, None, None, None]
+TIMES = np.asarray([3, 801], np.float32)[:, None, None, None]
 
 
 @functools.cache
 def pair(name):
-    config = CONFIGS.get(name, SMALL)
+    config = CONFIGS[name]
     net = reference(config)
     params, apply = ours(config, net, jnp.float64)
     return types.SimpleNamespace(config=config, net=net, params=params, apply=apply)
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture
 def both(request):
     with jax.enable_x64(True):
         yield pair(request.param)
@@ -115,29 +138,30 @@ def small():
         yield pair("small")
 
 
+@pytest.fixture
+def plain():
+    with jax.enable_x64(True):
+        yield pair("plain")
+
+
+@pytest.mark.parametrize("both", ["sd21", "plain"], indirect=True)
 def test_the_network_is_diffusers(both):
+    """As those are that `test_maps_are_the_mean_weights` looks at."""
     x, cond = inputs(both.config)
-    out, _ = both.apply(both.params, x, times([3, 801]), cond)
+    out, _ = both.apply(both.params, x, TIMES, cond)
     want = ask(both.net, x, torch.tensor([3, 801]), cond)
     assert want.std() > 0.1
     np.testing.assert_allclose(out, want, rtol=1e-9, atol=1e-9)
 
 
-def test_masked_text_is_not_read(small):
-    x, cond = inputs(SMALL)
-    cond = cond._replace(mask=jnp.asarray([[True] * 7, [True] * 4 + [False] * 3]))
-    out, _ = small.apply(small.params, x, times([3, 801]), cond)
-    np.testing.assert_allclose(out, ask(small.net, x, torch.tensor([3, 801]), cond), rtol=1e-9, atol=1e-9)
-
-
 def test_in_float32_it_is_diffusers_to_rounding():
-    config = CONFIGS["sdxl"]
+    config = CONFIGS["small"] | {"transformer_layers_per_block": [1, 4]}
     net = reference(config).float()
     params, apply = ours(config, net, jnp.float32)
     x, cond = inputs(config, np.float32)
     # the reference's own embedding of timesteps
     net.time_proj = UNet2DConditionModel(**config).time_proj
-    out, _ = apply(params, x, times([3, 801]), cond)
+    out, _ = apply(params, x, TIMES, cond)
     np.testing.assert_allclose(out, ask(net, x, torch.tensor([3, 801]), cond), rtol=2e-5, atol=2e-5)
 
 
@@ -156,11 +180,12 @@ def norm_of_their_layers(monkeypatch, config):
 
 
 @pytest.mark.parametrize("mutate", [shrunk, norm_of_transformers, norm_of_their_layers])
-def test_another_epsilon_is_seen(monkeypatch, small, mutate):
-    params, apply = ours(mutate(monkeypatch, SMALL), small.net, jnp.float64)
-    x, cond = inputs(SMALL)
-    out, _ = apply(params, x, times([3, 801]), cond)
-    assert abs(out - ask(small.net, x, torch.tensor([3, 801]), cond)).max() > 1e-7
+def test_another_epsilon_is_seen(monkeypatch, plain, mutate):
+    config = mutate(monkeypatch, plain.config)
+    x, cond = inputs(config)
+    model = unet2d.from_config(config, jnp.float64)
+    out, _ = jax.jit(model.apply)({"params": plain.params}, x, TIMES, cond)
+    assert abs(out - ask(plain.net, x, torch.tensor([3, 801]), cond)).max() > 1e-7
 
 
 def per_cell(monkeypatch, net, t):
@@ -174,7 +199,7 @@ def per_cell(monkeypatch, net, t):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
     monkeypatch.setattr(ResnetBlock2D, "forward", forward)
-    t = torch.tensor(np.asarray(timefield.dense(t)))[..., 0].expand(2, -1, -1)
+    t = torch.tensor(dense(t) if isinstance(t, FewTimes) else t)[..., 0].expand(2, -1, -1)
     t = t.repeat_interleave(SIZE[0] // t.shape[1], 1).repeat_interleave(SIZE[1] // t.shape[2], 2)
     monkeypatch.setattr(net, "get_time_embed", lambda sample, timestep: net.time_proj(t))
     added = net.get_aug_embed
@@ -183,43 +208,43 @@ def per_cell(monkeypatch, net, t):
 
 
 def field(kind):
+    """Rows repeated and columns picked by a level, or both repeated; few times or many, of each image or of all."""
     rng = np.random.default_rng(5)
-    grid = {"pixels": SIZE, "coarse": (4, 4), "column": (2, 1), "few": (4, 8), "many": SIZE, "shared": SIZE}[kind]
+    grid = {"pixels": SIZE, "coarse": (2, 16), "column": (2, 1), "few": (2, 16), "many": SIZE, "shared": SIZE}[kind]
     if kind in ("pixels", "coarse", "column"):
-        return jnp.asarray(rng.uniform(0, 999, (2, *grid, 1)), jnp.float32)
+        return rng.uniform(0, 999, (2, *grid, 1)).astype(np.float32)
     count = {"few": 3, "many": 12, "shared": 3}[kind]
     batch = 1 if kind == "shared" else 2
-    values = jnp.asarray(rng.uniform(0, 999, (batch, count)), jnp.float32)
-    return timefield.assembled(values, jnp.asarray(rng.integers(0, count, (batch, *grid, 1))))
+    values = rng.uniform(0, 999, (batch, count)).astype(np.float32)
+    return FewTimes(values, rng.integers(0, count, (batch, *grid, 1), np.int8))
 
 
 @pytest.mark.parametrize("kind", ["pixels", "coarse", "column", "few", "many", "shared"])
-def test_each_residual_block_is_told_each_cells_time(monkeypatch, small, kind):
-    x, cond = inputs(SMALL)
+def test_each_residual_block_is_told_each_cells_time(monkeypatch, plain, kind):
+    x, cond = inputs(plain.config)
     t = field(kind)
-    out, _ = small.apply(small.params, x, t, cond)
-    per_cell(monkeypatch, small.net, t)
-    np.testing.assert_allclose(out, ask(small.net, x, 0, cond), rtol=1e-9, atol=1e-9)
+    out, _ = plain.apply(plain.params, x, t, cond)
     if kind in ("few", "many", "shared"):
-        dense = timefield.dense(t)
-        dense, _ = small.apply(small.params, x, jnp.broadcast_to(dense, (2, *dense.shape[1:])), cond)
-        np.testing.assert_allclose(out, dense, rtol=1e-11, atol=1e-11)
+        written_out = np.broadcast_to(dense(t), (2, *t.index.shape[1:]))
+        again, _ = plain.apply(plain.params, x, written_out, cond)
+        np.testing.assert_allclose(out, again, rtol=1e-11, atol=1e-11)
+    per_cell(monkeypatch, plain.net, t)
+    np.testing.assert_allclose(out, ask(plain.net, x, 0, cond), rtol=1e-9, atol=1e-9)
 
 
-def test_a_constant_field_is_the_scalar(small):
-    x, cond = inputs(SMALL)
-    t = times([3, 801])
-    scalar, _ = small.apply(small.params, x, t, cond)
+def test_a_constant_field_is_the_scalar(plain):
+    x, cond = inputs(plain.config)
+    scalar, _ = plain.apply(plain.params, x, TIMES, cond)
     for constant in (
-        jnp.tile(t, (1, *SIZE, 1)),
-        timefield.assembled(t[:, :, 0, 0], jnp.zeros((1, *SIZE, 1), jnp.int8)),
+        np.tile(TIMES, (1, *SIZE, 1)),
+        FewTimes(TIMES[:, :, 0, 0], np.zeros((1, *SIZE, 1), np.int8)),
     ):
-        np.testing.assert_allclose(small.apply(small.params, x, constant, cond)[0], scalar, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(plain.apply(plain.params, x, constant, cond)[0], scalar, rtol=1e-12, atol=1e-12)
 
 
 SPANS = Spans(
-    jnp.asarray([[1, 2, 4], [3, 5, 0]]),
-    jnp.asarray([[[1, 0], [1, 0], [0, 1]], [[1, 0], [0, 0.5], [0, 0]]], jnp.float32),
+    np.asarray([[1, 2, 4], [3, 5, 0]]),
+    np.asarray([[[1, 0], [1, 0], [0, 1]], [[1, 0], [0, 0.5], [0, 0]]], np.float32),
 )
 
 
@@ -241,28 +266,36 @@ def attention_maps(monkeypatch, net, x, cond):
 @pytest.mark.parametrize("both", ["sd15", "sdxl"], indirect=True)
 def test_maps_are_the_mean_weights_at_a_quarter_of_the_resolution(monkeypatch, both):
     x, cond = inputs(both.config)
-    out, aux = both.apply(both.params, x, times([3, 801]), cond._replace(spans=SPANS))
+    out, aux = both.apply(both.params, x, TIMES, cond._replace(spans=SPANS))
     want, maps = attention_maps(monkeypatch, both.net, x, cond)
+    assert want.std() > 0.1
     np.testing.assert_allclose(out, want, rtol=1e-9, atol=1e-9)
 
     quarter = [layer.mean(1) for layer in maps if layer.shape[2] == 8]
     cross, own = ([layer for layer in quarter if layer.shape[2] == keys] for keys in (7, 8))
-    assert len(cross) == len(own) == (5 if len(both.config["block_out_channels"]) == 4 else 30)
+    assert len(cross) == len(own) == (5 if both.config is CONFIGS["sd15"] else 16)
     cross = np.mean(cross, 0)
     np.testing.assert_allclose(aux["self_maps"], np.mean(own, 0), atol=1e-7)
     for image, (index, weight) in enumerate(zip(SPANS.index, SPANS.weight, strict=True)):
-        expected = cross[image][:, index] @ np.asarray(weight)
+        expected = cross[image][:, index] @ weight
         np.testing.assert_allclose(aux["maps"][image], expected.reshape(2, 4, 2), atol=1e-7)
 
 
 def test_maps_of_self_attention_are_not_computed_unless_they_are_read():
-    config = SMALL | {"transformer_layers_per_block": [1, 1, 4]}
+    config = CONFIGS["plain"] | {
+        "down_block_types": ["DownBlock2D"] * 3,
+        "up_block_types": ["UpBlock2D"] * 3,
+        "block_out_channels": [8, 8, 16],
+        "transformer_layers_per_block": 4,
+        "attention_head_dim": 4,
+    }
     model = unet2d.from_config(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *unet2d.example(model))
-    x, cond = jax.tree.map(jnp.asarray, inputs(config, np.float32))
+    x, cond = inputs(config, np.float32)
+    given = jax.tree.map(jnp.asarray, (x, TIMES, cond))
 
     def program(pick):
-        ask = jax.jit(lambda variables: pick(model.apply(variables, x, times([3, 801]), cond)))
+        ask = jax.jit(lambda variables: pick(model.apply(variables, *given)))
         return ask.lower(shapes).compile().as_text()
 
     assert "f32[2,8,8]" in program(lambda both: both)
@@ -280,21 +313,33 @@ def test_blur_is_the_authors(grid):
 
 
 def test_no_blur_leaves_every_bit():
-    x = jax.random.normal(jax.random.key(0), (2, 12, 3), jnp.bfloat16)
-    out = jax.jit(blurred, static_argnums=2)(x, jnp.asarray([0.0, 2.0]), (3, 4))
+    x = np.random.default_rng(0).normal(size=(2, 12, 3)).astype(jnp.bfloat16)
+    out = np.asarray(jax.jit(blurred, static_argnums=2)(x, np.asarray([0.0, 2.0], np.float32), (3, 4)))
     assert (out[0] == x[0]).all()
     assert (out[1] != x[1]).any()
 
 
+def read(small, *, mask=None, blur=(0, 0)):
+    """The answer under a mask and a blur, and the condition; one program."""
+    x, cond = inputs(small.config)
+    cond = cond._replace(mask=np.ones((2, 7), bool) if mask is None else mask)
+    out, _ = small.apply(small.params, x, TIMES, cond._replace(blur=np.asarray(blur, np.float64)))
+    return np.asarray(out), x, cond
+
+
+def test_masked_text_is_not_read(small):
+    out, x, cond = read(small, mask=np.asarray([[True] * 7, [True] * 4 + [False] * 3]))
+    np.testing.assert_allclose(out, ask(small.net, x, torch.tensor([3, 801]), cond), rtol=1e-9, atol=1e-9)
+    assert abs(out - read(small)[0])[1].max() > 1e-3
+
+
 def test_queries_of_the_middle_block_are_blurred(small):
-    x, cond = inputs(SMALL)
     sigmas = [0.0, 1.2]
-    out, _ = small.apply(small.params, x, times([3, 801]), cond._replace(blur=jnp.asarray(sigmas)))
-    plain, _ = small.apply(small.params, x, times([3, 801]), cond)
-    np.testing.assert_allclose(out[0], plain[0], rtol=1e-12, atol=1e-12)
+    out, x, cond = read(small, blur=sigmas)
+    np.testing.assert_allclose(out[0], read(small)[0][0], rtol=1e-12, atol=1e-12)
 
     def hook(module, args, queries):
-        cells = queries.numpy().reshape(2, 2, 4, -1)
+        cells = queries.numpy().reshape(2, 4, 8, -1)
         new = np.stack([blur_of_one(*one) for one in zip(cells, sigmas, strict=True)])
         return torch.from_numpy(new.reshape(queries.shape))
 
@@ -307,7 +352,7 @@ def test_queries_of_the_middle_block_are_blurred(small):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": jnp.zeros((1, 6, 8, 4))}, "multiples of 4, got 6x8"),
+        ({"x": jnp.zeros((1, 7, 8, 4))}, "multiples of 2, got 7x8"),
         ({"x": jnp.zeros((1, 8, 8, 3))}, "expected 4 channels, got 3"),
         ({"t": jnp.zeros((1, 1, 1, 1), jnp.bfloat16)}, "float32 time field"),
         ({"t": jnp.zeros((1, 3, 1, 1))}, "grid refines"),
@@ -317,7 +362,7 @@ def test_queries_of_the_middle_block_are_blurred(small):
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    model = unet2d.from_config(SMALL)
+    model = unet2d.from_config(CONFIGS["small"])
     x, t, cond = unet2d.example(model)
     change = dict(change)
     x, t = change.pop("x", jnp.zeros((1, 8, 8, 4))), change.pop("t", t)
@@ -326,14 +371,7 @@ def test_what_does_not_fit_is_refused(change, message):
 
 
 def test_maps_that_no_layer_has_are_refused():
-    config = SMALL | {
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "block_out_channels": [8, 8],
-        "transformer_layers_per_block": 1,
-        "attention_head_dim": 2,
-    }
-    model = unet2d.from_config(config)
+    model = unet2d.from_config(CONFIGS["small"])
     x, t, cond = unet2d.example(model)
     spans = Spans(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1)))
     with pytest.raises(ValueError, match="no attention at a quarter"):
@@ -357,4 +395,4 @@ def test_maps_that_no_layer_has_are_refused():
 )
 def test_a_configuration_that_is_not_implemented_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        unet2d.from_config(SMALL | change)
+        unet2d.from_config(CONFIGS["sdxl"] | change)

@@ -1,5 +1,6 @@
 """Tiny networks, tokenizers and folders in the public formats, with random weights."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def state(net: torch.nn.Module) -> dict[str, np.ndarray]:
     return {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
 
 
+@functools.cache
 def shapes(family, module):
     """Of the parameters of our module; `family` is its file in `pretrained.networks`."""
     return jax.eval_shape(module.init, jax.random.key(0), *family.example(module))["params"]
@@ -55,7 +57,7 @@ def built(family, config, net: torch.nn.Module, dtype):
     """Our module for a config.json, and a network's weights as its parameters, which bfloat16 computes with too."""
     module = family.from_config(config, dtype)
     kind = jnp.float32 if dtype == jnp.bfloat16 else dtype
-    return module, jax.tree.map(lambda p: jnp.asarray(p, kind), names.from_torch(shapes(family, module), state(net)))
+    return module, jax.tree.map(lambda p: np.asarray(p, kind), names.from_torch(shapes(family, module), state(net)))
 
 
 class WideSinusoid(torch.nn.Module):
