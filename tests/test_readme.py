@@ -65,7 +65,9 @@ def test_a_strangers_program_learns(stranger):
     checks = "import asyncpatch_jax, launch, configs\nassert launch.mine and configs.mine\n"
     checks += f"assert asyncpatch_jax.__file__.startswith({str(stranger)!r}), asyncpatch_jax.__file__\n"
     program = stranger / "own" / "program.py"
-    program.write_text(checks + next(block for block in blocks if "optax" in block))
+    learns = next(block for block in blocks if "optax" in block)
+    assert "range(200)" in learns
+    program.write_text(checks + learns.replace("range(200)", "range(100)"))  # half of it is enough to see it
     said = _run([stranger / "venv" / "bin" / "python", program], cwd=stranger / "own")
     shape, loss, spread = re.fullmatch(r"(\(.*\)) loss (\S+) spread within an image (\S+)\n", said).groups()
     assert shape == "(4, 8, 8, 1)"
@@ -80,16 +82,18 @@ def test_the_short_example_inpaints():
     import numpy as np
 
     from asyncpatch_jax.models import DiT
+    from tests import drawn
 
     block = next(b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "def inpaint" in b)
     names = {}
     exec(block, names)  # code of this repository's own README
     model = DiT(patch=2, width=8, depth=1, heads=1)
-    known, mask = jnp.full((2, 4, 4, 1), 0.3), jnp.zeros((2, 4, 4, 1)).at[:, :2].set(1.0)
-    params = jax.jit(model.init)(jax.random.key(0), known, jnp.ones((2, 1, 1, 1)))["params"]
-    image = names["inpaint"](model, params, jax.random.key(1), known, mask, steps=3)
+    known, mask = np.full((2, 4, 4, 1), 0.3, np.float32), np.zeros((2, 4, 4, 1), np.float32)
+    mask[:, :2] = 1.0
+    params = drawn.params(model, known, np.ones((2, 1, 1, 1), np.float32))
+    image = np.asarray(names["inpaint"](model, params, jax.random.key(1), *map(jnp.asarray, (known, mask)), steps=3))
     np.testing.assert_array_equal(image[:, 2:], known[:, 2:])
-    assert jnp.abs(image[:, :2] - known[:, :2]).min() > 1e-6
+    assert np.abs(image[:, :2] - known[:, :2]).min() > 1e-6
 
 
 def test_every_page_and_picture_that_it_names_is_there():
