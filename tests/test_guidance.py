@@ -8,10 +8,11 @@ import pytest
 from asyncpatch_jax import timefield
 from asyncpatch_jax.process import Cosine, RectifiedFlow, output, predict
 from asyncpatch_jax.sampling import classifier_free, input_guidance, look_ahead, paste_back, two_calls
-from asyncpatch_jax.types import Times
+from asyncpatch_jax.types import FewTimes, Times
+from tests import drawn
 
 PROCESS = RectifiedFlow()
-MASK = jnp.zeros((1, 2, 2, 1)).at[:, 1].set(1.0)
+MASK = jax.device_put(np.float32([0, 0, 1, 1]).reshape(1, 2, 2, 1))
 
 
 def elementwise(shift, process=PROCESS, kind="velocity", seen=None):
@@ -29,9 +30,8 @@ def elementwise(shift, process=PROCESS, kind="velocity", seen=None):
 
 def point(batch=2, process=PROCESS):
     """An image and a field with cells at 0, between and at 1."""
-    x = jax.random.normal(jax.random.key(0), (batch, 4, 4, 3))
-    t = jnp.broadcast_to(jnp.asarray([[0.0, 0.0], [0.3, 1.0]], jnp.float32)[None, :, :, None], (batch, 2, 2, 1))
-    return x, Times(t, t)
+    t = jax.device_put(np.tile(np.float32([0, 0, 0.3, 1]).reshape(1, 2, 2, 1), (batch, 1, 1, 1)))
+    return drawn.normal(batch, 4, 4, 3), Times(t, t)
 
 
 def velocity(pred, t):
@@ -77,8 +77,8 @@ def test_a_wrong_number_of_scales_is_refused():
 def test_no_input_guidance_is_the_plain_denoiser(process, kind):
     x, times = point()
     plain = elementwise(0.0, process, kind)
-    pred = input_guidance(plain, process, kind, MASK, jax.random.key(0), 0.0)(x, times)
-    expected = plain(x, times)
+    guided = input_guidance(plain, process, kind, MASK, jax.random.key(0), 0.0)
+    pred, expected = jax.device_get(jax.jit(lambda x, times: (guided(x, times), plain(x, times)))(x, times))
     # a cell at alpha = 0 leaves one half of x0- and eps-predictions open; the image that it stands for is the same
     np.testing.assert_allclose(pred.x0, expected.x0, rtol=2e-4, atol=2e-5)
     np.testing.assert_allclose(pred.eps, expected.eps, rtol=2e-4, atol=2e-5)
@@ -145,28 +145,35 @@ def test_input_guidance_and_classifier_free_commute_at_four_evaluations():
 
 
 def test_look_ahead_predicts_the_uncertain_with_the_certain_further_on():
-    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
-    t = timefield.constant(0.5, 2)
-    doubts = jnp.asarray([[0.0, 1.0], [2.0, 3.0]])[None, :, :, None].repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    seen = []
+    doubts = np.arange(4, dtype=np.float32).reshape(1, 2, 2, 1).repeat(2, 0).repeat(2, 1).repeat(2, 2)
 
     def denoise(x, times):
-        seen.append((x, times))
         # the mean of the image matters, so that context does
         out = jnp.sin(x) + x.mean((1, 2, 3), keepdims=True)
-        return predict(PROCESS, "velocity", out, x, times.level)._replace(aux={"log_variance": doubts})
+        return predict(PROCESS, "velocity", out, x, times.level)._replace(aux={"log_variance": jnp.asarray(doubts)})
 
-    pred = look_ahead(denoise, PROCESS, (2, 2), confident=0.4, ratio=1.4)(x, Times(t, t))
-    first = denoise(x, Times(t, t))
-    further, ahead = seen[1]
+    @jax.jit
+    def run(x, times):
+        seen = []
+
+        def noted(x, times):
+            seen.append((x, times))
+            return denoise(x, times)
+
+        pred = look_ahead(noted, PROCESS, (2, 2), confident=0.4, ratio=1.4)(x, times)
+        further, ahead = seen[1]
+        return pred, denoise(x, times), further, timefield.dense(ahead.told), denoise(further, ahead)
+
+    image, t = drawn.normal(2, 4, 4, 1), timefield.constant(0.5, 2)
+    pred, first, further, told, second = jax.device_get(run(image, Times(t, t)))
+    x = np.asarray(image)
     # ranks of four cells are 1/8, 3/8, 5/8, 7/8: the first two are within .4
-    np.testing.assert_allclose(timefield.dense(ahead.told)[:, :, :, 0], [[[0.3, 0.3], [0.5, 0.5]]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(told[:, :, :, 0], [[[0.3, 0.3], [0.5, 0.5]]] * 2, rtol=1e-6)
     np.testing.assert_allclose(further[:, :2], 0.7 * first.x0[:, :2] + 0.3 * first.eps[:, :2], rtol=1e-5, atol=1e-6)
     assert (further[:, 2:] == x[:, 2:]).all()
-    second = denoise(further, ahead)
     assert (pred.x0[:, :2] == first.x0[:, :2]).all()
     assert (pred.x0[:, 2:] == second.x0[:, 2:]).all()
-    consistent(pred, x, t)
+    consistent(pred, image, t)
     for wrong in ({"confident": 0.0}, {"ratio": 0.9}):
         with pytest.raises(ValueError, match=r"expected (0 < confident < 1|ratio >= 1)"):
             look_ahead(denoise, PROCESS, (2, 2), **wrong)
@@ -174,18 +181,20 @@ def test_look_ahead_predicts_the_uncertain_with_the_certain_further_on():
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2), (4, 4), (3, 1)])
 def test_few_times_are_guided_as_the_field_that_they_are(grid):
-    x = jax.random.normal(jax.random.key(0), (2, 12, 4, 3))
-    values = jax.random.uniform(jax.random.key(1), (2, 2))
-    few = timefield.few(values, jax.random.randint(jax.random.key(2), (2, *grid, 1), 0, 2))
-    level = timefield.dense(few)
+    values, index = drawn.uniform(2, 2, seed=1), np.random.default_rng(2).integers(0, 2, (2, *grid, 1), np.int8)
 
-    def guided(told):
+    def guided(x, times):
         seen = []
         one = input_guidance(elementwise(0.0, seen=seen), PROCESS, "velocity", MASK, jax.random.key(5), 0.7)
         two = look_ahead(elementwise(0.0, seen=seen), PROCESS, (12, 4))
-        return [one(x, Times(level, told)), two(x, Times(level, told))], [times.told for _, times in seen]
+        return [one(x, times), two(x, times)], [times.told for _, times in seen]
 
-    (ours, told), (theirs, _) = guided(few), guided(level)
+    @jax.jit
+    def both(x, few):
+        level = timefield.dense(few)
+        return guided(x, Times(level, few)), guided(x, Times(level, level))
+
+    (ours, told), (theirs, _) = jax.device_get(both(drawn.normal(2, 12, 4, 3), FewTimes(values, index)))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a.x0, b.x0, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(a.eps, b.eps, rtol=1e-5, atol=1e-6)
@@ -197,11 +206,12 @@ def test_few_times_are_guided_as_the_field_that_they_are(grid):
 
 # -------------------------------------------------------------------------------------------------- paste_back
 def test_known_pixels_come_back_bit_for_bit():
-    x, known = jax.random.normal(jax.random.key(0), (2, 1, 8, 8, 3))
-    mask = jnp.zeros((1, 8, 8, 1)).at[:, 2:5, 3:].set(1.0)
-    known = jnp.where(mask > 0, jnp.nan, known)
-    pasted = paste_back(x, known, mask)
-    assert (pasted == jnp.where(mask > 0, x, known)).all()
+    x, known = np.asarray(drawn.normal(2, 1, 8, 8, 3))
+    mask = np.zeros((1, 8, 8, 1), np.float32)
+    mask[:, 2:5, 3:] = 1
+    known = np.where(mask > 0, np.nan, known)
+    pasted = np.asarray(jax.jit(paste_back)(x, known, mask))
+    assert (pasted == np.where(mask > 0, x, known)).all()
 
 
 def test_wrong_sizes_are_refused():

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from asyncpatch_jax.process import KINDS, Cosine, Discrete, RectifiedFlow
 from asyncpatch_jax.training.losses import SiD2, Uniform, drop_labels, loss
 from asyncpatch_jax.training.times import AsyncPatch, Independent, Synchronous
 from asyncpatch_jax.types import Condition
+from tests import drawn
 
 PROCESSES = [RectifiedFlow(), Cosine(), Discrete()]
 
@@ -34,7 +37,7 @@ class Blind(nn.Module):
 
 @pytest.fixture(scope="module")
 def x0():
-    return jax.random.normal(jax.random.key(1), (3, 4, 6, 2))
+    return drawn.normal(3, 4, 6, 2)
 
 
 def setup(**settings):
@@ -43,7 +46,12 @@ def setup(**settings):
 
 
 def init(model, x0):
-    return jax.jit(model.init)(jax.random.key(0), x0, jnp.ones((x0.shape[0], 1, 1, 1)))["params"]
+    return drawn.params(model, x0, jax.ShapeDtypeStruct((x0.shape[0], 1, 1, 1), jnp.float32))
+
+
+def of(params, key, x0, **settings):
+    """The loss and its metrics, as one program."""
+    return jax.device_get(jax.jit(functools.partial(loss, cond=None, **settings))(params, key, x0))
 
 
 def times64(process):
@@ -93,49 +101,71 @@ def test_sid2_is_the_published_weight_of_the_rectified_flow_velocity(bias):
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_sid2_is_finite_everywhere_and_zero_on_known_cells(process, kind):
-    t = jnp.linspace(0.0, 1.0, 101).reshape(1, 101, 1, 1)
-    weight = SiD2()(process, kind, t)
-    assert jnp.isfinite(weight).all()
+    t = jax.device_put(np.linspace(0, 1, 101, dtype=np.float32).reshape(1, 101, 1, 1))
+    weight = np.asarray(SiD2()(process, kind, t))
+    assert np.isfinite(weight).all()
     assert (weight >= 0).all()
     assert weight[0, 0, 0, 0] == 0
     assert (weight[0, 1:-1] > 0).all()
 
 
+@functools.cache
+def blind(process):
+    """Loss, metrics and the mean powers of what its target is made of, for every kind in one program."""
+
+    @jax.jit
+    def run(key, data, t):
+        found = {}
+        for kind in KINDS:
+            settings = setup(model=Blind(), process=process, kind=kind)
+            pairs = ((1.0, 0.0), (0.0, 1.0))
+            powers = [_error(process, "eps" if kind == "score" else kind, *pair, t) ** 2 for pair in pairs]
+            means = [(power * jnp.ones_like(t)).mean() for power in powers]
+            found[kind] = loss({"zero": jnp.zeros(())}, key, data, None, **settings), means
+        return found
+
+    t = np.linspace(0, 1, 20_001, dtype=np.float32)[1:].reshape(1, -1, 1, 1)
+    return jax.device_get(run(jax.random.key(3), drawn.normal(64, 16, 16, 1, seed=2), t))
+
+
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_blind_network_pays_the_power_of_its_target(process, kind, x0):
+def test_a_blind_network_pays_the_power_of_its_target(process, kind):
     """With data and noise of unit variance, E|a x0 + b eps|^2 = a^2 + b^2 (a score is compared as noise)."""
-    data = jax.random.normal(jax.random.key(2), (64, 16, 16, 1))
-    value, metrics = loss(
-        {"zero": jnp.zeros(())}, jax.random.key(3), data, None, **setup(model=Blind(), process=process, kind=kind)
-    )
-    t = jnp.linspace(0.0, 1.0, 20_001)[1:].reshape(1, -1, 1, 1)
-    a2, b2 = (_error(process, "eps" if kind == "score" else kind, *pair, t) ** 2 for pair in ((1.0, 0.0), (0.0, 1.0)))
-    expected = float(jnp.mean(a2 * jnp.ones_like(t)) + jnp.mean(b2 * jnp.ones_like(t)))
+    (value, metrics), powers = blind(process)[kind]
     # the velocity of the discrete process has a heavy tail at t = 0
-    np.testing.assert_allclose(value, expected, rtol=0.2 if isinstance(process, Discrete) else 0.03)
+    np.testing.assert_allclose(value, sum(powers), rtol=0.2 if isinstance(process, Discrete) else 0.03)
     np.testing.assert_allclose(metrics["mse"], value, rtol=1e-6)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_known_cells_carry_no_loss_and_no_gradient(process, kind, x0):
-    """All cells at 0 but one: nothing but that cell counts, and infinite targets at 0 make no NaN."""
+@functools.cache
+def on_one_cell(process):
+    """Values and gradients for every kind in one program, for two images that differ where nothing counts."""
 
     def half(key, batch, grid):
         t = jnp.zeros((batch, *grid, 1))
         return t.at[:, 1, 2].set(0.7)
 
+    @jax.jit
+    def run(params, key, x0):
+        value = jax.value_and_grad(loss, has_aux=True)
+        settings = {"process": process, "times": half, "uncertainty": 0.01}
+        return {kind: value(params, key, x0, None, **setup(kind=kind, **settings)) for kind in KINDS}
+
+    x0 = np.array(drawn.normal(3, 4, 6, 2))
     params = init(Net(), x0)
+    first = run(params, jax.random.key(0), x0)
+    x0[:, 0] += 3
+    x0[:, 3] -= 1
+    return jax.device_get((first, run(params, jax.random.key(0), x0)))
 
-    def value(x0, kept):
-        settings = setup(process=process, kind=kind, times=half, uncertainty=0.01)
-        return jax.value_and_grad(loss, has_aux=True)(params, jax.random.key(0), x0, None, **settings)
 
-    (total, metrics), grads = value(x0, None)
-    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves((total, metrics, grads)))
-    elsewhere = x0.at[:, 0].add(3.0).at[:, 3].add(-1.0)
-    (same, _), same_grads = value(elsewhere, None)
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_cells_carry_no_loss_and_no_gradient(process, kind):
+    """All cells at 0 but one: nothing but that cell counts, and infinite targets at 0 make no NaN."""
+    ((total, metrics), grads), ((same, _), same_grads) = (found[kind] for found in on_one_cell(process))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves((total, metrics, grads)))
     assert total == same
     jax.tree.map(np.testing.assert_array_equal, grads, same_grads)
     assert metrics["mse_t0"] == metrics["mse_t1"] == metrics["mse_t3"] == 0
@@ -152,8 +182,8 @@ def test_weights_apply_per_cell_before_the_mean(x0):
         return lambda process, kind, t: (jnp.abs(t - which) < 1e-6).astype(jnp.float32)
 
     params, key = init(Net(), x0), jax.random.key(0)
-    parts = [loss(params, key, x0, None, **setup(times=rows, weight=only(w)))[0] for w in np.linspace(0.1, 0.9, 4)]
-    whole = loss(params, key, x0, None, **setup(times=rows))[0]
+    parts = [of(params, key, x0, **setup(times=rows, weight=only(w)))[0] for w in np.linspace(0.1, 0.9, 4)]
+    whole = of(params, key, x0, **setup(times=rows))[0]
     np.testing.assert_allclose(sum(parts), whole, rtol=1e-5)
     assert len({round(float(p), 5) for p in parts}) == 4
 
@@ -166,46 +196,51 @@ def test_a_field_on_a_coarse_grid_noises_and_weighs_whole_patches(x0):
         return coarse(key, batch, (2, 3)).repeat(2, 1).repeat(2, 2)
 
     params, key = init(Net(), x0), jax.random.key(5)
-    a = loss(params, key, x0, None, **setup(times=coarse, grid=(2, 3), weight=SiD2()))[0]
-    b = loss(params, key, x0, None, **setup(times=repeated, weight=SiD2()))[0]
+    a = of(params, key, x0, **setup(times=coarse, grid=(2, 3), weight=SiD2()))[0]
+    b = of(params, key, x0, **setup(times=repeated, weight=SiD2()))[0]
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_likelihood_trains_the_head_and_only_the_head(x0):
     params, key = init(Net(), x0), jax.random.key(0)
-    grad = lambda u: jax.grad(loss, has_aux=True)(params, key, x0, None, **setup(uncertainty=u))[0]  # noqa: E731
-    with_head, without = grad(0.01), grad(0.0)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def grad(params, uncertainty):
+        return jax.grad(loss, has_aux=True)(params, key, x0, None, **setup(uncertainty=uncertainty))[0]
+
+    with_head, without = jax.device_get((grad(params, 0.01), grad(params, 0.0)))
     for name in ("body", "out"):
         jax.tree.map(np.testing.assert_array_equal, with_head[name], without[name])
     assert all((g == 0).all() for g in jax.tree.leaves(without["log_variance"]))
-    assert any(jnp.abs(g).max() > 1e-5 for g in jax.tree.leaves(with_head["log_variance"]))
+    assert any(np.abs(g).max() > 1e-5 for g in jax.tree.leaves(with_head["log_variance"]))
 
 
 def test_the_likelihood_is_a_gaussians(x0):
     """Against scipy's density, and least where the variance is the squared error."""
     stats = pytest.importorskip("scipy.stats")
     params, key = init(Net(), x0), jax.random.key(0)
-    params["log_variance"] = {"kernel": jnp.zeros((8, 1)), "bias": jnp.full((1,), 0.3)}
-    _, metrics = loss(params, key, x0, None, **setup(uncertainty=0.01))
+
+    @jax.jit
+    def head(s):
+        of_s = {"kernel": jnp.zeros((8, 1)), "bias": s.reshape(1)}
+        return loss({**params, "log_variance": of_s}, key, x0, None, **setup(uncertainty=1.0))
+
+    slope, metrics = jax.device_get(jax.jit(jax.grad(head, has_aux=True))(np.float32(0.3)))
     constant = 0.5 * np.log(2 * np.pi)
     expected = -stats.norm(0, np.exp(0.15)).logpdf(np.sqrt(metrics["mse"])) - constant
     np.testing.assert_allclose(metrics["nll"], expected, rtol=1e-5)
-    head = lambda s: loss(  # noqa: E731
-        {**params, "log_variance": {"kernel": jnp.zeros((8, 1)), "bias": jnp.full((1,), s)}},
-        key,
-        x0,
-        None,
-        **setup(uncertainty=1.0),
-    )[0]
-    np.testing.assert_allclose(jax.grad(head)(jnp.log(metrics["mse"])), 0.0, atol=1e-6)
+    assert abs(slope) > 1e-2
+    slope, _ = jax.jit(jax.grad(head, has_aux=True))(np.log(metrics["mse"]))
+    np.testing.assert_allclose(slope, 0.0, atol=1e-6)
 
 
 def test_an_image_does_not_depend_on_its_batch(x0):
     """The loss of a batch is the mean of the losses of its images, each with its own key."""
     params = init(Net(), x0)
     keys = jax.random.split(jax.random.key(0), 3)
-    settings = setup(times=AsyncPatch(), grid=(2, 3), weight=SiD2())
-    of = jax.jit(lambda keys, x0: loss(params, keys, x0, None, **settings)[0])
+    settings = setup(times=AsyncPatch(base="uniform"), grid=(2, 3), weight=SiD2())
+    of = jax.jit(lambda keys, x0: loss(params, jax.random.wrap_key_data(keys), x0, None, **settings)[0])
+    keys, x0 = np.asarray(jax.random.key_data(keys)), np.asarray(x0)
     alone = [of(keys[i : i + 1], x0[i : i + 1]) for i in range(3)]
     np.testing.assert_allclose(of(keys, x0), np.mean(alone), rtol=1e-5)
 
@@ -216,7 +251,8 @@ def test_low_precision_output_is_compared_in_float32(x0):
         def __call__(self, x, t, cond=None, *, train=False):
             return nn.Dense(x.shape[-1], dtype=jnp.bfloat16)(x), {}
 
-    total, metrics = loss(init(Half(), x0), jax.random.key(0), x0, None, **setup(model=Half(), times=Synchronous()))
+    settings = setup(model=Half(), times=Synchronous())
+    total, metrics = jax.eval_shape(lambda p: loss(p, jax.random.key(0), x0, None, **settings), init(Half(), x0))
     assert {total.dtype, *(m.dtype for m in metrics.values())} == {jnp.dtype(jnp.float32)}
 
 
@@ -233,12 +269,16 @@ def test_mistakes_are_named(x0):
 
 
 def test_labels_are_dropped_at_their_rate_and_by_their_own_key():
-    cond = Condition(jnp.arange(4000) % 10)
-    keys = jax.random.split(jax.random.key(0), 4000)
-    dropped = drop_labels(keys, cond, 0.1, 10).label
+    label = np.arange(4000, dtype=np.int32) % 10
+    keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), 4000)))
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def run(keys, label, rate):
+        return drop_labels(jax.random.wrap_key_data(keys), Condition(label), rate, 10).label
+
+    dropped = np.asarray(run(keys, label, 0.1))
     assert abs((dropped == 10).mean() - 0.1) < 0.02
-    assert ((dropped == cond.label) | (dropped == 10)).all()
-    part = drop_labels(keys[7:9], Condition(cond.label[7:9]), 0.1, 10).label
-    np.testing.assert_array_equal(part, dropped[7:9])
-    assert (drop_labels(keys, cond, 1.0, 10).label == 10).all()
-    np.testing.assert_array_equal(drop_labels(keys, cond, 0.0, 10).label, cond.label)
+    assert ((dropped == label) | (dropped == 10)).all()
+    np.testing.assert_array_equal(run(keys[7:9], label[7:9], 0.1), dropped[7:9])
+    assert (np.asarray(run(keys, label, 1.0)) == 10).all()
+    np.testing.assert_array_equal(run(keys, label, 0.0), label)

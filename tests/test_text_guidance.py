@@ -20,7 +20,8 @@ from asyncpatch_jax.sampling import (
     smoothed_energy,
     two_calls,
 )
-from asyncpatch_jax.types import Times
+from asyncpatch_jax.types import FewTimes, Times
+from tests import drawn
 
 PROCESS = RectifiedFlow()
 
@@ -44,17 +45,17 @@ def bound(shifts, kind="velocity", process=PROCESS, seen=None):
 
 def times_of(kind, batch=2):
     """Times of the 1x1 field, a written-out one, and few times of all images or of each."""
-    keys = jax.random.split(jax.random.key(3), 3)
-    text = jax.random.uniform(keys[0], (batch,))
+    text = drawn.uniform(batch)
     if kind == "scalar":
-        t = jax.random.uniform(keys[1], (batch, 1, 1, 1))
+        t = drawn.uniform(batch, 1, 1, 1, seed=1)
         return Times(t, t)
     if kind == "dense":
-        t = jax.random.uniform(keys[1], (batch, 4, 2, 1))
+        t = drawn.uniform(batch, 4, 2, 1, seed=1)
         return Times(t, t, text)
-    shape = (1, 3) if kind == "shared" else (batch, 3)
-    few = timefield.few(jax.random.uniform(keys[1], shape), jax.random.randint(keys[2], (batch, 4, 4, 1), 0, 3))
-    return Times(timefield.dense(few), few, text)
+    values = np.asarray(drawn.uniform(*((1, 3) if kind == "shared" else (batch, 3)), seed=1))
+    index = np.random.default_rng(2).integers(0, 3, (batch, 4, 4, 1), np.int8)
+    level = np.take_along_axis(np.broadcast_to(values, (batch, 3))[:, None, None], index.astype(np.int64), -1)
+    return jax.device_put(Times(level, FewTimes(values, index), np.asarray(text)))
 
 
 def same(a, b):
@@ -62,36 +63,45 @@ def same(a, b):
         np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-6)
 
 
-X = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+X = drawn.normal(2, 4, 4, 3)
 
 
 @pytest.mark.parametrize("kind", ["scalar", "dense", "few", "shared"])
 def test_one_call_is_a_call_each(kind):
-    times, seen = times_of(kind), []
     cond, uncond, third = [0.3, -0.4], [1.0, 2.0], [-1.0, 0.7]
-    apart = separate_calls(bound(cond), bound(uncond), bound(third))(X, times)
-    rows = np.stack([cond, uncond, third], 1).reshape(-1)
-    together = one_call(bound(rows, seen=seen), images=2, copies=3)(X, times)
+    seen = []
+
+    @jax.jit
+    def run(x, times):
+        rows = np.stack([cond, uncond, third], 1).reshape(-1)
+        both = np.stack([cond, uncond], 1).reshape(-1)
+        return (
+            one_call(bound(rows, seen=seen), images=2, copies=3)(x, times),
+            separate_calls(bound(cond), bound(uncond), bound(third))(x, times),
+            one_call(bound(both), images=2)(x, times),
+            two_calls(bound(cond), bound(uncond))(x, times),
+        )
+
+    together, apart, pair, two = jax.device_get(run(X, times_of(kind)))
     assert len(together) == 3
     same(together, apart)
     assert len(seen) == 1
-    both = np.stack([cond, uncond], 1).reshape(-1)
-    same(one_call(bound(both), images=2)(X, times), two_calls(bound(cond), bound(uncond))(X, times))
+    same(pair, two)
 
 
 def test_a_guidance_over_one_call_keeps_each_branch_to_its_condition():
     times = times_of("dense")
-    cond, uncond, mask = [0.3, -0.4], [1.0, 2.0], jnp.zeros((1, 4, 4, 1)).at[:, 1:].set(1.0)
+    cond, uncond = [0.3, -0.4], [1.0, 2.0]
+    mask = jax.device_put(np.float32([0] * 4 + [1] * 12).reshape(1, 4, 4, 1))
 
     def hinted(pair):
         guided = classifier_free(pair, jnp.asarray([2.0, 4.0]))
         return input_guidance(guided, PROCESS, "velocity", mask, jax.random.key(5), 0.7)
 
     rows = np.stack([cond, uncond], 1).reshape(-1)
-    same(
-        hinted(one_call(bound(rows), images=2))(X, times),
-        hinted(two_calls(bound(cond), bound(uncond)))(X, times),
-    )
+    one = jax.jit(lambda x, times: hinted(one_call(bound(rows), images=2))(x, times))
+    two = jax.jit(lambda x, times: hinted(two_calls(bound(cond), bound(uncond)))(x, times))
+    same(one(X, times), two(X, times))
     with pytest.raises(ValueError, match="expected a batch that is a multiple of 3 images, got 2"):
         one_call(bound(rows), images=3)(X, times)
     with pytest.raises(ValueError, match=r"expected (images|copies) >= 1"):
@@ -112,13 +122,19 @@ def test_the_text_s_time_reaches_every_call():
         lambda d: input_guidance(d, PROCESS, "velocity", jnp.ones((1, 2, 2, 1)), jax.random.key(0), 1.0),
         lambda d: look_ahead(d, PROCESS, (2, 2)),
     ):
-        seen, times = [], times_of("dense")
-        wrap(bound([0.3, -0.4], seen=seen))(X, times)
-        for x, shown in seen:
-            np.testing.assert_array_equal(shown.text, jnp.repeat(times.text, len(x) // 2))
-        seen.clear()
-        wrap(bound([0.3, -0.4], seen=seen))(X, times._replace(text=None))
-        assert all(shown.text is None for _, shown in seen)
+
+        @jax.jit
+        def shown(x, times, wrap=wrap):
+            seen = []
+            wrap(bound([0.3, -0.4], seen=seen))(x, times)
+            return [(len(x), times.text) for x, times in seen]
+
+        times = times_of("dense")
+        given = jax.device_get(shown(X, times))
+        assert given
+        for length, text in given:
+            np.testing.assert_array_equal(text, np.asarray(times.text).repeat(length // 2))
+        assert all(text is None for _, text in shown(X, times._replace(text=None)))
 
 
 def test_cfg_plus_plus_is_the_authors_update():
@@ -220,8 +236,9 @@ def test_semantic_awareness_is_the_paper_s_rate_per_segment():
 
 
 def test_semantic_awareness_names_what_the_network_must_give():
-    x, times = jnp.ones((1, 8, 8, 3)), Times(*[timefield.constant(0.6, 1)] * 2)
-    maps, own = jnp.ones((1, 4, 4, 3)), jnp.ones((1, 16, 16)) / 16
+    x, t = (jax.device_put(np.full(shape, 0.6, np.float32)) for shape in ((1, 8, 8, 3), (1, 1, 1, 1)))
+    times = Times(t, t)
+    maps, own = (np.full(shape, 1 / 16, np.float32) for shape in ((1, 4, 4, 3), (1, 16, 16)))
     for aux, message in (
         ({"self_maps": own}, r'expected a network that gives aux\["maps"\]'),
         ({"maps": maps}, r'expected a network that gives aux\["self_maps"\]'),
@@ -230,7 +247,7 @@ def test_semantic_awareness_names_what_the_network_must_give():
     ):
 
         def given(x, times, aux=aux):
-            return predict(PROCESS, "eps", x, x, times.level)._replace(aux=aux)
+            return predict(PROCESS, "eps", x, x, times.level)._replace(aux=jax.tree.map(jnp.asarray, aux))
 
         with pytest.raises(ValueError, match=message):
-            semantic_aware(two_calls(given, given), 5.0)(x, times)
+            jax.eval_shape(semantic_aware(two_calls(given, given), 5.0), x, times)
