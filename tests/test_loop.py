@@ -36,6 +36,7 @@ from asyncpatch_jax.sampling import (
     two_calls,
 )
 from asyncpatch_jax.types import Condition, Prediction, Times
+from tests import drawn
 
 PROCESS = RectifiedFlow()
 IMAGE = (4, 4, 2)
@@ -57,6 +58,11 @@ class Network(nn.Module):
         return nn.Conv(x.shape[-1], (3, 3))(hidden), {}
 
 
+@functools.cache
+def network_params():
+    return drawn.params(Network(), KNOWN, timefield.constant(0.5, 3), Condition(label=jnp.zeros(3, jnp.int32)))
+
+
 def generate(denoise, solver, schedule, key, known):
     x = start(PROCESS, schedule, key, known)
     return sample(denoise, solver, schedule, key, x, num_steps=schedule.num_steps)[0].x
@@ -64,17 +70,17 @@ def generate(denoise, solver, schedule, key, known):
 
 def schedules(masks):
     """One schedule of each sort; `masks` are [b, 4, 4, 1], another for each image."""
-    order = jnp.where(masks > 0, jnp.asarray(raster((4, 4), (2, 2))), -1)
     return {
-        "synchronous": Synchronous(linear(4)),
-        "inpaint": Inpaint(masks, linear(4)),
-        "graded": Graded(0.7 * masks, linear(4)),
-        "autoregressive": Autoregressive(order, linear(2), 4),
-        "uncertainty": UncertaintyGuided(linear(4), (2, 2), masks),
+        "synchronous": lambda: Synchronous(linear(4)),
+        "inpaint": lambda: Inpaint(masks, linear(4)),
+        "graded": lambda: Graded(0.7 * masks, linear(4)),
+        "autoregressive": lambda: Autoregressive(jnp.where(masks > 0, raster((4, 4), (2, 2)), -1), linear(2), 4),
+        "uncertainty": lambda: UncertaintyGuided(linear(4), (2, 2), masks),
     }
 
 
-MASKS = (jax.random.uniform(jax.random.key(9), (3, 4, 4, 1)) > 0.4).astype(jnp.float32)
+MASKS = jax.device_put((np.asarray(drawn.uniform(3, 4, 4, 1, seed=9)) > 0.4).astype(np.float32))
+KNOWN = drawn.normal(3, *IMAGE, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -82,21 +88,22 @@ MASKS = (jax.random.uniform(jax.random.key(9), (3, 4, 4, 1)) > 0.4).astype(jnp.f
     [*((DDPM, name) for name in schedules(MASKS)), (Heun, "autoregressive"), (DPMSolver2M, "autoregressive")],
 )
 def test_an_image_does_not_depend_on_its_batch(make, name):
-    known = jax.random.normal(jax.random.key(1), (3, *IMAGE))
-    keys = keys_lib.per_image(jax.random.key(2), 3)
-    together = generate(elementwise, make(PROCESS), schedules(MASKS)[name], keys, known)
+    @jax.jit
+    def run(keys, known, masks):
+        return generate(elementwise, make(PROCESS), schedules(masks)[name](), jax.random.wrap_key_data(keys), known)
+
+    keys = jax.random.key_data(jax.random.split(jax.random.key(2), 3))
+    inputs = [np.asarray(part) for part in (keys, KNOWN, MASKS)]
+    together = np.asarray(run(*inputs))
     one = slice(1, 2)
-    alone = generate(elementwise, make(PROCESS), schedules(MASKS[one])[name], keys[one], known[one])
-    assert (together[one] == alone).all()
+    assert (together[one] == np.asarray(run(*(part[one] for part in inputs)))).all()
     assert np.isfinite(together).all()
 
 
 def test_a_network_s_image_does_not_depend_on_its_batch_beyond_rounding():
-    known = jax.random.normal(jax.random.key(1), (3, *IMAGE))
-    keys, labels = keys_lib.per_image(jax.random.key(2), 3), jnp.asarray([0, 3, 1])
+    keys, labels = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(2), 3))), np.int32([0, 3, 1])
     model = Network()
-    cond = Condition(label=labels)
-    params = jax.jit(model.init)(jax.random.key(0), known, timefield.constant(0.5, 3), cond)["params"]
+    params = network_params()
 
     @jax.jit
     def run(keys, known, masks, labels, scale):
@@ -106,29 +113,34 @@ def test_a_network_s_image_does_not_depend_on_its_batch_beyond_rounding():
         denoise = input_guidance(
             classifier_free(two_calls(with_class, free), scale), PROCESS, "velocity", masks, jax.random.key(3), 0.5
         )
-        return generate(denoise, DDPM(PROCESS), Inpaint(masks, linear(4)), keys, known)
+        return generate(denoise, DDPM(PROCESS), Inpaint(masks, linear(4)), jax.random.wrap_key_data(keys), known)
 
-    scale = jnp.asarray([1.0, 2.0, 3.0])
-    together = run(keys, known, MASKS, labels, scale)
+    def with_second(values, second):
+        values = values.copy()
+        values[1] = second
+        return values
+
+    scale = np.float32([1.0, 2.0, 3.0])
+    known, masks = np.asarray(KNOWN), np.asarray(MASKS)
+    together = np.asarray(run(keys, known, masks, labels, scale))
     # the first image, since the guidance's own key is folded with the image's index
-    alone = run(keys[:1], known[:1], MASKS[:1], labels[:1], scale[:1])
+    alone = run(keys[:1], known[:1], masks[:1], labels[:1], scale[:1])
     np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-5)
     # and each of key, mask, class and guidance is per image: changing image 1's leaves the others
     for other in (
-        run(keys.at[1].set(keys[0]), known, MASKS, labels, scale),
-        run(keys, known, MASKS.at[1].set(1 - MASKS[1]), labels, scale),
-        run(keys, known, MASKS, labels.at[1].set(2), scale),
-        run(keys, known, MASKS, labels, scale.at[1].set(5.0)),
+        run(with_second(keys, keys[0]), known, masks, labels, scale),
+        run(keys, known, with_second(masks, 1 - masks[1]), labels, scale),
+        run(keys, known, masks, with_second(labels, 2), scale),
+        run(keys, known, masks, labels, with_second(scale, 5.0)),
     ):
-        changed = np.asarray((other != together).any((1, 2, 3)))
+        changed = (np.asarray(other) != together).any((1, 2, 3))
         assert changed.tolist() == [False, True, False]
 
 
 def test_nothing_but_shapes_is_compiled_in():
     model, traces = Network(), []
-    known = jax.random.normal(jax.random.key(1), (2, *IMAGE))
-    label = jnp.asarray([0, 1])
-    params = jax.jit(model.init)(jax.random.key(0), known, timefield.constant(0.5, 2), Condition(label=label))["params"]
+    known, label, params = np.asarray(KNOWN)[:2], np.int32([0, 1]), network_params()
+    masks, steps = np.asarray(MASKS)[:2], np.asarray(linear(3))
 
     @functools.partial(jax.jit, static_argnames="num_steps")
     def run(params, schedule, mask, label, scale, hint_scale, interval, key, known, num_steps):
@@ -140,8 +152,7 @@ def test_nothing_but_shapes_is_compiled_in():
         x = start(PROCESS, schedule, key, known)
         return sample(denoise, DDIM(PROCESS, 0.5), schedule, key, x, num_steps=num_steps)[0].x
 
-    def call(scale=2.0, mask=MASKS[:2], grid=None, label=label, params=params, key=0, interval=(0.1, 0.9)):
-        grid = linear(3) if grid is None else grid
+    def call(scale=2.0, mask=masks, grid=steps, label=label, params=params, key=0, interval=(0.1, 0.9)):
         return run(
             params, Inpaint(mask, grid), mask, label, scale, 0.5, interval, jax.random.key(key), known, num_steps=3
         )
@@ -149,10 +160,10 @@ def test_nothing_but_shapes_is_compiled_in():
     first = call()
     changed = [
         call(scale=3.0),
-        call(mask=1 - MASKS[:2]),
-        call(grid=linear(3) ** 2),
+        call(mask=1 - masks),
+        call(grid=steps**2),
         call(label=label + 1),
-        call(params=jax.tree.map(lambda w: 1.1 * w, params)),
+        call(params=jax.tree.map(lambda w: np.float32(1.1) * np.asarray(w), params)),
         call(key=1),
         call(interval=(0.5, 0.6)),
     ]
@@ -167,28 +178,33 @@ def test_a_constant_field_is_the_scalar(make):
     def run(schedule):
         return generate(elementwise, make(PROCESS), schedule, jax.random.key(0), jnp.zeros((2, *IMAGE)))
 
-    constant = jnp.broadcast_to(linear(5).reshape(-1, 1, 1, 1), (6, 1, 4, 4))
-    assert (run(Synchronous(linear(5))) == run(Table(constant))).all()
+    constant = np.tile(np.asarray(linear(5)).reshape(-1, 1, 1, 1), (1, 1, 4, 4))
+    np.testing.assert_array_equal(run(Synchronous(linear(5))), run(Table(constant)))
 
 
 def test_known_pixels_never_change_and_what_lies_under_the_mask_never_matters():
-    known = jax.random.normal(jax.random.key(1), (3, *IMAGE))
-    hidden = jnp.where(MASKS > 0, jnp.nan, known)
-    for process in (RectifiedFlow(), Cosine(), Discrete()):
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(process, hidden):
         schedule = Inpaint(MASKS, linear(3))
         x = start(process, schedule, jax.random.key(0), hidden)
+        end = sample(elementwise, DDPM(process), schedule, jax.random.key(0), x, num_steps=3)[0].x
+        return x, end, paste_back(end, hidden, MASKS)
+
+    known = np.asarray(KNOWN)
+    kept = np.broadcast_to(np.asarray(MASKS) == 0, known.shape)
+    for process in (RectifiedFlow(), Cosine(), Discrete()):
+        x, end, pasted = jax.device_get(run(process, np.where(kept, known, np.nan)))
         assert np.isfinite(x).all()
-        end, _ = sample(elementwise, DDPM(process), schedule, jax.random.key(0), x, num_steps=3)
-        kept = np.broadcast_to(MASKS == 0, x.shape)
-        assert (np.asarray(end.x)[kept] == np.asarray(known)[kept]).all()
-        assert (paste_back(end.x, hidden, MASKS) == end.x).all()
+        assert (end[kept] == known[kept]).all()
+        assert (pasted == end).all()
 
 
 def test_the_start_is_the_schedules_own():
-    known = jax.random.normal(jax.random.key(1), (64, *IMAGE))
-    strength = jnp.asarray([[0.0, 0.5], [0.9, 1.0]], jnp.float32).reshape(1, 2, 2, 1)
-    x = start(PROCESS, Graded(strength, linear(3)), jax.random.key(0), known)
-    noise = np.asarray(x - known * (1 - timefield.resize(strength, (4, 4))))
+    known = np.asarray(drawn.normal(64, *IMAGE, seed=1))
+    strength = np.float32([[0.0, 0.5], [0.9, 1.0]]).reshape(1, 2, 2, 1)
+    made = jax.jit(lambda strength, known: start(PROCESS, Graded(strength, linear(3)), jax.random.key(0), known))
+    x = np.asarray(made(strength, known))
+    noise = x - known * (1 - strength.repeat(2, 1).repeat(2, 2))
     assert (x[:, :2, :2] == known[:, :2, :2]).all()
     for cell, level in (((slice(0, 2), slice(2, 4)), 0.5), ((slice(2, 4), slice(0, 2)), 0.9)):
         assert noise[:, cell[0], cell[1]].std() == pytest.approx(level, rel=0.1)
@@ -211,8 +227,8 @@ def test_the_trace_sees_every_state_before_its_step():
 
 
 # ----------------------------------------------------------------------------------------------------- mistakes
-def run_with(schedule, num_steps=2, x=None):
-    x = jnp.ones((2, *IMAGE)) if x is None else x
+def run_with(schedule, num_steps=2):
+    x = jax.device_put(np.ones((2, *IMAGE), np.float32))
     return sample(elementwise, DDIM(PROCESS), schedule, jax.random.key(0), x, num_steps=num_steps)
 
 
@@ -228,7 +244,7 @@ def test_another_number_of_steps_is_refused():
 
 @pytest.mark.parametrize("repainted", [False, True])
 def test_noise_that_is_given_is_that_which_is_drawn(repainted):
-    key, known = jax.random.key(3), jax.random.normal(jax.random.key(4), (3, *IMAGE))
+    key, known = jax.random.key(3), KNOWN
     schedule, solver = Synchronous(linear(4)), DDPM(PROCESS)
     if repainted:
         schedule, solver = repaint(PROCESS, linear(4), known, MASKS, jump=2, resample=2)
@@ -239,16 +255,16 @@ def test_noise_that_is_given_is_that_which_is_drawn(repainted):
         each = keys_lib.split(own, 3) if repainted else [own]
         return jnp.stack([keys_lib.normal(keys, IMAGE) for keys in each])
 
-    recorded = jax.jit(jax.vmap(drawn_in))(jnp.arange(steps))
+    recorded = np.asarray(jax.jit(jax.vmap(drawn_in))(np.arange(steps)))
     recorded = recorded if draws > 1 else recorded[:, 0]
 
     @jax.jit
     def run(key, noise):
         return sample(elementwise, solver, schedule, key, known, num_steps=steps, noise=noise)[0].x
 
-    drawn = run(key, None)
-    np.testing.assert_allclose(run(jax.random.key(0), recorded), drawn, rtol=1e-5, atol=1e-5)
-    assert not np.allclose(run(key, -recorded), drawn, atol=1e-2)
+    own = np.asarray(run(key, None))
+    np.testing.assert_allclose(run(jax.random.key(0), recorded), own, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(run(key, -recorded), own, atol=1e-2)
     with pytest.raises(ValueError, match=r"expected noise of shape \(.*\), one for each step, got \("):
         run(key, recorded[1:])
 
@@ -261,10 +277,10 @@ def test_noise_for_a_solver_that_draws_none_is_refused(solver):
 
 
 def test_a_field_that_does_not_fit_the_image_is_refused():
-    with pytest.raises(ValueError, match="tiles 4x4 pixels"):
-        run_with(Inpaint(jnp.ones((1, 3, 3, 1)), linear(2)))
-    with pytest.raises(ValueError, match="expected a time field"):
-        run_with(Inpaint(jnp.ones((3, 2, 2, 1)), linear(2)))
+    for shape, message in (((1, 3, 3, 1), "tiles 4x4 pixels"), ((3, 2, 2, 1), "expected a time field")):
+        mask = jax.device_put(np.ones(shape, np.float32))
+        with pytest.raises(ValueError, match=message):
+            run_with(Inpaint(mask, linear(2)))
 
 
 def test_a_field_that_changes_its_grid_is_refused():
@@ -294,12 +310,12 @@ def test_a_schedule_is_held_to_the_times_that_it_declares():
     def end(schedule):
         return jax.jit(lambda: run_with(schedule)[0].x)
 
-    strength = jnp.linspace(0, 1, 16).reshape(1, 4, 4, 1)
+    strength = np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 4, 4, 1)
     schedule = Written(strength, linear(2))
-    assert (end(schedule)() == end(Graded(strength, linear(2)))()).all()
+    np.testing.assert_array_equal(end(schedule)(), end(Graded(strength, linear(2)))())
     error, _ = checkify.checkify(end(schedule))()
     assert "expected at most 2 distinct times, which this Written declares, got 16" in error.get()
-    error, _ = checkify.checkify(end(Written(jnp.round(strength), linear(2))))()
+    error, _ = checkify.checkify(end(Written(np.round(strength), linear(2))))()
     assert error.get() is None
 
 
