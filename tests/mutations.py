@@ -66,7 +66,7 @@ MUTATIONS = [
         ("sampling/schedules/uncertainty.py", "* part / self.substeps", "* (part - 1) / self.substeps", "schedules"),
         ("sampling/schedules/repaint.py", "resample - 1 for level", "resample for level", "schedules"),
         ("sampling/schedules/grids.py", "(1.0 + (shift - 1.0) * t)", "(1.0 + shift * t)", "schedules schedulers"),
-        ("sampling/schedules/masks.py", "maps >= threshold * mean", "maps > threshold * mean", "concave"),
+        ("sampling/schedules/masks.py", "maps >= threshold * mean", "maps > threshold * mean", "concave_cells"),
         ("sampling/schedules/tpm.py", "1.0 + self.gain * (timefield", "1.0 - self.gain * (timefield", "tpm_schedule"),
         # guidance
         ("sampling/guidance/context.py", "* (s - s_plus)", "* (s_plus - s)", "guidance"),

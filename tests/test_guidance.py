@@ -88,27 +88,40 @@ def test_no_input_guidance_is_the_plain_denoiser(process, kind):
 @pytest.mark.parametrize("noisier", [0.6, 1.0])
 def test_input_guidance_is_its_formula_in_one_call(noisier):
     x, times = point()
-    seen = []
-    scale = jnp.asarray([0.5, 2.0])
-    pred = input_guidance(
-        elementwise(0.0, seen=seen), PROCESS, "velocity", MASK, jax.random.key(5), scale, noisier=noisier
-    )(x, times)
-    assert len(seen) == 1
-    both, told = seen[0][0], seen[0][1].told
+    scale = np.float32([0.5, 2.0])
+
+    @jax.jit
+    def run(x, times, scale):
+        seen = []
+
+        def denoise(x, times):
+            seen.append((x, timefield.like(times.told, x)))
+            # the mean of the image matters, so that a hint tells something elsewhere
+            out = jnp.sin(x) + seen[-1][1] + x.mean((1, 2, 3), keepdims=True)
+            return predict(PROCESS, "velocity", out, x, times.level)
+
+        guided = input_guidance(denoise, PROCESS, "velocity", MASK, jax.random.key(5), scale, noisier=noisier)
+        pred = guided(x, times)
+        assert len(seen) == 1
+        return pred, velocity(pred, times.level), *seen[0]
+
+    pred, guided, both, told = jax.device_get(run(x, times, scale))
+    image, t = np.asarray(x), np.asarray(times.told).repeat(2, 1).repeat(2, 2)
     # images and their copies with a noisier hint lie next to each other
-    assert (both[0::2] == x).all()
-    assert (timefield.like(told[0::2], x) == timefield.like(times.told, x)).all()
+    assert (both[0::2] == image).all()
+    assert (told[0::2] == t).all()
     hint, plus = both[1::2, :2], both[1::2]
-    assert (timefield.like(told[1::2], x)[:, :2] == noisier).all()
-    assert (plus[:, 2:] == x[:, 2:]).all()
-    noise = (hint - (1 - noisier) * x[:, :2]) / noisier
+    assert (told[1::2, :2] == noisier).all()
+    assert (plus[:, 2:] == image[:, 2:]).all()
+    noise = (hint - (1 - noisier) * image[:, :2]) / noisier
     assert abs(float(noise.std()) - 1) < 0.25
     assert not np.array_equal(noise[0], noise[1])
     # s(t) + w (s(t) - s(t+)) where something is generated, the plain prediction where it is known
-    s, s_plus = jnp.sin(x) + timefield.like(times.told, x), jnp.sin(plus) + timefield.like(told[1::2], x)
+    s, s_plus = (np.sin(v) + t + v.mean((1, 2, 3), keepdims=True) for v, t in ((image, t), (plus, told[1::2])))
+    assert np.abs(s - s_plus)[:, 2:].min() > 1e-3
     expected = s + scale.reshape(2, 1, 1, 1) * (s - s_plus)
-    np.testing.assert_allclose(velocity(pred, times.level)[:, 2:], expected[:, 2:], rtol=1e-4, atol=1e-5)
-    assert (pred.x0[:, :2] == x[:, :2]).all()
+    np.testing.assert_allclose(guided[:, 2:], expected[:, 2:], rtol=1e-4, atol=1e-5)
+    assert (pred.x0[:, :2] == image[:, :2]).all()
     consistent(pred, x, times.level)
 
 
