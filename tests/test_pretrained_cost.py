@@ -129,7 +129,7 @@ def test_a_compiler_that_dies_is_reported(command, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--family=sd9"], "expected one of sd1.5, sd2.1, "),
+        (["--family=sd9"], "expected one of all, sd1.5, sd2.1, "),
         (["--topology=v6e"], "expected a topology such as v6e:8x8"),
         (["--family=sd2.1", "--mesh=1,2,1", "--timeout=300"], "expected a mesh of at most 1 chips on v5e:1x1"),
         (["--mesh=2,2"], "expected --mesh=data,fsdp,tensor, got 2,2"),
