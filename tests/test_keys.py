@@ -14,17 +14,24 @@ def test_an_image_s_key_is_that_of_its_index():
     assert (jax.random.key_data(keys_lib.per_image(many, 5)) == jax.random.key_data(many)).all()
 
 
+@jax.jit
+def uses(keys):
+    """What is drawn and made of keys: noise, folded keys, those of a split, and the noise of both."""
+    one, two = keys_lib.split(keys, 2)
+    parts = keys_lib.normal(keys, (2, 2)), keys_lib.fold_in(keys, 7), two
+    parts = [
+        jax.random.key_data(part) if jax.numpy.issubdtype(part.dtype, jax.dtypes.prng_key) else part for part in parts
+    ]
+    return parts, keys_lib.normal(one, (64,)), keys_lib.normal(two, (64,))
+
+
 def test_folding_splitting_and_noise_are_per_image():
     keys = keys_lib.per_image(jax.random.key(0), 3)
-    for use in (
-        lambda k: keys_lib.normal(k, (2, 2)),
-        lambda k: jax.random.key_data(keys_lib.fold_in(k, 7)),
-        lambda k: jax.random.key_data(keys_lib.split(k, 2)[1]),
-    ):
-        assert (use(keys)[1:2] == use(keys[1:2])).all()
-        assert len(np.unique(np.asarray(use(keys)).reshape(3, -1), axis=0)) == 3
-    one, two = (keys_lib.normal(k, (64,)) for k in keys_lib.split(keys, 2))
-    assert abs(float((one * two).mean())) < 0.3
+    (parts, one, two), (moved, *_) = (jax.tree.map(np.asarray, uses(of)) for of in (keys, keys[np.array([1, 1, 2])]))
+    for part, other in zip(parts, moved, strict=True):
+        np.testing.assert_array_equal(other, part[[1, 1, 2]])
+        assert len(np.unique(part.reshape(3, -1), axis=0)) == 3
+    assert abs((one * two).mean()) < 0.3
     assert not np.array_equal(one, two)
 
 

@@ -10,10 +10,12 @@ from asyncpatch_jax.training import policies
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
 from asyncpatch_jax.types import Condition
+from tests.drawn import params_like
 from tests.test_damage import Stream
 
 SETTINGS = {"patch": 2, "width": 4, "depth": 1, "heads": 1, "global_tokens": 1, "cell": None}
 SHAPE = (4, 4, 1)
+OPTIMIZER = adam(1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +23,13 @@ def trained(tmp_path_factory):
     """A folder, and the parameters of its two steps."""
     folder = tmp_path_factory.mktemp("runs") / "policy"
     module = policies.module({**SETTINGS, "gain": 2.0, "space": "velocity"}, 3, 0)
-    begin = jax.tree.map(jnp.asarray, jax.jit(lambda key: policies.init(module, key, SHAPE))(jax.random.key(0)))
+    begin = jax.device_get(params_like(policies.shapes(module, SHAPE)))
     known = {"num_classes": 3, "context_dim": 0, "shape": SHAPE}
     record = {"config": {"policy": {**SETTINGS, "gain": 2.0, "space": "velocity"}}, "policy": known}
     params = {step: jax.tree.map(lambda leaf, step=step: leaf + step, begin) for step in (1, 2)}
     with Checkpoints(folder / "checkpoints", record=record) as checkpoints:
         for step in params:
-            checkpoints.save(step, create(params[step], adam(1e-3)), Stream())
+            checkpoints.save(step, jax.jit(create, static_argnums=1)(params[step], OPTIMIZER), Stream())
     return folder, params
 
 
@@ -52,6 +54,6 @@ def test_what_is_no_policy_is_told(trained, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected checkpoint 7 in .*, got steps \[1, 2\]"):
         policies.load(folder, 7)
     with Checkpoints(tmp_path / "checkpoints", record={"config": {}, "data": {}}) as checkpoints:
-        checkpoints.save(1, create({"w": jnp.zeros(1)}, adam(1e-3)), Stream())
+        checkpoints.save(1, create({"w": jnp.zeros(1)}, OPTIMIZER), Stream())
     with pytest.raises(ValueError, match="expected checkpoints of a policy in"):
         policies.load(tmp_path)
