@@ -1,5 +1,6 @@
 """Training a timestep policy, resuming it, looking at it and deploying it, on a tiny network with random weights."""
 
+import functools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from PIL import Image
 
 from asyncpatch_jax.pretrained.folders.loading import load_pretrained
 from asyncpatch_jax.pretrained.plans import background
-from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation
+from asyncpatch_jax.sampling.schedules.tpm import ConstantDeviation, deviation
 from asyncpatch_jax.training import policies, stored
 from configs import tpm_digits
 from launch import evaluate, train_tpm
@@ -28,10 +29,10 @@ from launch.policy.pages import Made, numbers
 from launch.shared import build, cli
 from launch.studies import tpm, tpm_page
 from launch.studies.tpm_page import LIFTED, PAPER, PLAIN, SPATIAL, Row, Study, table, verdict
-from tests import OLDER_EMITTERS, mains, test_launch, tiny_folders
+from tests import OLDER_EMITTERS, drawn, mains, test_launch, tiny_folders
+from tests.policy_runs import STEPS, config_of
 
-STEPS = 4  # iterations
-digits_config = tpm_digits.get_config
+init, update = policies.init, iteration.update
 
 
 def bright(images, prompts):
@@ -45,29 +46,29 @@ def denoiser(tmp_path_factory):
     return test_launch.folder_of(tmp_path_factory.mktemp("runs") / "digits")
 
 
-@pytest.fixture(autouse=True)
-def loaded(monkeypatch):
-    monkeypatch.setattr(build, "load_run", lambda *where, **more: test_launch._copy(test_launch.run()))
+@functools.cache
+def begun(module, shape):
+    """A new module, which deviates from nothing."""
+    shapes = jax.eval_shape(lambda key: init(module, key, shape), jax.random.key(0))
+    with jax.ensure_compile_time_eval():  # asked for within a program, and kept for others
+        params = jax.device_get(drawn.params_like(shapes))
+    return {**params, "belief": jax.tree.map(np.zeros_like, params["belief"])}
 
 
-def config_of(workdir, folder, **changes):
-    config = digits_config("smoke")
-    config.update({"workdir": str(workdir), "denoiser": str(folder), "rewards": "tests.test_train_tpm:bright*2"})
-    config.sample.steps = 3
-    config.policy.update({"patch": 4, "width": 8, "heads": 2})
-    config.grpo.update({"prompts": 2, "noises": 2, "draws": 2, "minibatch": 4})
-    config.train.update({"steps": STEPS, "checkpoint_every": 2, "log_every": 1, "sample_every": 0, "held_out": 4})
-    config.update_from_flattened_dict(changes)
-    return config
+@pytest.fixture(scope="module", autouse=True)
+def loaded():
+    """The tiny network for any folder, and parameters to begin with that are not drawn again for each training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "load_run", lambda *where, **more: test_launch._copy(test_launch.run()))
+        patch.setattr(policies, "init", lambda module, key, shape: begun(module, shape))
+        yield
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, denoiser):
     """A policy's folder, with its pages."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "load_run", lambda *where, **more: test_launch._copy(test_launch.run()))
-        workdir = tmp_path_factory.mktemp("policies") / "policy"
-        train_tpm.run(config_of(workdir, denoiser, **{"train.sample_every": STEPS}))
+    workdir = tmp_path_factory.mktemp("policies") / "policy"
+    train_tpm.run(config_of(workdir, denoiser, **{"train.sample_every": STEPS}))
     return workdir
 
 
@@ -75,13 +76,14 @@ def leaves(workdir, step=None):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(policies.load(workdir, step).params)]
 
 
-def test_a_training_moves_writes_its_pages_and_continues_exactly(trained, denoiser, tmp_path):
+def test_a_training_moves_writes_its_pages_and_continues_exactly(trained, denoiser, tmp_path, monkeypatch):
     first, last = leaves(trained, 2), leaves(trained)
     assert any((a != b).any() for a, b in zip(first, last, strict=True))
     train_tpm.run(config_of(tmp_path / "parts", denoiser, **{"train.steps": 2}))
     train_tpm.run(config_of(tmp_path / "parts", denoiser))
     for a, b in zip(last, leaves(tmp_path / "parts"), strict=True):
         np.testing.assert_array_equal(a, b)
+    monkeypatch.setattr(policies, "init", init)
     train_tpm.run(config_of(tmp_path / "other", denoiser, seed=1))
     assert any((a != b).any() for a, b in zip(last, leaves(tmp_path / "other"), strict=True))
     folder = trained / "pages" / f"{STEPS:07d}"
@@ -260,8 +262,20 @@ def test_a_config_opens_with_its_command(name):
         cli.load(f"{file}:fast")
 
 
+def anywhere(*args, **settings):
+    """In the place of `iteration.update`, which it only traces: another policy, wherever that may lead."""
+    state, metrics = update.eval_shape(*args, **settings)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, args[1])
+    params = jax.tree.map(lambda leaf: leaf + np.float32(0.1), args[1].params)
+    return args[1].replace(step=args[1].step + 1, params=params), {
+        name: np.ones(one.shape, one.dtype) for name, one in metrics.items()
+    }
+
+
 def test_the_page_of_results(denoiser, monkeypatch, tmp_path):
-    monkeypatch.setattr(tpm_digits, "get_config", lambda arg="": config_of(tmp_path, denoiser, rewards="digits"))
+    monkeypatch.setattr(iteration, "update", anywhere)
+    short = config_of(tmp_path, denoiser, rewards="digits", **{"train.steps": 2})
+    monkeypatch.setattr(tpm_digits, "get_config", lambda arg="": short)
     monkeypatch.setattr(tpm, "SEEDS", (0,))
     values = SimpleNamespace(denoiser=str(denoiser), runs=str(tmp_path / "runs"), num=20, tiny=False)
     study = tpm.digits(values, 3)
@@ -277,7 +291,7 @@ def test_the_page_of_results(denoiser, monkeypatch, tmp_path):
     recorded = {kind: policies.recorded(tpm.config_of(values, study, kind, 0).workdir) for kind in study.kinds}
     sizes = {kind: [one["config"]["grpo"][name] for name in ("noises", "draws")] for kind, one in recorded.items()}
     assert sizes == {kind: [4, 1] if kind == PAPER else [2, 2] for kind in study.kinds}
-    assert recorded[SPATIAL]["config"]["train"]["steps"] == 2 * STEPS
+    assert recorded[SPATIAL]["config"]["train"]["steps"] == 2 * recorded[PAPER]["config"]["train"]["steps"] == 4
     # what is finished is read, not made again, but for other settings
     monkeypatch.setattr(tpm.pages, "make", mocked := Mock(side_effect=LookupError))
     again = tpm.results(values, study)
@@ -331,82 +345,11 @@ def test_what_a_table_of_results_says():
     assert "(γ = 1) overlaps" in verdict(study, [Row(PLAIN, [made(4.0)]), *rows[1:]])
 
 
-def test_a_text_to_image_folder(tmp_path, monkeypatch, capsys):
-    """Trained on texts with guidance, then told by the command that makes images from prompts."""
-    folder = tmp_path / "sd3"
-    tiny_folders.folder("sd3", folder)
-    (tmp_path / "prompts.txt").write_text("a red dog\ntwo cats\n")
-    config = config_of(tmp_path / "policy", folder, prompts=str(tmp_path / "prompts.txt"))
-    config.sample.update({"guidance": 3.0, "size": 32, "solver": None})
-    config.grpo.prompts = 1
-    config.train.update({"steps": 2})
-    train_tpm.run(config)
-    pretrained = load_pretrained(folder, dtype=jnp.float32)
-    subject = subjects.of_folder(pretrained, ["a red dog"], subjects.Choice(3, 3.0, None, 32))
-    assert subject.behind == background(pretrained.scheduler, 3, 64)
-    entry = evaluate.Entry("", lambda base, known: ConstantDeviation(base, jnp.float32(0.5)), True)
-    rewards = rewarding.parse("tests.test_train_tpm:bright")
-    found, _ = evaluate.evaluate(subject, rewards, [entry], None, count=2, seeds=[0], batch=2)
-    call = mains.command(monkeypatch, capsys)
-    asked = (folder, "--prompt=a red dog", "--num=2", "--steps=3", "--guidance=3", "--height=32", "--width=32")
-    made = []
-    for name, more in (("plain", ()), ("some", (f"--tpm={tmp_path / 'policy'}", "--gamma=2"))):
-        code, _, err = call("text2image", *asked, *more, f"--out={tmp_path / name}")
-        assert code == 0, err
-        with Image.open(tmp_path / name / "images" / "0001.png") as image:
-            made.append(np.asarray(image).astype(int))
-            said = json.loads(image.text["asyncpatch_jax"])
-    assert np.abs(made[1] - made[0]).max() > 0
-    assert (said["tpm"], said["gamma"]) == (str(tmp_path / "policy"), 2.0)
-    assert found[""].of["tests.test_train_tpm:bright"].shape == (2,)
-    # the pipeline and what policies are trained on make the same images of the same keys
-    keys = jax.vmap(jax.random.key)(np.arange(2, dtype=np.uint32))
-    latents, _ = subjects.drawn(
-        subject.net, subject.params, subject.base, subject.ask(np.zeros(2, np.int32)), keys, subject.shape
-    )
-    assert np.abs(subject.pictures(latents)[1].astype(int) - made[0]).max() <= 1
-    # what the network is told does not depend on what was asked before, bit for bit
-    both = [subjects.of_folder(pretrained, ["a red dog", "two cats"], subjects.Choice(3, 3.0, None, 32)) for _ in "ab"]
-    asked = [both[0].ask(np.array([0, 1])), both[1].ask(np.array([1, 1]))]
-    np.testing.assert_array_equal(*(one.cond.tokens[1] for one in asked))
-    # real images are read as those that are made: in pixels, not as latents
-    real = tmp_path / "real"
-    real.mkdir()
-    for i in range(3):
-        Image.fromarray(np.full((40, 40, 3), 80 * i, np.uint8)).save(real / f"{i}.png")
-    assert evaluate.real_images(str(real), str(folder), subject).shape == (3, 32, 32, 3)
-
-
-def whim(images, prompts):
-    """A reward that no other process would give."""
-    return np.random.default_rng(os.getpid()).random(len(images))
-
-
-_ONE_OF_TWO = """
-import sys
-from unittest.mock import patch
-import jax, numpy as np
-from asyncpatch_jax.training import loop
-from launch.shared import processes
-from launch import train_tpm
-processes.start()
-from tests import test_train_tpm as own
-config = own.config_of(sys.argv[1], sys.argv[2], prompts=sys.argv[3], rewards="tests.test_train_tpm:whim")
-config.sample.update({"guidance": 3.0, "size": 32, "solver": None})
-config.train.update({"steps": 2})
-fit = loop.fit
-def told(*args, **more):
-    state, done = fit(*args, **more)
-    sums = [float(np.abs(leaf.addressable_data(0)).sum()) for leaf in jax.tree.leaves(state.params)]
-    print("learned", done, *sums, file=sys.stderr)  # the first process alone prints
-    return state, done
-with patch.object(loop, "fit", told):
-    train_tpm.run(config)
-"""
-
-
-def test_two_processes_learn_the_same_of_a_reward_that_each_would_give_otherwise(tmp_path):
-    folder, prompts = tmp_path / "sd3", tmp_path / "prompts.txt"
+@pytest.fixture(scope="module")
+def of_texts(tmp_path_factory):
+    """A text-to-image folder, prompts, a policy that two processes trained for them, and what these said."""
+    at = tmp_path_factory.mktemp("texts")
+    folder, prompts, policy = at / "sd3", at / "prompts.txt", at / "policy"
     tiny_folders.folder("sd3", folder)
     prompts.write_text("a red dog\ntwo cats\n")
     with socket.socket() as free:
@@ -418,10 +361,9 @@ def test_two_processes_learn_the_same_of_a_reward_that_each_would_give_otherwise
         "COORDINATOR_ADDRESS": address,
         "NUM_PROCESSES": "2",
     }
-    line = [sys.executable, "-c", _ONE_OF_TWO, str(tmp_path / "policy"), str(folder), str(prompts)]
     started = [
         subprocess.Popen(
-            line,
+            [sys.executable, "-m", "tests.policy_runs", str(policy), str(folder), str(prompts)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -432,6 +374,49 @@ def test_two_processes_learn_the_same_of_a_reward_that_each_would_give_otherwise
     ]
     said = [process.communicate(timeout=500) for process in started]
     assert [process.returncode for process in started] == [0, 0], [err for _, err in said]
-    learned = [re.search("learned True (.*)", err)[1] for _, err in said]  # beside a progress bar
+    return SimpleNamespace(folder=folder, policy=policy, said=[err for _, err in said])
+
+
+def test_two_processes_learn_the_same_of_a_reward_that_each_would_give_otherwise(of_texts):
+    learned = [re.search("learned True (.*)", err)[1] for err in of_texts.said]  # beside a progress bar
     assert learned[0] == learned[1]
     assert len(learned[0].split()) > 10
+
+
+def test_a_text_to_image_folder(of_texts, tmp_path, monkeypatch, capsys):
+    """Trained on texts with guidance, then told by the command that makes images from prompts."""
+    folder, policy = of_texts.folder, of_texts.policy
+    pretrained = load_pretrained(folder, dtype=jnp.float32)
+    subject = subjects.of_folder(pretrained, ["a red dog"], subjects.Choice(3, 3.0, None, 32))
+    assert subject.behind == background(pretrained.scheduler, 3, 64)
+    entry = evaluate.Entry("", lambda base, known: ConstantDeviation(base, np.float32(0.5)), True)
+    rewards = rewarding.parse("tests.test_train_tpm:bright")
+    found, _ = evaluate.evaluate(subject, rewards, [entry], None, count=2, seeds=[0], batch=2)
+    call = mains.command(monkeypatch, capsys)
+    asked = (folder, "--prompt=a red dog", "--num=2", "--steps=3", "--guidance=3", "--height=32", "--width=32")
+    made = []
+    for name, more in (("plain", ()), ("some", (f"--tpm={policy}", "--gamma=2"))):
+        code, _, err = call("text2image", *asked, *more, f"--out={tmp_path / name}")
+        assert code == 0, err
+        with Image.open(tmp_path / name / "images" / "0001.png") as image:
+            made.append(np.asarray(image).astype(int))
+            said = json.loads(image.text["asyncpatch_jax"])
+    assert np.abs(made[1] - made[0]).max() > 0
+    assert (said["tpm"], said["gamma"]) == (str(policy), 2.0)
+    assert found[""].of["tests.test_train_tpm:bright"].shape == (2,)
+    # the pipeline and what policies are trained on make the same images of the same keys
+    keys = jax.vmap(jax.random.key)(np.arange(2, dtype=np.uint32))
+    wanted = subject.ask(np.zeros(2, np.int32))
+    schedule = entry.follow(subject.base, wanted.known)
+    latents, _ = subjects.drawn(subject.net, subject.params, schedule, wanted, keys, subject.shape, deviation)
+    assert np.abs(subject.pictures(latents)[1].astype(int) - made[0]).max() <= 1
+    # what the network is told does not depend on what was asked before, bit for bit
+    both = [subjects.of_folder(pretrained, ["a red dog", "two cats"], subjects.Choice(3, 3.0, None, 32)) for _ in "ab"]
+    asked = [both[0].ask(np.array([0, 1])), both[1].ask(np.array([1, 1]))]
+    np.testing.assert_array_equal(*(one.cond.tokens[1] for one in asked))
+    # real images are read as those that are made: in pixels, not as latents
+    real = tmp_path / "real"
+    real.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((40, 40, 3), 80 * i, np.uint8)).save(real / f"{i}.png")
+    assert evaluate.real_images(str(real), str(folder), subject).shape == (3, 32, 32, 3)
