@@ -1,8 +1,12 @@
 """What `test_sharding.py` runs in a process with eight devices: on any mesh, the same as on one device."""
 
 import functools
+import os
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +29,22 @@ from asyncpatch_jax.training import checksums, grpo, policies
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
 from asyncpatch_jax.types import Condition, FewTimes, Prediction, Spans
+from configs import tpm_digits
 from launch import evaluate, train_tpm
 from launch.policy import rewarding, subjects
 from launch.shared import build, cli, pictures, programs
 from launch.shared.generate import generate
 from launch.shared.plans import plan
-from tests import test_attention, test_kernels, test_launch, test_train_tpm, tiny_folders
+from tests import drawn, test_attention, test_kernels, test_launch
 
+FOLDERS = Path(os.environ["ASYNCPATCH_TESTS_FOLDERS"])  # of `tiny_folders`, whose libraries are not imported here
 ROOT = Path(__file__).parent.parent
 UNET = {"model.base": 16, "model.head_dim": 8, "model.multipliers": (1,), "model.attention": (0,)}
 NETWORKS = {
     "unet, group norm": UNET,
     "unet, rms norm, scan": {
         **UNET,
+        "model.attention": (),  # the others have it
         "model.blocks": 2,
         "model.norm": "rms",
         "model.scan": True,
@@ -54,7 +61,7 @@ NETWORKS = {
     },
 }
 MESHES = {
-    "unet, group norm": [(4, 2, 1), (2, 2, 2)],
+    "unet, group norm": [(2, 2, 2)],
     "unet, rms norm, scan": [(1, 4, 2)],
     "dit": [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)],
 }
@@ -150,29 +157,35 @@ def moments(state):
     return next((s.mu, s.nu) for s in adams if hasattr(s, "mu"))
 
 
+def asked(run, count):
+    """The sampler's inputs: the first images of any number are the same."""
+    return pictures.inputs(run, jax.random.key(1), np.zeros((count, *run.shape)), np.arange(count) % 10)
+
+
+@functools.cache
+def sampled_on_one_device(name):
+    run, _ = case(name)
+    schedule, num_steps, _ = plan("sync", run)
+    return np.asarray(generate(pictures.net(run), run.params, schedule, asked(run, 16), num_steps=num_steps).images)
+
+
 @pytest.mark.parametrize(("name", "shape"), [("unet, group norm", (4, 2, 1)), ("dit", (2, 2, 2)), ("dit", (1, 8, 1))])
 def test_sampling(name, shape):
     """Classifier-free guidance gives the same images, and moves none of the batch between devices."""
     run, _ = case(name)
-
-    batch = pictures.inputs(run, jax.random.key(1), np.zeros((16, *run.shape)), np.arange(16) % 10)
-    schedule, num_steps, _ = plan("sync", run)
-    alone = generate(pictures.net(run), run.params, schedule, batch, num_steps=num_steps).images
     program = programs.sampling(run.config, run, mesh_of(shape), 16)
     compiled = program.fn.lower(*program.args).compile()
-    CLOSE(compiled(*placed((run.params, schedule, batch), program.args)).images, alone, atol=1e-4)
+    found = compiled(*placed((run.params, plan("sync", run).schedule, asked(run, 16)), program.args)).images
+    CLOSE(found, sampled_on_one_device(name), atol=1e-4)
     assert not re.findall(r" all-to-all(?:-start)?\(", compiled.as_text())
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_sampled_all_the_same():
     run, _ = case("dit")
-    batch = pictures.inputs(run, jax.random.key(1), np.zeros((3, *run.shape)), np.arange(3))
     schedule, num_steps, _ = plan("sync", run)
-    images = [
-        generate(pictures.net(run._replace(mesh=mesh)), run.params, schedule, batch, num_steps=num_steps).images
-        for mesh in (None, mesh_of((8, 1, 1)))
-    ]
-    CLOSE(*images, atol=1e-4)
+    net = pictures.net(run._replace(mesh=mesh_of((8, 1, 1))))
+    found = generate(net, run.params, schedule, asked(run, 3), num_steps=num_steps).images
+    CLOSE(found, sampled_on_one_device("dit")[:3], atol=1e-4)
 
 
 def test_a_checkpoint_moves_to_any_mesh(tmp_path):
@@ -278,8 +291,8 @@ def test_each_device_applies_a_function_to_its_part(shape):
         with sharding.using(mesh):
             return loss(x, table)
 
-    x, table = jnp.arange(32.0).reshape(16, 2), jnp.array([[2.0, 3.0]])
-    expected = jax.grad(loss, (0, 1))(x, table)
+    x, table = np.arange(32, dtype=np.float32).reshape(16, 2), np.array([[2.0, 3.0]], np.float32)
+    expected = jax.jit(jax.grad(loss, (0, 1)))(x, table)
     seen.clear()
     found = jax.jit(jax.grad(on_mesh, (0, 1)))(jax.device_put(x, sharding.batch(mesh)), table)
     assert seen[0] == ((16 // sharding.batch_parts(mesh), 2), (1, 2))
@@ -325,9 +338,8 @@ def test_each_device_runs_attention_on_its_own_images_and_heads(monkeypatch):
 
 @pytest.mark.parametrize("family", ["sdxl", "flux"])
 def test_pretrained_parameters_are_read_and_saved_in_parts(family, tmp_path):
-    tiny_folders.folder(family, tmp_path / family)
     mesh = sharding.make_mesh(2, 2, 2)
-    whole, split = (load_pretrained(tmp_path / family, m, jnp.float32) for m in (None, mesh))
+    whole, split = (load_pretrained(FOLDERS / family, m, jnp.float32) for m in (None, mesh))
     for name, component in split.components.items():
         jax.tree.map(np.testing.assert_array_equal, component.params, whole.components[name].params)
         wanted = sharding.parameters(mesh, component.params, logical_axes(component.params))
@@ -339,10 +351,9 @@ def test_pretrained_parameters_are_read_and_saved_in_parts(family, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.denoiser.params)
 
 
-def test_copies_of_a_pretrained_parameter_may_be_donated(tmp_path):
+def test_copies_of_a_pretrained_parameter_may_be_donated():
     """Devices of one host that hold the same numbers share their memory until one of them is told to write there."""
-    tiny_folders.folder("sd", tmp_path / "sd")
-    component = load_component(tmp_path / "sd" / "text_encoder", sharding.make_mesh(8), jnp.float32)
+    component = load_component(FOLDERS / "sdxl" / "text_encoder", sharding.make_mesh(8), jnp.float32)
     before = jax.tree.map(np.array, component.params)
     after = jax.jit(lambda params: jax.tree.map(lambda leaf: 2 * leaf, params), donate_argnums=0)(component.params)
     for leaf, expected in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
@@ -354,8 +365,8 @@ def test_flux(monkeypatch, kernels):
     """The network with joint attention, its maps included, on a mesh of all three axes."""
     config = {
         "in_channels": 16,
-        "num_layers": 4,
-        "num_single_layers": 4,
+        "num_layers": 2,
+        "num_single_layers": 2,
         "attention_head_dim": 16,
         "num_attention_heads": 2,
         "joint_attention_dim": 12,
@@ -370,13 +381,13 @@ def test_flux(monkeypatch, kernels):
     shapes = jax.eval_shape(model.init, jax.random.key(0), *flux.example(model))["params"]
     rng = np.random.default_rng(0)
 
-    def normal(*shape):
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+    def normal(*shape, scale=1.0, power=1):
+        return jnp.asarray(scale * rng.normal(size=shape) ** power, jnp.float32)
 
-    params = jax.tree.map(lambda leaf: 0.3 * normal(*leaf.shape), shapes)
-    spans = Spans(jnp.asarray(rng.integers(0, 7, (4, 3))), normal(4, 3, 2) ** 2)
-    cond = Condition(tokens=normal(4, 7, 12), pooled=normal(4, 10), guidance=normal(4) ** 2, spans=spans)
-    t = FewTimes(1000 * normal(4, 3) ** 2, jnp.asarray(rng.integers(0, 3, (4, 2, 4, 1)), jnp.int8))
+    params = jax.tree.map(lambda leaf: normal(*leaf.shape, scale=0.3), shapes)
+    spans = Spans(jnp.asarray(rng.integers(0, 7, (4, 3)), jnp.int32), normal(4, 3, 2, power=2))
+    cond = Condition(tokens=normal(4, 7, 12), pooled=normal(4, 10), guidance=normal(4, power=2), spans=spans)
+    t = FewTimes(normal(4, 3, scale=1000, power=2), jnp.asarray(rng.integers(0, 3, (4, 2, 4, 1)), jnp.int8))
     inputs = (normal(4, 4, 8, 4), t, cond)
 
     def call(mesh, params, *inputs):
@@ -389,7 +400,8 @@ def test_flux(monkeypatch, kernels):
     assert {axis for leaf in jax.tree.leaves(layout) for axis in leaf.spec} == {None, "fsdp", "tensor"}
     placed = jax.device_put(inputs, sharding.batch(mesh))
     out, found = jax.jit(functools.partial(call, mesh))(jax.device_put(params, layout), *placed)
-    for ours, theirs in ((out, expected), (found["maps"], aux["maps"])):
+    for pair in ((out, expected), (found["maps"], aux["maps"])):
+        ours, theirs = map(np.asarray, pair)
         assert np.abs(ours - theirs).max() <= (0.05 if kernels else 1e-5) * np.abs(theirs).max()
 
 
@@ -400,7 +412,7 @@ def test_grpo_of_images_spread_over_a_mesh():
     x, cond = keys_lib.normal(keys, (4, 4, 1)), grpo.grouped(Condition(label=jnp.asarray([0, 2])), 8)
     seen = observe(x, Prediction(x, x, {}), jnp.ones((16, 1, 1, 1)), 0, 3)
     optimizer = adam(1e-2)
-    state = create(jax.jit(module.init)(jax.random.key(1), seen, cond)["params"], optimizer)
+    state = create(drawn.params(module, seen, cond), optimizer)
 
     def denoise(x, times):
         return Prediction(0.3 * x, jnp.sin(x) + times.told, {})
@@ -425,12 +437,22 @@ def test_grpo_of_images_spread_over_a_mesh():
     jax.tree.map(functools.partial(CLOSE, rtol=1e-3, atol=1e-6), mu, moments(alone[1])[0])
 
 
+def bright(images, prompts):
+    """A reward that any deviation changes."""
+    return images.mean((1, 2, 3)) / 255 + 0.01 * np.array([len(prompt) for prompt in prompts])
+
+
+BRIGHT = f"{bright.__module__}:bright"
+
+
 def test_a_policy_is_trained_and_used_over_a_mesh(tmp_path, monkeypatch):
     """`launch.train_tpm` as it is, on eight devices: the rewards and the parameters that one device gives.
 
     And it is read onto the devices that the network lies on.
     """
     monkeypatch.setattr(build, "load_run", lambda *where, **more: test_launch.run())
+    # what TensorBoard is told has tests elsewhere, and its writer imports TensorFlow
+    monkeypatch.setitem(sys.modules, "clu", SimpleNamespace(metric_writers=MagicMock()))
     folder = test_launch.folder_of(tmp_path / "digits")
     rewards, combine = [], train_tpm.combine
 
@@ -442,8 +464,15 @@ def test_a_policy_is_trained_and_used_over_a_mesh(tmp_path, monkeypatch):
 
     def run(name):
         rewards.clear()
-        train_tpm.run(test_train_tpm.config_of(tmp_path / name, folder, **{"train.steps": 2}))
-        return [one["tests.test_train_tpm:bright"] for one in rewards], policies.load(tmp_path / name).params
+        config = tpm_digits.get_config("smoke")
+        config.update({"workdir": str(tmp_path / name), "denoiser": str(folder), "rewards": f"{BRIGHT}*2"})
+        config.sample.steps = 3
+        config.policy.update({"patch": 4, "width": 8, "heads": 2})
+        config.grpo.update({"prompts": 2, "noises": 2, "draws": 2, "minibatch": 4})
+        steps = {"steps": 2, "checkpoint_every": 2, "log_every": 1, "sample_every": 0}
+        config.train.update({**steps, "held_out": 4})
+        train_tpm.run(config)
+        return [one[BRIGHT] for one in rewards], policies.load(tmp_path / name).params
 
     found, spread = run("eight")
     monkeypatch.setattr(build, "mesh", lambda config: mesh_of((1, 1, 1)))
@@ -456,7 +485,5 @@ def test_a_policy_is_trained_and_used_over_a_mesh(tmp_path, monkeypatch):
     placed = test_launch.run()._replace(params=jax.device_put(test_launch.run().params, sharding.replicated(mesh)))
     subject = subjects.of_run(test_launch._copy(placed), [], subjects.Choice(3, 1.0, "ddim"), mesh)
     (entry,) = evaluate.parse(f"tpm={tmp_path / 'eight'}", subject)
-    scores, _ = evaluate.evaluate(
-        subject, rewarding.parse("tests.test_train_tpm:bright"), [entry], None, count=8, seeds=[0], batch=8
-    )
-    assert np.isfinite(scores[entry.name].of["tests.test_train_tpm:bright"]).all()
+    scores, _ = evaluate.evaluate(subject, rewarding.parse(BRIGHT), [entry], None, count=8, seeds=[0], batch=8)
+    assert np.isfinite(scores[entry.name].of[BRIGHT]).all()

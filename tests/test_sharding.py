@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 
 from asyncpatch_jax import sharding
+from tests import tiny_folders
 
 
-def test_on_eight_devices():
+def test_on_eight_devices(tmp_path):
+    for family in ("sdxl", "flux"):
+        tiny_folders.folder(family, tmp_path / family)
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [
             sys.executable,
             "-m",
             "pytest",
+            "--override-ini=addopts=",  # no types: they are the same on one device, where other tests look at them
             "-q",
-            "-n",
-            "0",
             "--durations=5",
             str(Path(__file__).parent / "eight_devices.py"),
         ],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env={**os.environ, "XLA_FLAGS": flags, "ASYNCPATCH_TESTS_FOLDERS": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
