@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ from asyncpatch_jax.pretrained.folders.complete import check_complete
 from asyncpatch_jax.pretrained.folders.inspection import bytes_per_chip, inspect
 from asyncpatch_jax.pretrained.folders.presets import PRESETS
 from launch import check_checkpoint
-from tests import tiny_folders
+from tests import mains, tiny_folders
 
 
 @pytest.fixture(scope="module", name="saved")
@@ -189,17 +187,17 @@ def test_flux_fits_where_it_should():
     assert whole / 16 < bytes_per_chip(shapes, jnp.bfloat16, 4, 4) < whole / 8
 
 
-def _run(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "launch.check_checkpoint", *map(str, args)], capture_output=True, text=True, check=False
-    )
+@pytest.fixture(name="command")
+def _command(monkeypatch, capsys):
+    call = mains.command(monkeypatch, capsys)
+    return lambda *arguments: call("check_checkpoint", *arguments)
 
 
-def test_the_command_on_a_broken_folder(folder):
+def test_the_command_on_a_broken_folder(folder, command):
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    done = _run(folder, "--tensor=4")
-    assert done.returncode == 1
-    assert done.stderr == f"error: {folder} will not load: vae\n"
+    code, out, err = command(folder, "--tensor=4")
+    assert code == 1
+    assert err == f"error: {folder} will not load: vae\n"
     for line in (
         f"{folder}: sd3",
         "transformer     SD3Transformer2DModel        0.1 M parameters, F32, 0.00 GB on disk: will load",
@@ -207,13 +205,13 @@ def test_the_command_on_a_broken_folder(folder):
         "    - expected diffusion_pytorch_model.safetensors or model.safetensors",
         "4 chips     8 chips    16 chips",
     ):
-        assert line in done.stdout
-    assert "1 chip " not in done.stdout
+        assert line in out
+    assert "1 chip " not in out
 
 
-def test_the_commands_help_and_mistakes():
-    assert "python -m launch.check_checkpoint FLUX.1-dev --tensor=4" in _run("--help").stdout
-    assert _run().stderr.startswith("error: expected FOLDER and flags")
+def test_the_commands_help_and_mistakes(command):
+    assert "python -m launch.check_checkpoint FLUX.1-dev --tensor=4" in command("--help")[1]
+    assert command()[2].startswith("error: expected FOLDER and flags")
 
 
 def test_the_tables(saved):

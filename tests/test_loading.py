@@ -21,6 +21,7 @@ from asyncpatch_jax.pretrained.folders import families, names, tensors
 from asyncpatch_jax.pretrained.folders.inspection import inspect
 from asyncpatch_jax.pretrained.folders.loading import load_component, load_pretrained
 from tests import tiny_folders
+from tests.programs import Program
 
 WEIGHTS = {"text_encoder": "model.safetensors", "unet": "diffusion_pytorch_model.safetensors"}
 
@@ -443,19 +444,17 @@ def test_each_process_reads_its_part(saved, tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     folder = saved("sd") / "text_encoder"
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
-    command = [sys.executable, "-m", "tests.two_processes", address]
     started = [
-        subprocess.Popen(
-            [*command, str(process), str(folder), str(tmp_path / "out")],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
+        Program(
+            *("tests.two_processes", address, str(process), str(folder), str(tmp_path / "out")),
+            environment=environment,
             cwd=Path(__file__).parent.parent,
         )
         for process in (0, 1)
     ]
-    shares = [float(process.communicate(timeout=300)[0].split()[-1]) for process in started]
-    assert [process.returncode for process in started] == [0, 0]
+    said = [process.stdout.read().decode() for process in started]
+    assert [process.wait() for process in started] == [0, 0], said
+    shares = [float(re.search(r"^share (\S+)$", text, re.MULTILINE)[1]) for text in said]
     assert all(0.5 <= share < 0.6 for share in shares)
     written, original = (load_file(path / "model.safetensors") for path in (tmp_path / "out", folder))
     for name, value in written.items():

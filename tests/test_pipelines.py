@@ -74,10 +74,14 @@ def test_the_same_images_as_diffusers(folders, family, record_property):
     _, pipe, pretrained = folders(family)
     distilled = family in ("flux", "kontext")
     scales = {"guidance": 2.0, "negative_guidance": 3.0} if distilled else {"guidance": 4.0}
-    settings = defaults(family, 32, num_steps=STEPS, width=48, **scales)
+    # of the texts at full length, `test_prompts` sees to
+    length = {} if family in ("sd", "sdxl") else {"t5_length": 32}
+    settings = defaults(family, 32, num_steps=STEPS, width=48, **scales, **length)
     image = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
     given = requests(pretrained, settings, negative=NEGATIVE, image=image if family == "kontext" else None)
     more = {"guidance_scale": settings.guidance}
+    if length:
+        more["max_sequence_length"] = settings.t5_length
     if distilled:
         more["true_cfg_scale"] = settings.negative_guidance
     if family == "kontext":

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from asyncpatch_jax.pretrained.folders import families, names, saving
 from asyncpatch_jax.pretrained.folders.loading import Component, load_component, load_pretrained
 from asyncpatch_jax.pretrained.folders.saving import save_component, save_pretrained
-from tests import tiny_folders
+from tests import drawn, tiny_folders
 
 TEXT = "a red car and a green apple"
 IMAGES = {
@@ -65,9 +65,7 @@ def _component(**settings):
         "num_attention_heads": 2,
         **settings,
     }
-    key = jax.random.key(0)
-    params = jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), families.shapes(config))
-    return Component(families.module(config), params, config)
+    return Component(families.module(config), drawn.params_like(families.shapes(config)), config)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(None, "F32"), (jnp.bfloat16, "BF16"), (jnp.float16, "F16")])

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +25,7 @@ from asyncpatch_jax.sampling import painting
 from launch.shared import photos
 from launch.text2image import mesh_of
 from tests import OLDER_EMITTERS, mains, tiny_folders
+from tests.programs import Program
 
 ROOT = Path(__file__).parent.parent
 
@@ -141,7 +141,7 @@ def test_a_photo_of_any_size_comes_back_with_its_hole_filled_and_nothing_else_ch
     assert (tmp_path / "out" / "fields" / "0001.png").exists()
 
 
-@pytest.mark.parametrize(("family", "more"), [("sd", ["--strength=0.5"]), ("kontext", [])])
+@pytest.mark.parametrize(("family", "more"), [("sd", ["--strength=0.5"]), ("kontext", ["--t5_length=32"])])
 def test_a_whole_photo_of_any_size_changes(command, tmp_path, family, more):
     tiny_folders.folder(family, tmp_path / family)
     photo = np.random.default_rng(0).integers(0, 256, (45, 23, 3), np.uint8)
@@ -278,9 +278,10 @@ def test_kontext_edits_an_image(command, tmp_path):
     tiny_folders.folder("kontext", folder)
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "picture.png")
-    made = by_command(command, tmp_path, folder, "--prompt=a red dog", f"--image={tmp_path / 'picture.png'}")
-    assert np.abs(made - by_library(folder, Request("a red dog", image=picture))).max() <= 1
-    assert np.abs(made - by_library(folder, Request("a red dog", image=255 - picture))).max() > 1
+    image = f"--image={tmp_path / 'picture.png'}"
+    made = by_command(command, tmp_path, folder, "--prompt=a red dog", image, "--t5_length=32")
+    assert np.abs(made - by_library(folder, Request("a red dog", image=picture), t5_length=32)).max() <= 1
+    assert np.abs(made - by_library(folder, Request("a red dog", image=255 - picture), t5_length=32)).max() > 1
 
 
 @pytest.mark.parametrize(
@@ -379,24 +380,16 @@ def test_two_processes_make_what_one_does(command, folder, tmp_path):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     asked = [str(folder), "--prompt=a red dog", "--objects=dog", "--schedule=asyndm", "--num=4", "--steps=2"]
-    split = "from asyncpatch_jax import sharding; sharding.MIN_SIZE = 1; import runpy; "
-    split += "runpy.run_module('launch.text2image', run_name='__main__', alter_sys=True)"
     environment = {
         **os.environ,
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS} --xla_force_host_platform_device_count=2",
         "COORDINATOR_ADDRESS": address,
         "NUM_PROCESSES": "2",
     }
-    # tiny parameters are split like large ones
-    line = [sys.executable, "-c", split, *asked, "--mesh=data=1,fsdp=2,tensor=2", f"--out={tmp_path / 'two'}"]
-    started = [
-        subprocess.Popen(
-            line, stderr=subprocess.PIPE, text=True, env={**environment, "PROCESS_ID": str(index)}, cwd=ROOT
-        )
-        for index in (0, 1)
-    ]
-    said = [process.communicate(timeout=500)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    line = ["tests.split_images", *asked, "--mesh=data=1,fsdp=2,tensor=2", f"--out={tmp_path / 'two'}"]
+    started = [Program(*line, environment={**environment, "PROCESS_ID": str(index)}, cwd=ROOT) for index in (0, 1)]
+    said = [process.stdout.read().decode() for process in started]
+    assert [process.wait() for process in started] == [0, 0], said
     code, _, err = command(*asked)
     assert code == 0, err
     for i in range(4):

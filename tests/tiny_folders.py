@@ -109,7 +109,7 @@ def _sd(path: Path, pipeline: Callable[..., Any] = diffusers.StableDiffusionPipe
         **more,
         # attention where AsynDM reads its maps, and no more: what is traced again and again is small
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        up_block_types=("UpBlock2D",) * 3,
         attention_head_dim=2,
         cross_attention_dim=WIDTH,
     )
@@ -128,7 +128,7 @@ def _sdxl(path: Path, pipeline: Callable[..., Any] = diffusers.StableDiffusionXL
     unet = _unet(
         **more,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        up_block_types=("UpBlock2D",) * 3,
         transformer_layers_per_block=(1, 1, 4),
         attention_head_dim=(1, 2, 2),
         cross_attention_dim=2 * WIDTH,
@@ -147,14 +147,14 @@ def _sd3(path: Path) -> Any:
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=5,
-        attention_head_dim=8,
+        num_layers=3,
+        attention_head_dim=12,
         num_attention_heads=2,
         joint_attention_dim=T5_WIDTH,
-        caption_projection_dim=16,
+        caption_projection_dim=24,
         pooled_projection_dim=2 * WIDTH,
         pos_embed_max_size=12,
-        dual_attention_layers=(0, 1),
+        dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
     return diffusers.StableDiffusion3Pipeline(
@@ -170,7 +170,7 @@ def _sd3(path: Path) -> Any:
 def _flux(path: Path, pipeline: Callable[..., Any] = diffusers.FluxPipeline) -> Any:
     transformer = diffusers.FluxTransformer2DModel(
         in_channels=16,
-        num_layers=2,
+        num_layers=1,
         num_single_layers=4,
         attention_head_dim=16,
         num_attention_heads=2,

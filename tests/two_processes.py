@@ -29,7 +29,7 @@ def main(address: str, process: int, folder: Path, out: Path) -> None:
 
     jax.tree.map(check, component.params, state)
     save_component(component, out)
-    print(sum(asked) / sum(leaf.size for leaf in jax.tree.leaves(state)))
+    print("share", sum(asked) / sum(leaf.size for leaf in jax.tree.leaves(state)))
 
 
 if __name__ == "__main__":
