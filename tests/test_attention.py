@@ -9,18 +9,24 @@ import pytest
 
 from asyncpatch_jax.models import attention
 from asyncpatch_jax.models.layers import Attention
+from tests import drawn
 
 
 def heads(b, n, h, d, dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(0), 4)
-    return [jax.random.normal(key, (b, n, h, d)).astype(dtype) for key in keys]
+    return [jax.device_put(np.asarray(part).astype(dtype)) for part in drawn.normal(4, b, n, h, d)]
 
 
 def run(form, q, k, v, cotangent):
     """(value, gradients)."""
-    y, pull = jax.vjp(jax.jit(form), q, k, v)
+
+    @jax.jit
+    def both(q, k, v, cotangent):
+        y, pull = jax.vjp(form, q, k, v)
+        return y, *pull(cotangent)
+
+    y, *gradients = both(q, k, v, cotangent)
     assert y.dtype == q.dtype
-    return y, *pull(cotangent)
+    return y, *gradients
 
 
 def close(got, expected, share):
@@ -30,6 +36,7 @@ def close(got, expected, share):
 
 
 interpreted = partial(attention.flash, (128, 128), interpret=True)
+sums_of_kernel, plain_sums = jax.jit(partial(interpreted, log_sums=True)), jax.jit(attention.plain_sums)
 
 
 # one block, several blocks, heads that are no power of two, heads as wide as a TPU's lanes, lengths that are padded
@@ -42,7 +49,7 @@ def test_kernel_equals_xla(n, d):
 def test_bfloat16():
     """Against XLA in float32."""
     args = heads(2, 256, 2, 24, jnp.bfloat16)
-    exact = run(jax.nn.dot_product_attention, *(a.astype(jnp.float32) for a in args))
+    exact = run(jax.nn.dot_product_attention, *(jax.device_put(np.asarray(a, np.float32)) for a in args))
     close(run(interpreted, *args), exact, 0.02)
 
 
@@ -58,15 +65,14 @@ def weights(q, k):
     return (shares / shares.sum(-1, keepdims=True)).mean(1)
 
 
-COLUMNS = jnp.array([[0, 5, 5], [130, 6, 40]])
+COLUMNS = jax.device_put(np.int32([[0, 5, 5], [130, 6, 40]]))
 
 
 # as long as the queries, or not; of padded lengths or not
 @pytest.mark.parametrize(("n", "m"), [(256, 256), (150, 150), (128, 200), (150, 256)])
 def test_log_sums_of_the_kernel(n, m):
     q, (k, v) = heads(2, n, 3, 8)[0], heads(2, m, 3, 8)[1:3]
-    got = interpreted(q, k, v, log_sums=True)
-    for a, b in zip(got, attention.plain_sums(q, k, v), strict=True):
+    for a, b in zip(sums_of_kernel(q, k, v), plain_sums(q, k, v), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -79,18 +85,19 @@ def test_columns_are_columns_of_the_softmax(monkeypatch, kernel):
             return interpreted(q, k, v, log_sums=log_sums)
 
         monkeypatch.setattr(attention, "_by_platform", by_kernel)
-    out, shares = attention.attend_columns(q, k, v, COLUMNS)
+    # a function of its own, whose trace no other form's is taken for
+    out, shares = jax.jit(lambda *args: attention.attend_columns(*args))(q, k, v, COLUMNS)
     expected = np.stack([w[:, c] for w, c in zip(weights(q, k), np.asarray(COLUMNS), strict=True)])
     np.testing.assert_allclose(shares, expected, rtol=1e-5)
-    np.testing.assert_allclose(out, attention.plain(q, k, v), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out, jax.jit(attention.plain)(q, k, v), rtol=1e-5, atol=1e-6)
 
 
 def test_float64_stays_so():
     with jax.enable_x64(True):
-        q, k, v = (jax.random.normal(key, (1, 9, 2, 4), jnp.float64) for key in jax.random.split(jax.random.key(0), 3))
+        q, k, v = np.random.default_rng(0).normal(size=(3, 1, 9, 2, 4))
         logits = np.einsum("bnhd,bmhd->bhnm", q, k) / 2
         sums = np.exp(logits).sum(-1)
-        out, log_sums = attention.plain_sums(q, k, v)
+        out, log_sums = plain_sums(q, k, v)
         np.testing.assert_allclose(log_sums, np.log(sums).swapaxes(1, 2), rtol=1e-14)
         exact = np.einsum("bhnm,bmhd->bnhd", np.exp(logits) / sums[..., None], v)
         np.testing.assert_allclose(out, exact, rtol=1e-13, atol=1e-15)
@@ -99,11 +106,12 @@ def test_float64_stays_so():
 def test_columns_under_a_mask():
     """A masked key has no share, and what is left adds up to 1."""
     q, k, v, _ = heads(2, 8, 2, 4)
-    mask = (jnp.arange(8)[None] < jnp.array([[3], [8]]))[:, None, None, :]
-    _, shares = attention.attend_columns(q, k, v, jnp.broadcast_to(jnp.arange(8), (2, 8)), mask)
+    mask = (np.arange(8) < np.array([[3], [8]]))[:, None, None, :]
+    columns = np.tile(np.arange(8, dtype=np.int32), (2, 1))
+    shares = np.asarray(jax.jit(attention.attend_columns)(q, k, v, columns, mask)[1])
     np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-6)
     assert not shares[0, :, 3:].any()
-    np.testing.assert_allclose(shares[:1, :, :3], weights(q[:1], k[:1, :3]), rtol=1e-5)
+    np.testing.assert_allclose(shares[:1, :, :3], weights(np.asarray(q)[:1], np.asarray(k)[:1, :3]), rtol=1e-5)
 
 
 @pytest.mark.usefixtures("cudnn")
@@ -175,16 +183,19 @@ def test_machines_without_a_gpu_trace_no_cudnn():
 
 
 def test_masked_keys_do_not_count():
-    q, k, v, _ = heads(2, 8, 2, 4)
-    mask = jnp.arange(8)[None] < jnp.array([[3], [8]])
-    got = attention.attend(q, k, v, mask=mask[:, None, None, :])
-    np.testing.assert_allclose(got[:1], attention.attend(q[:1], k[:1, :3], v[:1, :3]), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(got[1:], attention.attend(q[1:], k[1:], v[1:]), rtol=1e-5, atol=1e-6)
+    q, k, v, _ = (np.asarray(part) for part in heads(2, 8, 2, 4))
+    mask = np.arange(8) < np.array([[3], [8]])
+    attend = jax.jit(attention.attend)
+    got = np.asarray(attend(q, k, v, mask=mask[:, None, None, :]))
+    np.testing.assert_allclose(got[:1], attend(q[:1], k[:1, :3], v[:1, :3]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[1:], attend(q[1:], k[1:], v[1:]), rtol=1e-5, atol=1e-6)
 
 
 def test_layer_runs_it(monkeypatch):
     """With the kernel in its place, the layer is the same."""
-    layer, x = Attention(2, jnp.bfloat16, zero_init=False), heads(2, 128, 1, 32, jnp.bfloat16)[0][:, :, 0]
-    y, params = layer.init_with_output(jax.random.key(0), x)
+    layer, x = Attention(2, jnp.bfloat16, zero_init=False), drawn.normal(2, 128, 32)
+    x = jax.device_put(np.asarray(x).astype(jnp.bfloat16))
+    params = {"params": drawn.params(layer, x)}
+    y = jax.jit(layer.apply)(params, x)
     monkeypatch.setattr("asyncpatch_jax.models.layers.attend", lambda q, k, v, mask: interpreted(q, k, v))
-    close([layer.apply(params, x)], [y], 0.03)
+    close([jax.jit(lambda *args: layer.apply(*args))(params, x)], [y], 0.03)
