@@ -93,7 +93,7 @@ def test_a_comparison_starts_from_equal_networks(monkeypatch):
     config.sample.steps = 2
     config.times.name = "synchronous"  # compiles fastest
     run = build.untrained(config, build.dataset(config, "test"))
-    run = run._replace(params=build.init_params(run.model, jax.random.key(0), run.shape))
+    run = run._replace(params=jax.device_put(_params(run.model, run.shape)))
     report = versus.compare(run, 2, 1, compile_torch=False)
     assert report["parameters"][0] == report["parameters"][1]
     assert report["difference"] < 1e-4
