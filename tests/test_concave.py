@@ -27,11 +27,12 @@ from asyncpatch_jax.sampling import (
 )
 from asyncpatch_jax.sampling.schedules import curves
 from asyncpatch_jax.types import FewTimes, Prediction
+from tests import drawn
 from tests.test_curves import chain, written_out
 
 STEPS = 50
 # Stable Diffusion's "leading" grid: 981 ... 1 of 1000 train steps, and the level 0 at the end
-GRID = jnp.asarray((np.r_[np.arange(981, 0, -20), 0] + 1) / 1000, jnp.float32)
+GRID = jax.device_put(((np.r_[np.arange(981, 0, -20), 0] + 1) / 1000).astype(np.float32))
 STABLE = {"grid": GRID, "cells": (8, 8), "head_start": True}
 SHAPE = (8, 8, 2)
 
@@ -50,16 +51,16 @@ def looking(maps):
 
 
 def maps(batch=2, objects=1, grid=(2, 2), seed=0):
-    return jax.random.uniform(jax.random.key(seed), (batch, *grid, objects))
+    return drawn.uniform(batch, *grid, objects, seed=seed)
 
 
+X = drawn.normal(2, *SHAPE, seed=1)
 FLOW, LOOKING = DDIM(RectifiedFlow()), looking(maps())
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "denoise"))
-def run(schedule, solver=FLOW, denoise=LOOKING, x=None):
+def traced(schedule, x=X, *, solver=FLOW, denoise=LOOKING):
     """The last state, and times, predictions' masks and images of each step."""
-    x = jax.random.normal(jax.random.key(1), (2, *SHAPE)) if x is None else x
     return sample(
         denoise,
         solver,
@@ -69,6 +70,17 @@ def run(schedule, solver=FLOW, denoise=LOOKING, x=None):
         num_steps=schedule.num_steps,
         trace=lambda state, pred: (state.times, pred.aux["maps"], state.x),
     )
+
+
+def run(*args, **options):
+    return jax.device_get(traced(*args, x=X, **options))
+
+
+# as users compile it; the emitters of these tests round what they fuse, which differs from program to program
+exactly = jax.jit(
+    functools.partial(traced.__wrapped__, solver=DDPM(Discrete())),
+    compiler_options={"xla_cpu_use_fusion_emitters": True},
+)
 
 
 def indices(levels):
@@ -81,19 +93,19 @@ def indices(levels):
 @pytest.mark.parametrize("masks", [Dynamic(), everywhere()], ids=["dynamic", "everywhere"])
 def test_without_weight_a_run_is_the_stock_one_bit_for_bit(curve, masks):
     levels = 1000 if curve == "quadratic" else None
-    schedule = Concave(k=jnp.zeros(1), masks=masks, curve=curve, levels=levels, **STABLE)
-    stock = run(Synchronous(GRID), solver=DDPM(Discrete()))
-    ours = run(schedule, solver=DDPM(Discrete()))
-    assert (ours[0].times.level == GRID[-1]).all()
+    schedule = Concave(k=np.zeros(1, np.float32), masks=masks, curve=curve, levels=levels, **STABLE)
+    stock, ours = (jax.device_get(exactly(schedule, X)) for schedule in (Synchronous(GRID), schedule))
+    grid = np.asarray(GRID)
+    assert (ours[0].times.level == grid[-1]).all()
     np.testing.assert_array_equal(ours[0].x, stock[0].x)
-    for t, level in zip(GRID, ours[1][0].level, strict=False):
+    for t, level in zip(grid, ours[1][0].level, strict=False):
         assert (level == t).all()
 
 
 @pytest.mark.parametrize("steps", [1, 7, 28])
 def test_unmasked_cells_of_a_flow_follow_the_stock_grid_exactly(steps):
     grid = shifted(steps, 3.0)
-    masks = Fixed(jnp.zeros((1, 8, 8, 1)))
+    masks = Fixed(jax.device_put(np.zeros((1, 8, 8, 1), np.float32)))
     schedule = Concave(grid, 1.0, masks, (8, 8), shift=3.0)
     ours, stock = run(schedule, solver=Euler(RectifiedFlow())), run(Synchronous(grid), solver=Euler(RectifiedFlow()))
     np.testing.assert_array_equal(ours[0].x, stock[0].x)
@@ -108,7 +120,7 @@ def test_masked_everywhere_is_the_stock_sampler_on_the_curve(curve):
     end, (times, *_) = run(Concave(k=0.7, masks=everywhere(), curve=curve, **STABLE))
     levels = np.r_[np.asarray(times.level)[:, 0].reshape(-1), np.asarray(end.times.level)[0].reshape(-1)]
     np.testing.assert_allclose(levels, expected, rtol=0, atol=2e-7)
-    stock, _ = run(Synchronous(jnp.asarray(levels)))
+    stock, _ = run(Synchronous(jax.device_put(levels)))
     np.testing.assert_array_equal(end.x, stock.x)
 
 
@@ -123,8 +135,8 @@ def test_a_shifted_curve_runs_in_the_index_before_the_shift():
 @pytest.mark.parametrize("curve", curves.CURVES)
 def test_a_run_ends_at_the_end_of_its_grid(curve):
     for grid, options in ((shifted(7, 3.0), {"shift": 3.0}), (GRID, {"head_start": True})):
-        end, _ = run(Concave(grid, jnp.asarray([0.7]), Dynamic(), (8, 8), curve=curve, **options))
-        assert (end.times.level == grid[-1]).all()
+        end, _ = run(Concave(grid, np.float32([0.7]), Dynamic(), (8, 8), curve=curve, **options))
+        assert (end.times.level == np.asarray(grid)[-1]).all()
 
 
 def plain_loop(schedule, seen, curve, k, n=STEPS, cells=(8, 8)):
@@ -154,9 +166,9 @@ def plain_loop(schedule, seen, curve, k, n=STEPS, cells=(8, 8)):
 )
 def test_dynamic_masks_against_a_plain_loop(curve, k):
     denoise = looking(maps(objects=len(k)))
-    schedule = Concave(k=jnp.asarray(k), masks=Dynamic(), curve=curve, **STABLE)
+    schedule = Concave(k=np.float32(k), masks=Dynamic(), curve=curve, **STABLE)
     end, (times, seen, _) = run(schedule, denoise=denoise)
-    expected = plain_loop(schedule, np.asarray(seen), curve, k)
+    expected = plain_loop(schedule, seen, curve, k)
     levels = np.concatenate([times.level, end.times.level[None]])[..., 0]
     np.testing.assert_allclose(indices(levels), expected, rtol=0, atol=2e-3)
     # the case means something: masks differ between images and along the run
@@ -175,13 +187,18 @@ def test_a_run_is_the_released_code_s():
         seen = jax.nn.sigmoid(3 * timefield.resize(x[..., :1], (2, 2))) * given.astype(np.float32)
         return pred._replace(aux={"maps": seen})
 
-    schedule = Concave(k=jnp.asarray(k), masks=Dynamic(), levels=1000, **STABLE)
-    start_x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
-    end, _ = run(schedule, solver=DDPM(process), denoise=denoise, x=start_x)
+    schedule = Concave(k=np.float32(k), masks=Dynamic(), levels=1000, **STABLE)
+    end, _ = run(schedule, solver=DDPM(process), denoise=denoise)
 
     bars = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
-    keys = keys_lib.per_image(jax.random.key(0), 2)
-    x = np.asarray(start_x, np.float64)
+
+    @jax.jit
+    @jax.vmap
+    def noises(i):
+        keys = keys_lib.per_image(jax.random.key(0), 2)
+        return keys_lib.normal(keys_lib.split(keys_lib.fold_in(keys, loop._STEP + i), 2)[1], SHAPE)
+
+    x, noise = np.asarray(X, np.float64), np.asarray(noises(np.arange(STEPS)))
     t, winner = np.full((2, 8, 8), 1001.0), np.full((2, 8, 8), 1)
 
     def moved(t, winner, r):
@@ -199,10 +216,9 @@ def test_a_run_is_the_released_code_s():
         eps = np.sin(x) * (now + 1) / 1000
         x0 = (x - np.sqrt(1 - bars[now]) * eps) / np.sqrt(bars[now])
         variance = (1 - bars[then]) / (1 - bars[now]) * (1 - bars[now] / bars[then])
-        noise = keys_lib.normal(keys_lib.split(keys_lib.fold_in(keys, loop._STEP + i), 2)[1], SHAPE)
         seen = x[..., :1].reshape(2, 2, 4, 2, 4, 1).mean((2, 4))
         seen = given / (1 + np.exp(-3 * seen))
-        x = np.sqrt(bars[then]) * x0 + np.sqrt(1 - bars[then] - variance) * eps + np.sqrt(variance) * np.asarray(noise)
+        x = np.sqrt(bars[then]) * x0 + np.sqrt(1 - bars[then] - variance) * eps + np.sqrt(variance) * noise[i]
         masks = seen >= seen.mean((1, 2), keepdims=True)
         rank = np.where(masks, k, -1.0)
         coarse = np.where(masks.any(-1), rank.argmax(-1), -1)
@@ -212,19 +228,24 @@ def test_a_run_is_the_released_code_s():
 
 
 def test_a_cell_that_the_curve_holds_keeps_its_bits():
-    drawn = jnp.zeros((2, 8, 8, 1)).at[0, :4].set(1.0).at[1, :, 5:].set(1.0)
-    end, (times, _, images) = run(Concave(linear(10), 1.0, Fixed(drawn), (8, 8), curve="extreme"))
-    assert (times.level[:6][:, drawn > 0] == 1).all()
-    assert (jnp.where(drawn > 0, images[:6] - images[:1], 0) == 0).all()
-    assert (jnp.where(drawn > 0, True, images[1] != images[0])).all()
-    assert (jnp.where(drawn > 0, images[6] != images[5], True)).all()
+    mask = np.zeros((2, 8, 8, 1), np.float32)
+    mask[0, :4] = mask[1, :, 5:] = 1
+    end, (times, _, images) = run(Concave(linear(10), 1.0, Fixed(jax.device_put(mask)), (8, 8), curve="extreme"))
+    held = mask > 0
+    assert (times.level[:6][:, held] == 1).all()
+    assert (np.where(held, images[:6] - images[:1], 0) == 0).all()
+    assert (np.where(held, True, images[1] != images[0])).all()
+    assert (np.where(held, images[6] != images[5], True)).all()
     assert (end.times.level == 0).all()
 
 
-@pytest.mark.parametrize("mask", [None, jnp.zeros((2, 8, 8, 1)).at[0, :4].set(1.0).at[1, :, 2:].set(1.0)])
-def test_few_times_are_the_same_run(mask):
+@pytest.mark.parametrize("masked", [False, True])
+def test_few_times_are_the_same_run(masked):
+    mask = np.zeros((2, 8, 8, 1), np.float32)
+    mask[0, :4] = mask[1, :, 2:] = 1
+    mask = jax.device_put(mask) if masked else None
     few = Concave(k=0.7, masks=Dynamic(), mask=mask, **STABLE)
-    dense = few.replace(k=jnp.asarray([0.7]))
+    dense = few.replace(k=np.float32([0.7]))
     assert few.distinct == STEPS + 1 + (mask is not None)
     assert dense.distinct is None
     (end, (times, *_)), (end_dense, (times_dense, *_)) = run(few), run(dense)
@@ -233,13 +254,14 @@ def test_few_times_are_the_same_run(mask):
     np.testing.assert_allclose(times.level, times_dense.level, rtol=0, atol=3e-7)
     np.testing.assert_allclose(end.x, end_dense.x, rtol=1e-3, atol=1e-4)
     # and no index leaves the table, the jump at the end included
-    error, _ = checkify.checkify(lambda s: run(s), errors=checkify.user_checks)(few)
+    error, _ = checkify.checkify(lambda s: traced(s), errors=checkify.user_checks)(few)
     error.throw()
 
 
 def test_fixed_masks_are_a_value_an_object():
-    drawn = jnp.zeros((2, 16, 16, 2)).at[0, :8, :, 0].set(1.0).at[:, 4:12, 8:, 1].set(1.0)
-    schedule = Concave(k=jnp.asarray([0.4, 0.7]), masks=Fixed(drawn), **STABLE)
+    masks = np.zeros((2, 16, 16, 2), np.float32)
+    masks[0, :8, :, 0] = masks[:, 4:12, 8:, 1] = 1
+    schedule = Concave(k=np.float32([0.4, 0.7]), masks=Fixed(jax.device_put(masks)), **STABLE)
     assert schedule.distinct == 3
     _, (times, *_) = run(schedule)
     assert times.told.values.shape[-1] == 3
@@ -254,7 +276,7 @@ def test_fixed_masks_are_a_value_an_object():
 
 
 def test_k_may_differ_from_image_to_image():
-    schedule = Concave(k=jnp.asarray([[0.7, 0.0], [0.0, 0.2]]), masks=Dynamic(), **STABLE)
+    schedule = Concave(k=np.float32([[0.7, 0.0], [0.0, 0.2]]), masks=Dynamic(), **STABLE)
     denoise = looking(maps(objects=2))
     _, (times, *_) = run(schedule, denoise=denoise)
     first = indices(times.level[0])
@@ -274,13 +296,13 @@ def test_times_are_rounded_to_train_steps_on_request():
 # ------------------------------------------------------------------------------------- one program, and its errors
 @pytest.mark.parametrize("k", [0.7, [0.3, 0.7]])
 def test_dynamic_masks_live_inside_one_scan(k):
-    k = jnp.asarray(k)
+    k = np.float32(k)
     schedule = Concave(k=k, masks=Dynamic(), **STABLE)
     denoise = looking(maps(objects=max(k.size, 1)))
-    text = run.lower(schedule, denoise=denoise).compile().as_text()
+    text = traced.lower(schedule, denoise=denoise).compile().as_text()
     assert text.count('"known_trip_count":{"n":"50"}') == 1
     assert not any(word in text for word in ("callback", "infeed", "outfeed", " send(", " recv("))
-    jaxpr = str(jax.make_jaxpr(lambda s: run(s, denoise=denoise))(schedule))
+    jaxpr = str(jax.make_jaxpr(lambda s: traced(s, denoise=denoise))(schedule))
     assert jaxpr.count("scan[") == jaxpr.count("length=50") == 1
     assert "callback" not in jaxpr
 
@@ -291,11 +313,11 @@ def test_new_values_compile_nothing():
     @jax.jit
     def go(schedule):
         traces.append(1)
-        return sample(LOOKING, FLOW, schedule, jax.random.key(0), jnp.ones((2, *SHAPE)), num_steps=50)[0].x
+        return sample(LOOKING, FLOW, schedule, jax.random.key(0), X, num_steps=50)[0].x
 
     first = Concave(k=0.7, masks=Dynamic(), **STABLE)
     results = [go(first), go(first.replace(k=0.3)), go(first.replace(masks=Dynamic(0.0)))]
-    results.append(go(first.replace(grid=GRID * 0.99)))
+    results.append(go(first.replace(grid=np.asarray(GRID) * np.float32(0.99))))
     assert len(traces) == 1
     assert all(not np.array_equal(results[0], other) for other in results[1:])
 
@@ -342,10 +364,8 @@ def test_mistakes_are_named():
     def blind(x, times):
         return Prediction(x, x, {"log_variance": x})
 
-    x = jnp.ones((2, *SHAPE))
-
-    def go(schedule, denoise):
-        sample(denoise, FLOW, schedule, jax.random.key(0), x, num_steps=STEPS)
+    def go(schedule, denoise, num_steps=STEPS):
+        jax.eval_shape(lambda x: sample(denoise, FLOW, schedule, jax.random.key(0), x, num_steps=num_steps), X)
 
     with pytest.raises(ValueError, match=r'aux\["maps"\].* names the objects in `spans`\), got \[.log_variance.\]'):
         go(Concave(k=0.5, masks=Dynamic(), **STABLE), blind)
@@ -356,6 +376,4 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="expected grids of which one refines the other"):
         go(Concave(k=0.5, masks=Dynamic(), mask=jnp.ones((1, 3, 3, 1)), **STABLE), looking(maps()))
     with pytest.raises(ValueError, match="expected num_steps = 50"):
-        sample(
-            blind, DDIM(RectifiedFlow()), Concave(k=0.5, masks=Dynamic(), **STABLE), jax.random.key(0), x, num_steps=9
-        )
+        go(Concave(k=0.5, masks=Dynamic(), **STABLE), blind, num_steps=9)
