@@ -13,6 +13,7 @@ from asyncpatch_jax import timefield
 from asyncpatch_jax.process import Cosine, Discrete, RectifiedFlow, diffuse, predict, renoise
 from asyncpatch_jax.sampling import DDIM, DDPM, DPMSolver2M, Euler, Heun, Synchronous, Table, linear, sample, start
 from asyncpatch_jax.types import Prediction, Times
+from tests import drawn
 from tests.oracles import gaussian
 
 PROCESSES = (RectifiedFlow(), Cosine(), Discrete())
@@ -76,7 +77,7 @@ def reference(data, process, levels, x):
 def test_order_of_convergence_of_every_cell(solver, order, paths):
     process = solver.process
     data = gaussian(SHAPE)
-    x = jax.random.normal(jax.random.key(0), (4, *SHAPE))
+    x = drawn.normal(4, *SHAPE)
 
     @functools.partial(jax.jit, static_argnames="n")
     def run(levels, n):
@@ -90,7 +91,7 @@ def test_order_of_convergence_of_every_cell(solver, order, paths):
     for name in exact:
         error = []
         for n in (32, 64):
-            levels = jnp.asarray(paths(n)[name], jnp.float32).reshape(n + 1, 1, 2, 2)
+            levels = paths(n)[name].astype(np.float32).reshape(n + 1, 1, 2, 2)
             error.append(np.abs(np.asarray(run(levels, n)).reshape(4, -1) - exact[name]).max())
         measured = np.log2(error[0] / error[1])
         assert order - 0.2 < measured < order + 0.9, (name, error)
@@ -118,13 +119,13 @@ def test_ancestral_variance_is_that_of_the_exact_posterior_chain():
             variance = (from_x + from_x0 * a_next * gain) ** 2 * variance + s2
         return variance
 
-    x = jax.random.normal(jax.random.key(1), (64, 16, 16, 1))
+    x = drawn.normal(64, 16, 16, 1, seed=1)
     for n in (8, 32):
         end, _ = jax.jit(
             lambda n: sample(denoise, DDPM(process), Synchronous(linear(n)), jax.random.key(0), x, num_steps=n),
             static_argnums=0,
         )(n)
-        assert np.var(end.x) == pytest.approx(chain(n), rel=0.04)
+        assert np.var(np.asarray(end.x)) == pytest.approx(chain(n), rel=0.04)
     loss = [1 - chain(n) / v for n in (64, 256, 1024)]
     assert 3 < loss[0] / loss[1] < 4.2
     assert 3.5 < loss[1] / loss[2] < 4.2
@@ -151,20 +152,20 @@ def test_a_clean_image_goes_up_with_all_its_noise(make, process):
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("make", SOLVERS, ids=lambda s: s.__name__)
 def test_held_cells_are_bit_identical_and_nothing_is_infinite(make, process):
-    levels = jnp.asarray(
-        [[0, 1, 1, 0.5], [0, 1, 0, 0.5], [0, 0.6, 0, 0.2], [0, 0.6, 0, 0.2], [0, 0.7, 0, 0], [0, 0, 0, 0]], jnp.float32
+    levels = np.float32(
+        [[0, 1, 1, 0.5], [0, 1, 0, 0.5], [0, 0.6, 0, 0.2], [0, 0.6, 0, 0.2], [0, 0.7, 0, 0], [0, 0, 0, 0]]
     ).reshape(6, 1, 2, 2)
-    schedule = Table(levels)
 
     @jax.jit
-    def run(x):
+    def run(known, levels):
+        schedule = Table(levels)
+        x = start(process, schedule, jax.random.key(1), known)
         return sample(noisy, make(process), schedule, jax.random.key(0), x, num_steps=5, trace=lambda state, _: state.x)
 
-    x = start(process, schedule, jax.random.key(1), jax.random.normal(jax.random.key(2), (3, 4, 4, 2)))
-    end, xs = run(x)
+    end, xs = jax.device_get(run(drawn.normal(3, 4, 4, 2), levels))
     xs = np.concatenate([xs, end.x[None]])
     assert np.isfinite(xs).all()
-    fields = np.asarray(jnp.repeat(jnp.repeat(levels, 2, 2), 2, 3))[..., None]
+    fields = levels.repeat(2, 2).repeat(2, 3)[..., None]
     for k in range(5):
         held = np.broadcast_to(fields[k] == fields[k + 1], xs[k].shape)
         assert (xs[k][held] == xs[k + 1][held]).all()
@@ -173,25 +174,27 @@ def test_held_cells_are_bit_identical_and_nothing_is_infinite(make, process):
 
 @pytest.mark.parametrize("make", [DDIM, Euler, DPMSolver2M], ids=lambda s: s.__name__)
 def test_moves_to_zero_and_first_moves_from_pure_noise_are_exact(make):
-    for process in PROCESSES:
-        x = jax.random.normal(jax.random.key(0), (2, 2, 2, 1))
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(process, x):
         solver = make(process)
-        times = [timefield.constant(t, 2) for t in (1.0, 0.7, 0.0)]
-        times = [Times(t, t) for t in times]
+        times = [Times(t, t) for t in (timefield.constant(t, 2) for t in (1.0, 0.7, 0.0))]
         pred = predict(process, "v", jnp.sin(x), x, times[0].level)
         keys = keys_lib.per_image(jax.random.key(0), 2)
-        to_zero, _ = solver.step(noisy, pred, x, times[0], times[2], keys, solver.init(x))
-        np.testing.assert_allclose(to_zero, pred.x0, rtol=1e-5, atol=1e-6)
+        to_zero, moved = (solver.step(noisy, pred, x, times[0], times[k], keys, solver.init(x))[0] for k in (2, 1))
+        a, s = process.alpha(jnp.float32(0.7)), process.sigma(jnp.float32(0.7))
+        return pred.x0, to_zero, moved, a * pred.x0 + s * pred.eps
+
+    for process in PROCESSES:
+        x0, to_zero, moved, expected = run(process, drawn.normal(2, 2, 2, 1))
+        np.testing.assert_allclose(to_zero, x0, rtol=1e-5, atol=1e-6)
         if make is not Euler or isinstance(process, RectifiedFlow):
-            moved, _ = solver.step(noisy, pred, x, times[0], times[1], keys, solver.init(x))
-            a, s = process.alpha(jnp.float32(0.7)), process.sigma(jnp.float32(0.7))
-            np.testing.assert_allclose(moved, a * pred.x0 + s * pred.eps, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_multistep_starts_afresh_after_a_pause():
     process = RectifiedFlow()
     solver, ddim = DPMSolver2M(process), DDIM(process)
-    x = jax.random.normal(jax.random.key(0), (1, 1, 3, 1))
+    x = drawn.normal(1, 1, 3, 1)
     keys = keys_lib.per_image(jax.random.key(0), 1)
     # the first cell moves all the time, the second pauses, the third wakes up at last
     levels = [[0.9, 0.9, 0.9], [0.8, 0.8, 0.9], [0.6, 0.8, 0.9], [0.5, 0.7, 0.8]]
