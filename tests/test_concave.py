@@ -72,8 +72,8 @@ def traced(schedule, x=X, *, solver=FLOW, denoise=LOOKING):
     )
 
 
-def run(*args, **options):
-    return jax.device_get(traced(*args, x=X, **options))
+def run(schedule, x=X, **options):
+    return jax.device_get(traced(schedule, x, **options))
 
 
 # as users compile it; the emitters of these tests round what they fuse, which differs from program to program

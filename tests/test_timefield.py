@@ -12,6 +12,7 @@ from jax.experimental import checkify
 
 from asyncpatch_jax import timefield
 from asyncpatch_jax.types import FewTimes
+from tests import drawn
 
 SIZES, FEW = st.sampled_from([1, 2, 3, 4, 6, 8]), st.sampled_from([1, 2, 3])
 EXAMPLES = settings(max_examples=15, deadline=None)
@@ -26,8 +27,7 @@ def changed(t, where):
 
 
 def draw(seed, grid, batch=2):
-    t = np.random.default_rng(seed).uniform(size=(batch, *grid, 1)).astype(np.float32)
-    return jnp.asarray(t)
+    return drawn.uniform(batch, *grid, 1, seed=seed)
 
 
 @EXAMPLES
@@ -70,7 +70,7 @@ def test_a_finer_grid_repeats_and_coming_back_is_exact(seed, gh, gw, sh, sw):
 @EXAMPLES
 @given(SIZES, SIZES, SIZES, SIZES)
 def test_only_grids_that_tile_the_image_fit(gh, gw, h, w):
-    t, x = draw(0, (gh, gw)), jnp.asarray(np.zeros((2, h, w, 1), np.float32))
+    t, x = draw(0, (gh, gw)), jax.device_put(np.zeros((2, h, w, 1), np.float32))
     if h % gh == 0 and w % gw == 0:
         assert like(t, x).shape == (2, 1 if gh == 1 else h, 1 if gw == 1 else w, 1)
     else:
@@ -101,12 +101,15 @@ def test_what_is_no_field_is_refused():
 
 
 def test_a_field_of_few_times_is_that_field():
-    values, index = draw(0, (1, 3))[:, 0, :, 0], jnp.asarray([[2, 0], [1, 1]]).reshape(1, 2, 2, 1)
-    t = timefield.few(values, index)
-    assert (timefield.dense(t)[..., 0] == values[:, index[0, :, :, 0]]).all()
-    x = jnp.zeros((2, 4, 6, 3))
-    assert (timefield.like(t, x) == timefield.like(timefield.dense(t), x)).all()
-    assert (timefield.dense(timefield.as_few(draw(0, (1, 1)))) == draw(0, (1, 1))).all()
+    values, index = np.asarray(draw(0, (1, 3)))[:, 0, :, 0], np.int32([[2, 0], [1, 1]]).reshape(1, 2, 2, 1)
+    t = timefield.few(jax.device_put(values), jax.device_put(index))
+    written = dense(t)
+    assert (np.asarray(written)[..., 0] == values[:, index[0, :, :, 0]]).all()
+    x = np.zeros((2, 4, 6, 3), np.float32)
+    np.testing.assert_array_equal(like(t, x), like(written, x))
+    np.testing.assert_array_equal(
+        jax.jit(lambda t: timefield.dense(timefield.as_few(t)))(draw(0, (1, 1))), draw(0, (1, 1))
+    )
     assert timefield.as_few(draw(0, (2, 1))) is None
 
 
@@ -114,8 +117,8 @@ def test_a_field_of_few_times_is_that_field():
 @given(st.integers(0, 99), SIZES, SIZES, SIZES, SIZES)
 def test_times_change_where_a_mask_says_so(seed, gh, gw, mh, mw):
     t, where = (np.asarray(draw(*one)) > 0.5 for one in ((seed, (gh, gw)), (seed + 1, (mh, mw))))
-    values, where = np.asarray(draw(seed, (1, 2)))[:, 0, :, 0], jnp.asarray(where)
-    few = FewTimes(jnp.asarray(values), jnp.asarray(t.astype(np.int8)))
+    values, where = np.asarray(draw(seed, (1, 2)))[:, 0, :, 0], jax.device_put(where)
+    few = jax.device_put(FewTimes(values, t.astype(np.int8)))
     if any(max(n, m) % min(n, m) for n, m in ((gh, mh), (gw, mw))):
         with pytest.raises(ValueError, match="one refines the other"):
             timefield.changed(few, where, jnp.sqrt)
