@@ -3,9 +3,15 @@
 import runpy
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import jax
 import pytest
 from absl import app, flags
+
+from launch.shared import build
+from tests import drawn
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -30,3 +36,16 @@ def command(monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture) -> 
         return (code, *capture.readouterr())
 
     return call
+
+
+def begin_with_drawn_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings that begin compile no program that draws their parameters: it takes as long as that of a step."""
+    init = build.init_params
+
+    def params(model: Any, key: Any, shape: tuple[int, int, int], layout: Any = None) -> Any:
+        if layout is None:
+            return init(model, key, shape)
+        shapes = jax.eval_shape(partial(init, model, shape=shape), key)
+        return jax.device_put(drawn.params_like(shapes), layout)
+
+    monkeypatch.setattr(build, "init_params", params)

@@ -77,7 +77,7 @@ def smokes():
 
 @pytest.mark.usefixtures("unoptimized")
 @pytest.mark.parametrize("name", smokes())
-def test_smoke_trains(name, tmp_path, images):
+def test_smoke_trains(name, tmp_path, images, monkeypatch):
     config = load(name, "smoke")
     config.workdir = str(tmp_path / "run")
     config.train.update({"steps": 2, "checkpoint_every": 2, "sample_every": 0})
@@ -88,6 +88,7 @@ def test_smoke_trains(name, tmp_path, images):
         network = build.untrained(config, build.dataset(config)).model
         build.loss(config, network)
         config.times.name = "synchronous"
+        mains.begin_with_drawn_parameters(monkeypatch)
         if config.model.name == "unet":
             config.model.update({"multipliers": (1,), "attention": (0,)})
     train.run(config)

@@ -15,7 +15,7 @@ import pytest
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from launch import train
 from launch.shared import build, cli, pictures, records
-from tests import OLDER_EMITTERS
+from tests import OLDER_EMITTERS, mains
 from tests.programs import Program
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +103,11 @@ def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.fixture
+def drawn_parameters(monkeypatch):
+    mains.begin_with_drawn_parameters(monkeypatch)
+
+
 def begun(workdir, config, data=None):
     """A folder as a run leaves it, but for the network, which is a number."""
     record = records.record(config, data or build.dataset(config))
@@ -128,6 +133,7 @@ def test_a_folder_with_a_run_of_other_settings_is_left_alone(tmp_path):
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("drawn_parameters")
 def test_training_goes_on_loads_and_starts_another_run(tmp_path, capsys):
     short = {"train.steps": 2, "train.checkpoint_every": 2, "train.log_every": 1, "optim.schedule": "constant"}
     first = tmp_path / "first"
@@ -172,6 +178,7 @@ def test_training_goes_on_loads_and_starts_another_run(tmp_path, capsys):
         train.run(small(tmp_path / "none", **{**short, "train.init": str(tmp_path / "nothing")}))
 
 
+@pytest.mark.usefixtures("drawn_parameters")
 def test_a_loss_that_explodes_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
     wild = {"optim.learning_rate": 1e30, "optim.warmup": 0, "optim.schedule": "constant", "optim.clip": 0.0}
     quick = {"train.steps": 6, "train.checkpoint_every": 1, "train.log_every": 6}
@@ -185,6 +192,7 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_good_checkpoint(tmp_pa
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(build.load_run(tmp_path / "wild").params))
 
 
+@pytest.mark.usefixtures("drawn_parameters")
 def test_parameters_that_overflow_are_not_saved(tmp_path):
     wild = {"optim.learning_rate": 1e39, "optim.warmup": 0, "optim.schedule": "constant"}
     with pytest.raises(FloatingPointError, match="parameters are not finite after step 1, which is not saved"):
@@ -230,6 +238,7 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, name, value, mes
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("drawn_parameters")
 def test_the_last_pages_are_made_up_for_if_the_run_ended_before_them(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(pictures, "write_samples", lambda folder, run, key: made.append(("samples", run.step)))
