@@ -29,13 +29,13 @@ from asyncpatch_jax.training import checksums, grpo, policies
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import adam, create
 from asyncpatch_jax.types import Condition, FewTimes, Prediction, Spans
-from configs import tpm_digits
 from launch import evaluate, train_tpm
 from launch.policy import rewarding, subjects
 from launch.shared import build, cli, pictures, programs
 from launch.shared.generate import generate
 from launch.shared.plans import plan
 from tests import drawn, test_attention, test_kernels, test_launch
+from tests.policy_runs import config_of
 
 FOLDERS = Path(os.environ["ASYNCPATCH_TESTS_FOLDERS"])  # of `tiny_folders`, whose libraries are not imported here
 ROOT = Path(__file__).parent.parent
@@ -464,13 +464,7 @@ def test_a_policy_is_trained_and_used_over_a_mesh(tmp_path, monkeypatch):
 
     def run(name):
         rewards.clear()
-        config = tpm_digits.get_config("smoke")
-        config.update({"workdir": str(tmp_path / name), "denoiser": str(folder), "rewards": f"{BRIGHT}*2"})
-        config.sample.steps = 3
-        config.policy.update({"patch": 4, "width": 8, "heads": 2})
-        config.grpo.update({"prompts": 2, "noises": 2, "draws": 2, "minibatch": 4})
-        steps = {"steps": 2, "checkpoint_every": 2, "log_every": 1, "sample_every": 0}
-        config.train.update({**steps, "held_out": 4})
+        config = config_of(tmp_path / name, folder, rewards=f"{BRIGHT}*2", **{"train.steps": 2})
         train_tpm.run(config)
         return [one[BRIGHT] for one in rewards], policies.load(tmp_path / name).params
 
