@@ -1,5 +1,6 @@
 """Short trainings of timestep policies, and what two processes run of one; without torch, which takes seconds."""
 
+import functools
 import os
 import sys
 from typing import Any
@@ -9,14 +10,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from asyncpatch_jax.training import loop
+from asyncpatch_jax.models.tpm import TPM
+from asyncpatch_jax.training import loop, policies
 from configs import tpm_digits
 from launch import train_tpm
 from launch.shared import processes
+from tests import drawn
 
 STEPS = 4  # iterations
 # before a test puts another in its place
-digits_config = tpm_digits.get_config
+digits_config, init = tpm_digits.get_config, policies.init
 
 
 def whim(images: np.ndarray, prompts: list[str]) -> np.ndarray:
@@ -44,19 +47,37 @@ def text_config(workdir: Any, folder: Any, prompts: Any, rewards: str) -> Config
     return config
 
 
+@functools.cache
+def begun(module: TPM, shape: tuple[int, int, int]) -> Any:
+    """A new module, which deviates from nothing, in the place of `policies.init`: draws take seconds to compile."""
+    shapes = jax.eval_shape(lambda key: init(module, key, shape), jax.random.key(0))
+    with jax.ensure_compile_time_eval():  # asked for within a program, and kept for others
+        params = jax.device_get(drawn.params_like(shapes))
+    return {**params, "belief": jax.tree.map(np.zeros_like, params["belief"])}
+
+
 def main(workdir: str, folder: str, prompts: str) -> None:
-    """Of several processes: train by a reward that each would give otherwise, and say what was learned."""
+    """Of several processes: train by a reward that each would give otherwise; say of what and what was learned."""
     processes.start()
     sys.modules["clu"] = Mock()  # its writers come with TensorFlow
-    fit = loop.fit
+    fit, scores, rewards = loop.fit, train_tpm.Trainer.scores, []
+
+    def scored(*args: Any) -> Any:
+        found = scores(*args)
+        rewards.extend(float(each.sum()) for each in found.values())
+        return found
 
     def told(*args: Any, **more: Any) -> Any:
         state, done = fit(*args, **more)
         sums = [float(np.abs(leaf.addressable_data(0)).sum()) for leaf in jax.tree.leaves(state.params)]
-        print("learned", done, *sums, file=sys.stderr)  # the first process alone prints
+        print("learned", done, *rewards, *sums, file=sys.stderr)  # the first process alone prints
         return state, done
 
-    with patch.object(loop, "fit", told):
+    with (
+        patch.object(loop, "fit", told),
+        patch.object(train_tpm.Trainer, "scores", scored),
+        patch.object(policies, "init", lambda module, key, shape: begun(module, shape)),
+    ):
         train_tpm.run(text_config(workdir, folder, prompts, "tests.policy_runs:whim"))
 
 

@@ -1,6 +1,5 @@
 """Training a timestep policy, resuming it, looking at it and deploying it, on a tiny network with random weights."""
 
-import functools
 import json
 import os
 import re
@@ -29,10 +28,10 @@ from launch.policy.pages import Made, numbers
 from launch.shared import build, cli
 from launch.studies import tpm, tpm_page
 from launch.studies.tpm_page import LIFTED, PAPER, PLAIN, SPATIAL, Row, Study, table, verdict
-from tests import OLDER_EMITTERS, drawn, mains, test_launch, tiny_folders
-from tests.policy_runs import STEPS, config_of
+from tests import OLDER_EMITTERS, mains, test_launch, tiny_folders
+from tests.policy_runs import STEPS, begun, config_of, init
 
-init, update = policies.init, iteration.update
+update = iteration.update
 
 
 def bright(images, prompts):
@@ -44,15 +43,6 @@ def bright(images, prompts):
 def denoiser(tmp_path_factory):
     """A folder that stands for the tiny network's."""
     return test_launch.folder_of(tmp_path_factory.mktemp("runs") / "digits")
-
-
-@functools.cache
-def begun(module, shape):
-    """A new module, which deviates from nothing."""
-    shapes = jax.eval_shape(lambda key: init(module, key, shape), jax.random.key(0))
-    with jax.ensure_compile_time_eval():  # asked for within a program, and kept for others
-        params = jax.device_get(drawn.params_like(shapes))
-    return {**params, "belief": jax.tree.map(np.zeros_like, params["belief"])}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -378,7 +368,8 @@ def of_texts(tmp_path_factory):
 
 
 def test_two_processes_learn_the_same_of_a_reward_that_each_would_give_otherwise(of_texts):
-    learned = [re.search("learned True (.*)", err)[1] for err in of_texts.said]  # beside a progress bar
+    # rewards and parameters; beside a progress bar
+    learned = [re.search("learned True (.*)", err)[1] for err in of_texts.said]
     assert learned[0] == learned[1]
     assert len(learned[0].split()) > 10
 
