@@ -1,5 +1,7 @@
 """Processes and predictions: every kind to every other, finite wherever the limit exists."""
 
+import functools
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -25,22 +27,29 @@ def field(*levels):
     return jnp.asarray(levels, jnp.float32).reshape(1, 2, 2, 1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def converted(process, x0, eps, t):
+    """What each kind predicts, and each other kind's output of it; the targets, and how large these can be."""
+    x, one = diffuse(process, x0, eps, t), jnp.ones_like(x0)
+    targets = {kind: target(process, kind, x0, eps, t) for kind in KINDS}
+    sizes = {kind: 1 + jnp.abs(target(process, kind, one, -one, t)) for kind in KINDS}
+    preds = {kind: predict(process, kind, targets[kind], x, t) for kind in KINDS}
+    outputs = {kind: {other: output(process, other, pred, t) for other in KINDS} for kind, pred in preds.items()}
+    return preds, outputs, targets, sizes
+
+
 @pytest.mark.parametrize("process", PROCESSES, ids=NAMES)
 @EXAMPLES
 @given(st.integers(0, 99), st.lists(st.floats(0.0625, 0.9375, width=32), min_size=4, max_size=4))
 def test_every_kind_goes_to_every_other_and_back(process, seed, levels):
     x0, eps = pair(seed)
-    t = field(*levels)
-    x = diffuse(process, x0, eps, t)
+    preds, outputs, targets, sizes = jax.device_get(converted(process, x0, eps, field(*levels)))
     for kind in KINDS:
-        pred = predict(process, kind, target(process, kind, x0, eps, t), x, t)
-        np.testing.assert_allclose(pred.x0, x0, rtol=3e-3, atol=3e-3)
-        np.testing.assert_allclose(pred.eps, eps, rtol=3e-3, atol=3e-3)
+        np.testing.assert_allclose(preds[kind].x0, x0, rtol=3e-3, atol=3e-3)
+        np.testing.assert_allclose(preds[kind].eps, eps, rtol=3e-3, atol=3e-3)
         for other in KINDS:
-            expected = target(process, other, x0, eps, t)
-            got = output(process, other, pred, t)
-            scale = 1 + jnp.abs(target(process, other, jnp.ones_like(x0), -jnp.ones_like(x0), t))
-            np.testing.assert_allclose(got / scale, expected / scale, rtol=5e-3, atol=5e-3)
+            got, expected = (value / sizes[other] for value in (outputs[kind][other], targets[other]))
+            np.testing.assert_allclose(got, expected, rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=NAMES)

@@ -1,5 +1,7 @@
 """scheduler_config.json: grids, times and whole runs against diffusers' schedulers."""
 
+import functools
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -125,11 +127,12 @@ def _run(ours, solver, steps, x, key, tokens=None):
     return loop.sample(denoise, solver, schedule, key, jnp.asarray(x), num_steps=steps)[0].x
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _noise(key, steps):
     """The noise that `sample` draws for each step."""
     keys = keys_lib.per_image(key, SHAPE[0])
-    for i in range(steps):
-        yield np.asarray(keys_lib.normal(keys_lib.split(keys_lib.fold_in(keys, loop._STEP + i), 2)[1], SHAPE[1:]))
+    of_step = lambda i: keys_lib.split(keys_lib.fold_in(keys, loop._STEP + i), 2)[1]  # noqa: E731
+    return jax.vmap(lambda i: keys_lib.normal(of_step(i), SHAPE[1:]))(jnp.arange(steps))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -141,7 +144,7 @@ def test_a_run_of_ddim(eta, prediction, to_one):
     theirs.set_timesteps(steps)
     start = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     x = torch.from_numpy(start)
-    for t, noise in zip(theirs.timesteps, _noise(key, steps), strict=True):
+    for t, noise in zip(theirs.timesteps, np.asarray(_noise(key, steps)), strict=True):
         x = theirs.step(_network(x, t, torch), t, x, eta=eta, variance_noise=torch.tensor(noise)).prev_sample
     ours = _ours(theirs)
     np.testing.assert_allclose(_run(ours, DDIM(ours.process, eta), steps, start, key), x, rtol=2e-4, atol=2e-4)
