@@ -37,7 +37,7 @@ MUTATIONS = [
         ),
         ("process.py", "det = alpha * b - sigma * a", "det = alpha * b + sigma * a", "process"),
         ("process.py", "return t * self.num_steps - 1.0", "return t * self.num_steps", "process schedulers"),
-        ("process.py", "(ratio * process.sigma(t)) ** 2", "ratio * process.sigma(t) ** 2", "process schedules"),
+        ("process.py", "(ratio * process.sigma(t)) ** 2", "ratio * process.sigma(t) ** 2", "solvers"),
         # solvers and the loop
         ("sampling/solvers.py", "sigma_next**2 - s**2, 0.0", "sigma_next**2, 0.0", "solvers"),
         ("sampling/solvers.py", "* (slope + slope_next)", "* (slope + slope)", "solvers"),
