@@ -10,7 +10,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from asyncpatch_jax.pretrained.folders.presets import PRESETS
-from asyncpatch_jax.pretrained.networks import joint, sd3
+from asyncpatch_jax.pretrained.networks import joint, joint_inputs, sd3
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from tests import joint_oracles as oracle
 from tests.joint_oracles import GRID, SIZE, TEXT, TIMES, dense, few, scalar
@@ -220,7 +220,7 @@ def test_text_is_not_told_of_known_cells():
     net, (x, cond) = oracle.reference(SD3Transformer2DModel, SMALL), oracle.inputs()
     t = np.zeros((2, *GRID, 1), np.float32)
     t[:, 1:] = TIMES.reshape(2, 1, 1, 1)
-    text_time = jax.jit(joint.text_time)
+    text_time = jax.jit(joint_inputs.text_time)
     np.testing.assert_array_equal(text_time(t, cond), TIMES[:, None])
     assert (np.asarray(text_time(0 * t, cond)) == 0).all()
     told = ours(net, x, t, cond._replace(text_time=TIMES))[0]
