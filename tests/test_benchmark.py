@@ -1,7 +1,9 @@
 """The benchmark counts what really happens, and writes what it prints."""
 
+import itertools
 import json
 import math
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from asyncpatch_jax.sampling import repaint_cost
 from launch.bench import cases, text, timing
 from launch.shared import pictures
 from launch.shared.generate import Inputs, image_keys
+from launch.shared.programs import Program
 from tests.test_launch import _copy, command, run  # noqa: F401, a fixture
 
 
@@ -176,30 +179,51 @@ def smallest_text(monkeypatch):
 
 
 def test_the_command_prints_a_table_and_writes_it(command, smallest_text, tmp_path, monkeypatch):  # noqa: F811
-    # two of each stand for all: compiling is what takes time
+    # one of each, and inpainting, stand for all: compiling is what takes time. Beside it stands a product of matrices,
+    # of the same arguments, so that a table has two rows
     schedules, steps = cases.schedules, cases.train_steps
     few = lambda rows, names: {name: rows[name] for name in names}  # noqa: E731
     monkeypatch.setattr(cases, "schedules", lambda run: few(schedules(run), ["sync", "inpaint"]))
+    product = jnp.ones((64, 64))
+    light = jax.jit(lambda *_: product @ product)
+
+    def beside(programs, real, other):
+        return {real: programs[real], other: Program(light, programs[other].args)}
 
     def few_steps(run):
         state, jitted = steps(run)
         assert len(jitted) == 7
-        return state, few(jitted, ["synchronous", "independent"])
+        state_too = jax.jit(lambda state, *_: (state, product @ product))
+        return state, {"synchronous": jitted["synchronous"], "independent": state_too}
 
     monkeypatch.setattr(cases, "train_steps", few_steps)
-    programs = text.programs
-    monkeypatch.setattr(text, "programs", lambda *settings: few(programs(*settings), ["sync", "TPM"]))
+    programs, fields = text.programs, cases.field_programs
+    monkeypatch.setattr(text, "programs", lambda *settings: beside(programs(*settings), "sync", "TPM"))
     monkeypatch.setattr(cases, "FIELDS", few(cases.FIELDS, ["synchronous", "a time per pixel"]))
+    monkeypatch.setattr(
+        cases,
+        "field_programs",
+        lambda *of: {what: beside(made, "synchronous", "a time per pixel") for what, made in fields(*of).items()},
+    )
     out = tmp_path / "benchmark.json"
     code, said, err = command("benchmark", "--batch=2", "--repeats=2", "--steps=2", f"--out={out}")
     assert code == 0, err
     report = json.loads(out.read_text())
     assert [row["name"] for row in report["sampling"]] == ["sync", "inpaint"]
     assert [row["name"] for row in report["training"]] == ["synchronous", "independent"]
-    calls = report["fields"]["one call"]
-    assert [row["name"] for row in calls] == ["synchronous", "a time per pixel"]
+    assert list(report["fields"]) == ["one call", "one gradient"]
+    for calls in report["fields"].values():
+        assert [row["name"] for row in calls] == ["synchronous", "a time per pixel"]
     assert [row["name"] for row in report["text"]] == ["sync", "TPM"]
-    for row in (*report["sampling"], *report["text"], *report["training"], *calls):
+    tables = [report["sampling"], report["text"], report["training"], *report["fields"].values()]
+    for first, second in tables:
+        # each has its own times, and its own arithmetic
+        assert first["seconds"] != second["seconds"]
+        assert second["to_sync"] == timing.ratio(second["seconds"], first["seconds"])
+    for _, second in tables[1:]:
+        flops = 1e12 * second["tflops"] * statistics.median(second["seconds"])
+        assert flops == pytest.approx(2 * 64**3)
+    for row in itertools.chain(*tables):
         assert len(row["seconds"]) == len(row["processor_seconds"]) == 2
         assert all(math.isfinite(row[key]) and row[key] > 0 for key in ("images_per_s", "memory_mib", "tflops"))
         assert row["of_peak"] is None

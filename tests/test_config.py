@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from launch import train
-from launch.shared import build, cli, plans
+from launch.shared import build, cli, plans, programs
 from launch.shared.meanings import meanings
 from tests import mains
 
@@ -75,24 +75,39 @@ def smokes():
     return list(found.values())
 
 
+# one of each network, through all that training does; below, the step of every one is traced as it stands
 @pytest.mark.usefixtures("unoptimized")
-@pytest.mark.parametrize("name", smokes())
-def test_smoke_trains(name, tmp_path, images, monkeypatch):
+@pytest.mark.parametrize("name", ["digits", "imagenet256_dit_xl2"])
+def test_smoke_trains(name, tmp_path, monkeypatch):
     config = load(name, "smoke")
     config.workdir = str(tmp_path / "run")
     config.train.update({"steps": 2, "checkpoint_every": 2, "sample_every": 0})
-    if name == "folder":
-        config.data.path = str(images)
-    if name != "digits":
-        # as it stands, the network fits its images and has a loss; one configuration trains with what all share
-        network = build.untrained(config, build.dataset(config)).model
-        build.loss(config, network)
+    mains.begin_with_drawn_parameters(monkeypatch)
+    if name == "digits":  # with the fields that all share
+        config.model.update({"multipliers": (1,), "attention": (0,)})
+    else:
         config.times.name = "synchronous"
-        mains.begin_with_drawn_parameters(monkeypatch)
-        if config.model.name == "unet":
-            config.model.update({"multipliers": (1,), "attention": (0,)})
     train.run(config)
     assert build.load_run(config.workdir).step == 2
+
+
+@pytest.mark.parametrize("name", smokes())
+def test_the_step_of_a_smoke_run_fits_its_network_and_its_images(name, images):
+    """A program that can be traced for the batches that come, and that gives back a state like its own, can train."""
+    config = load(name, "smoke")
+    if name == "folder":
+        config.data.path = str(images)
+    data, mesh = build.dataset(config), build.mesh(config)
+    program = programs.training(config, build.untrained(config, data), mesh)
+    train.check(config, program)
+    state, asked, _ = program.args
+    made, metrics = jax.eval_shape(program.fn, *program.args)
+    typed = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
+    assert typed(made) == typed(state)
+    assert metrics["loss"].shape == ()
+    batch = next(train.stream(config, data, mesh))
+    assert typed(batch) == typed(asked)
+    assert -1 <= batch["image"].min() < batch["image"].max() <= 1
 
 
 def test_a_smoke_run_has_a_folder_of_its_own():
@@ -260,10 +275,10 @@ def test_cells_that_are_judged_are_made_of_those_of_the_training_fields():
     assert plans.cells(build.untrained(config, data)) == (4, 2)
 
 
-def launch(*arguments, cwd=ROOT):
+def launch(*arguments):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "launch.train", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -291,12 +306,15 @@ def test_all_share_the_fields_that_one_trains_with():
     assert len({load(name, "smoke").times.to_json(sort_keys=True) for name in CONFIGS}) == 1
 
 
-def test_debug_shows_where_in_a_program_of_its_own_and_help_what(tmp_path):
+def test_debug_shows_where_in_a_program_of_its_own(tmp_path):
     code, _, err = launch("--config.times.grid=(3,3)", "--debug", f"--config.workdir={tmp_path / 'run'}")
     assert code == 1
     assert "Traceback" in err
-    # from another folder the installed configurations are found too
-    code, out, _ = launch("--config=configs/photos.py:smoke", "--help", cwd=tmp_path)
+
+
+def test_help_shows_the_configuration_that_was_asked_for_from_any_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = mains.command(monkeypatch, capsys)("train", "--config=configs/photos.py:smoke", "--help")
     assert code == 0
     assert "python -m launch.train --config=configs/digits.py" in out
     assert "data.name = 'photos'" in out

@@ -30,7 +30,7 @@ SMALL = {
     "model.patch": 4,
     "optim.warmup": 2,
     "train.batch": 8,
-    "train.steps": 40,
+    "train.steps": 24,
     "train.checkpoint_every": 3,
     "train.log_every": 5,
     "train.sample_every": 0,
@@ -66,7 +66,7 @@ def stop_at(process, step, number):
     seen = b""
     while chunk := process.stdout.read1():
         seen += chunk
-        shown = re.findall(rb"(\d+)/40 ", seen)
+        shown = re.findall(rb"(\d+)/24 ", seen)
         if number and shown and int(shown[-1]) >= step:
             process.send_signal(number)
             number = None
@@ -78,7 +78,7 @@ def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does
     rng = random.Random(time.time_ns())
     stops = [*[signal.SIGKILL] * KILLS, signal.SIGTERM]
     rng.shuffle(stops)
-    steps = sorted(rng.sample(range(1, 34), len(stops)))
+    steps = sorted(rng.sample(range(1, 18), len(stops)))
     print("signals", list(zip(steps, stops, strict=True)))
 
     for step, number in zip(steps, stops, strict=True):
@@ -96,7 +96,7 @@ def test_a_run_that_is_killed_again_and_again_ends_where_an_undisturbed_one_does
     train.run(small(tmp_path / "whole"))
     assert "continuing" not in capsys.readouterr().out
 
-    (killed, data_killed), (whole, data_whole) = leaves(tmp_path / "killed", 40), leaves(tmp_path / "whole", 40)
+    (killed, data_killed), (whole, data_whole) = leaves(tmp_path / "killed", 24), leaves(tmp_path / "whole", 24)
     assert data_killed == data_whole
     assert len(killed) == len(whole) > 20
     for a, b in zip(killed, whole, strict=True):
@@ -128,7 +128,7 @@ def test_a_folder_with_a_run_of_other_settings_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match=r"(?s)other settings .*model.depth: 1 -> 2.*optim.b1: 0.9 -> 0.5"):
         train.run(small(tmp_path / "run", **{"model.depth": 2, "optim.b1": 0.5}))
     # with a decay that ends at the last step, the number of steps is what is learned; else it may grow
-    with pytest.raises(ValueError, match=r"train.steps: 40 -> 50"):
+    with pytest.raises(ValueError, match=r"train.steps: 24 -> 50"):
         train.run(small(tmp_path / "run", **{"train.steps": 50}))
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
