@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 from tests import OLDER_EMITTERS
@@ -15,24 +16,48 @@ from tests import OLDER_EMITTERS
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 {OLDER_EMITTERS}"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# what one test has compiled, others of this run and the programs that they start need not, but no earlier run has
-# compiled it for them
+# what takes a test long to compile, others of this run and the programs that they start need not, but no earlier run
+# has compiled it for them
 if "ASYNCPATCH_TESTS_CACHE" not in os.environ:
     folder = os.environ["ASYNCPATCH_TESTS_CACHE"] = tempfile.mkdtemp(prefix="asyncpatch_tests_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["ASYNCPATCH_TESTS_CACHE"]
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import flax.core.scope
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # tracing makes millions of small objects, which a collector that looks after every 700 of them finds alive
 gc.set_threshold(200_000, 20, 50)
-# XLA's older emitters compile a network in less than half the time. It reads its flags here and libtpu, which does not
-# know this one, when a test first compiles for TPUs
+# XLA reads its flags here, and libtpu, which does not know these, when a test first compiles for TPUs
 jax.devices()
 os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_EMITTERS, "")
+
+
+class _Remembering:
+    """JAX for flax, which asks for the shape of every parameter's initializer whenever a module is applied.
+
+    Tracing the same initializers again and again is a quarter of tracing a small network.
+    """
+
+    def __init__(self):
+        self.shapes = weakref.WeakKeyDictionary()
+
+    def __getattr__(self, name):
+        return getattr(jax, name)
+
+    def eval_shape(self, init):
+        asked = dict(zip(init.__code__.co_freevars, (cell.cell_contents for cell in init.__closure__), strict=True))
+        known = self.shapes.setdefault(asked["init_fn"], {})
+        key = repr((asked["init_args"], asked["init_kwargs"], jax.config.x64_enabled))
+        if key not in known:
+            known[key] = jax.eval_shape(init)
+        return known[key]
+
+
+flax.core.scope.jax = _Remembering()
 
 # tests that start programs of their own take longest. They come first: a long one that comes last leaves a core idle
 _LONG = ("test_sharding.py", "test_processes.py", "test_train.py", "test_train_tpm.py", "test_scenes_training.py")

@@ -165,6 +165,14 @@ def test_uniform_mean_is_uniform_and_treats_cells_alike():
     # Kolmogorov-Smirnov distance from the uniform distribution, 0.1 % level
     assert np.abs(m - (np.arange(8000) + 0.5) / 8000).max() < 1.95 / np.sqrt(8000)
     assert np.abs(t.mean(0) - 0.5).max() < 5 * 0.35 / np.sqrt(8000)
+    # the first half, which is split from the second first of all, is as much alike as any cells
+    t = np.asarray(t, np.float64).reshape(8000, -1)
+
+    def pairs(t):
+        return (t.sum(1) ** 2 - (t**2).sum(1)) / (t.shape[1] * (t.shape[1] - 1))
+
+    more = pairs(t[:, :22]) + pairs(t[:, 22:]) - 2 * pairs(t)
+    assert np.abs(more.mean()) < 5 * more.std() / np.sqrt(8000)
 
 
 @pytest.mark.parametrize("a", [0.6, 1.0, 7.5, 6000.0])
