@@ -90,6 +90,8 @@ MUTATIONS = [
         ),
         ("models/dit.py", "shift, scale = jnp.split", "scale, shift = jnp.split", "models level_times"),
         ("pretrained/networks/transformer2d.py", "NORM_EPS = 1e-6", "NORM_EPS = 1e-5", "pretrained_unet"),
+        ("pretrained/networks/transformer2d.py", "LAYER_EPS = 1e-5", "LAYER_EPS = 1e-6", "pretrained_unet"),
+        ("pretrained/networks/unet2d.py", "eps=given.norm_eps", "eps=1e-5", "pretrained_unet"),
         ("pretrained/networks/autoencoder.py", "EPS = 1e-6", "EPS = 1e-5", "pretrained_autoencoder"),
         ("pretrained/networks/joint.py", "_EPS = 1e-6", "_EPS = 1e-5", "pretrained_sd3 pretrained_flux"),
         (
