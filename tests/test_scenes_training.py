@@ -21,6 +21,7 @@ from asyncpatch_jax.pretrained.text.prompts import encode_prompts, read_tokenize
 from asyncpatch_jax.training import loop
 from asyncpatch_jax.training.step import create
 from asyncpatch_jax.types import Condition
+from launch.shared import scenes_judge
 from launch.studies import scenes_model, text_page, train_scenes
 from launch.studies import text as study
 from tests.drawn import params_like
@@ -232,6 +233,11 @@ def test_the_results_are_made_by_one_command(trained, tmp_path, monkeypatch, cap
     monkeypatch.setattr(study, "BASELINES", {})
     monkeypatch.setattr(study, "NOISY", ())
     monkeypatch.setattr(study, "GUIDANCE", (3.0,))
+    # a judge of digits of one height, and few real scenes for it to read: what it says is its own tests' matter
+    of_real = scenes_judge.of_real
+    monkeypatch.setattr(scenes_judge, "of_real", lambda count, seed: of_real(50, seed))
+    monkeypatch.setattr(scenes_judge, "_HEIGHTS", (9,))
+    monkeypatch.setattr(scenes_judge, "_classifier", functools.cache(scenes_judge._classifier.__wrapped__))
     values = flags.FlagValues()
     study.define_flags(values)
     out = tmp_path / "docs" / "page.md"
