@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from functools import partial
 
@@ -265,6 +266,12 @@ def _here(request, timeout, module="launch.compiler.aot"):
     return aot.answer(request)
 
 
+def _served(command, **_):
+    """`subprocess.run` of a module that answers, but in this process: request and answer are files all the same."""
+    aot.serve(aot.answer, command[-3:])
+    return subprocess.CompletedProcess(command, 0)
+
+
 SMALL = ("--config=configs/imagenet256_dit_xl2.py:smoke", "--topology=v6e:2x2", "--program=sample", "--classes=5")
 SMALL += ("--batch=8", "--steps=2", "--config.model.depth=1")
 
@@ -307,7 +314,9 @@ def test_the_command_compares_two_configurations(command, monkeypatch, tmp_path)
     ],
 )
 def test_mistakes_are_one_line_and_code_1(command, monkeypatch, arguments, message):
-    if arguments != ["--topology=v6e:3x3"]:  # a mistake that a process of its own reports
+    if arguments == ["--topology=v6e:3x3"]:  # a mistake that the other side reports
+        monkeypatch.setattr(aot.subprocess, "run", _served)
+    else:
         monkeypatch.setattr(aot, "ahead", _here)
     code, _, err = command(*SMALL, *arguments)
     assert code == 1

@@ -28,6 +28,7 @@ from tests import OLDER_EMITTERS, mains, tiny_folders
 from tests.programs import Program
 
 ROOT = Path(__file__).parent.parent
+NO_FIELDS = np.zeros((1, 2, 1, 1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +231,8 @@ def test_objects_are_found_or_those_of_the_released_code(command, folder, tmp_pa
     (tmp_path / "p.json").write_text(json.dumps(["a red dog"]))
     (tmp_path / "i.json").write_text(json.dumps({"item_idx": {"a red dog": [2]}, "item_k": {"a red dog": [0.6]}}))
     files = (f"--prompts={tmp_path / 'p.json'}", f"--items={tmp_path / 'i.json'}")
+    # so what becomes of them is not drawn
+    monkeypatch.setattr(pipelines, "make", lambda *_, **__: Drawn(np.zeros((1, 32, 32, 3)), NO_FIELDS, None, None))
     by_command(command, tmp_path, folder, *files, *fixed[:2], "--reference_compat")
     assert looked_at
     assert all(asked == (["a red dog"], [(2,)]) for asked in looked_at)
@@ -348,7 +351,7 @@ def test_a_prompt_is_encoded_once_however_its_images_are_ordered(folder, monkeyp
         return in_chunks(encode, ids, texts)
 
     def drawn(*arguments, **more):
-        return Drawn(np.zeros((1, 32, 32, 3)), np.zeros((1, 2, 1, 1, 1)), None, None)
+        return Drawn(np.zeros((1, 32, 32, 3)), NO_FIELDS, None, None)
 
     monkeypatch.setattr(prompts, "_in_chunks", counted)
     monkeypatch.setattr(pipelines, "make", drawn)  # what becomes of the texts is not looked at

@@ -252,7 +252,7 @@ def test_the_last_pages_are_made_up_for_if_the_run_ended_before_them(tmp_path, m
         (folder / "uncertainty.gif").touch()
         return []
 
-    config = small(tmp_path / "run", **{"train.steps": 4, "train.sample_every": 2})
+    config = small(tmp_path / "run", **{"train.steps": 4, "train.sample_every": 2, "optim.schedule": "constant"})
     monkeypatch.setattr(pictures, "write_all", killed)
     with pytest.raises(KeyboardInterrupt):
         train.run(config)
