@@ -1,5 +1,6 @@
 """Short trainings of timestep policies, and what two processes run of one; without torch, which takes seconds."""
 
+import atexit
 import functools
 import os
 import sys
@@ -57,7 +58,7 @@ def begun(module: TPM, shape: tuple[int, int, int]) -> Any:
 
 
 def main(workdir: str, folder: str, prompts: str) -> None:
-    """Of several processes: train by a reward that each would give otherwise; say of what and what was learned."""
+    """Of two processes: train by a reward that each would give otherwise; say of what and what was learned."""
     processes.start()
     sys.modules["clu"] = Mock()  # its writers come with TensorFlow
     fit, scores, rewards = loop.fit, train_tpm.Trainer.scores, []
@@ -81,5 +82,16 @@ def main(workdir: str, folder: str, prompts: str) -> None:
         train_tpm.run(text_config(workdir, folder, prompts, "tests.policy_runs:whim"))
 
 
+def joined(process: int) -> None:
+    """The last that the first process does: its exit code tells of both."""
+    if os.waitpid(process, 0)[1]:
+        os._exit(1)
+
+
 if __name__ == "__main__":
+    # the second is a copy of the first, for which all is imported by now; neither has a device of JAX yet
+    second = os.fork()
+    os.environ["PROCESS_ID"] = "0" if second else "1"
+    if second:
+        atexit.register(joined, second)
     main(*sys.argv[1:])
