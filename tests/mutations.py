@@ -45,8 +45,8 @@ MUTATIONS = [
         ("sampling/solvers.py", "carry < self.zigzags", "carry <= self.zigzags", "zigzag"),
         (
             "sampling/loop.py",
-            "SamplerState(jnp.where(moved, x, state.x)",
-            "SamplerState(jnp.where(True, x, state.x)",
+            "jnp.where(moved, stepped, state.x)",
+            "jnp.where(True, stepped, state.x)",
             "loop",
         ),
         # fields
