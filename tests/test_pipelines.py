@@ -97,17 +97,12 @@ def test_the_same_images_as_diffusers(folders, family, record_property):
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_networks_for_inpainting_are_known_by_their_folders(folders, family):
-    _, _, pretrained = folders(f"{family} inpainting")
-    assert (pretrained.family, pretrained.denoiser.module.inpaints) == (family, True)
-
-
-def test_networks_for_inpainting_are_diffusers(folders, monkeypatch):
-    """Shown the mask and the latents of the rest; what is kept comes back bit for bit. One UNet shows it for both."""
-    family = "sd"
+def test_networks_for_inpainting_are_diffusers(folders, family, monkeypatch):
+    """Shown the mask and the latents of the rest; what is kept comes back bit for bit."""
     # the hole as the decoder gives it: that it follows the shades at the seam is this library's own, see `stitch`
     monkeypatch.setattr(batch, "stitch", lambda *images: stitch(*images[:-1], feather=0.0))
     _, pipe, pretrained = folders(f"{family} inpainting")
+    assert (pretrained.family, pretrained.denoiser.module.inpaints) == (family, True)
     settings = defaults(family, 32, num_steps=STEPS, width=48, guidance=4.0)
     rng = np.random.default_rng(1)
     image, mask = rng.integers(0, 256, (32, 48, 3), np.uint8), np.zeros((32, 48, 1), np.float32)

@@ -68,7 +68,7 @@ def network(name):
     """(module, parameters), which answer to a class."""
     common = {"num_classes": 3}
     module = {
-        "unet": UNet(base=8, multipliers=(1,), blocks=1, attention=(), head_dim=4, **common),
+        "unet": UNet(base=8, multipliers=(1, 2), blocks=1, attention=(), head_dim=4, **common),
         "dit": DiT(patch=2, width=16, depth=1, heads=2, **common),
     }[name]
     cond = Condition(label=np.zeros(1, np.int32))
