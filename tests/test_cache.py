@@ -43,7 +43,7 @@ def test_a_folder_of_the_users_own_is_left_to_jax(tmp_path, restored):
 
 
 def test_processes_share_the_cache_and_survive_a_damaged_one(tmp_path):
-    env = {**os.environ, "HOME": str(tmp_path)}
+    env = {**os.environ, "HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
         env.pop(name, None)
 
