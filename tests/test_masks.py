@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from asyncpatch_jax.data.images import read_image
-from asyncpatch_jax.data.masks import MASKS, draw, outpaint, read_mask
+from asyncpatch_jax.data.masks import MASKS, Lama, draw, outpaint, read_mask
 
 LAMA = ("thin", "medium", "wide")
 few = settings(max_examples=25, deadline=None)
@@ -205,3 +205,16 @@ def test_wrong_masks(tmp_path):
         read_mask(tmp_path / "none.png", (4, 6))
     # all of it marked is plain generation, and no mistake
     assert read_mask(empty, (4, 6), "black_generate").all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_first_stroke_goes_down_and_to_the_left(seed):
+    """Of angles below a right one: from straight down, to the side that the second stroke does not go to."""
+    lama = Lama(strokes=(1, 1), width=1, length=60, angle=2)
+    rows, cols = np.nonzero(lama(np.random.default_rng(seed), (256, 256)))
+    rng = np.random.default_rng(seed)
+    assert rng.integers(1, 2) == 1  # of strokes
+    y, x = rng.uniform(0, 256), rng.uniform(0, 256)
+    assert rows.min() >= y - 4
+    assert cols.max() <= x + 4
+    assert rows.max() > min(y + 4, 254)

@@ -90,6 +90,11 @@ def test_scalars_are_lifted_in_one_place():
         timefield.constant(jnp.ones(2), 3)
 
 
+def test_the_noisy_mean_leaves_out_clean_cells():
+    t = np.array([[0.0, 0.25, 0.75, 0.0], [0.0, 0.0, 0.0, 0.0], [0.3, 0.3, 0.3, 0.3]], np.float32).reshape(3, 2, 2, 1)
+    assert np.asarray(jax.jit(timefield.noisy_mean)(t)).tolist() == [0.5, 0.0, np.float32(0.3)]
+
+
 def test_what_is_no_field_is_refused():
     for wrong in (jnp.zeros((3, 2, 2, 1)), jnp.zeros((2, 2, 2, 3))):
         with pytest.raises(ValueError, match=r"expected a time field \[2, gh, gw, 1\]"):
