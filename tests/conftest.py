@@ -16,7 +16,7 @@ from tests import OLDER_EMITTERS
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 {OLDER_EMITTERS}"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# threads of BLAS and of torch wait for each other busily, where tests run beside tests
+# tests run beside tests: more threads of BLAS and of torch would only wait for a core
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # what takes a test long to compile, others of this run and the programs that they start need not, but no earlier run
 # has compiled it for them
@@ -32,7 +32,7 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # tracing makes millions of small objects, which a collector that looks after every 700 of them finds alive
-gc.set_threshold(1_000_000, 20, 50)
+gc.set_threshold(200_000, 20, 50)
 # XLA reads its flags here, and libtpu, which does not know these, when a test first compiles for TPUs
 jax.devices()
 os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_EMITTERS, "")
@@ -82,11 +82,6 @@ def pytest_ignore_collect(collection_path, config):
     """With `-m fast`, the other files are not even imported: torch alone takes longer than many a test."""
     is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
     return True if config.option.markexpr == "fast" and is_test and not _fast(collection_path) else None
-
-
-def pytest_collection_finish():
-    """What was imported stays: the collector need not look at it."""
-    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
