@@ -59,7 +59,7 @@ NETWORKS = {
 }
 MESHES = {
     "unet, group norm, scan": [(2, 2, 2)],
-    "dit": [(8, 1, 1), (1, 8, 1), (2, 2, 2)],
+    "dit": [(1, 8, 1), (2, 2, 2)],
 }
 CASES = [(name, mesh) for name, meshes in MESHES.items() for mesh in meshes]
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5)
