@@ -27,16 +27,6 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["ASYNCPATCH_TESTS_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-import flax.core.scope
-import jax
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
-# tracing makes millions of small objects, which a collector that looks after every 700 of them finds alive
-gc.set_threshold(200_000, 20, 50)
-# XLA reads its flags here, and libtpu, which does not know these, when a test first compiles for TPUs
-jax.devices()
-os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_EMITTERS, "")
-
 
 class _Remembering:
     """JAX for flax, which asks for the shape of every parameter's initializer whenever a module is applied.
@@ -44,22 +34,36 @@ class _Remembering:
     Tracing the same initializers again and again is a quarter of tracing a small network.
     """
 
-    def __init__(self):
-        self.shapes = weakref.WeakKeyDictionary()
+    def __init__(self, jax):
+        self.jax, self.shapes = jax, weakref.WeakKeyDictionary()
 
     def __getattr__(self, name):
-        return getattr(jax, name)
+        return getattr(self.jax, name)
 
     def eval_shape(self, init):
         asked = dict(zip(init.__code__.co_freevars, (cell.cell_contents for cell in init.__closure__), strict=True))
         known = self.shapes.setdefault(asked["init_fn"], {})
-        key = repr((asked["init_args"], asked["init_kwargs"], jax.config.x64_enabled))
+        key = repr((asked["init_args"], asked["init_kwargs"], self.jax.config.x64_enabled))
         if key not in known:
-            known[key] = jax.eval_shape(init)
+            known[key] = self.jax.eval_shape(init)
         return known[key]
 
 
-flax.core.scope.jax = _Remembering()
+def pytest_configure(config):
+    """JAX, for those that run tests: what hands them out to others has no need of it, and they wait for that."""
+    if config.option.dist != "no" and not hasattr(config, "workerinput"):
+        return
+    import flax.core.scope
+    import jax
+
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    # tracing makes millions of small objects, which a collector that looks after every 700 of them finds alive
+    gc.set_threshold(200_000, 20, 50)
+    # XLA reads its flags here, and libtpu, which does not know these, when a test first compiles for TPUs
+    jax.devices()
+    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_EMITTERS, "")
+    flax.core.scope.jax = _Remembering(jax)
+
 
 # tests that start programs of their own take longest. They come first: a long one that comes last leaves a core idle
 _LONG = ("test_sharding.py", "test_processes.py", "test_train.py", "test_train_tpm.py", "test_scenes_training.py")
