@@ -18,6 +18,8 @@ def settings(arg: str = "") -> ConfigDict:
     config = common(arg, "runs/tpm")
     config.denoiser = ""  # folder of a run of launch.train with classes, or a text-to-image folder
     config.prompts = ""  # file of prompts; of a run, "" for all its classes
+    config.prompts_sample = placeholder(int)  # so many of the file, drawn by prompts_seed; None: all
+    config.prompts_seed = 42  # which ones, the same as --sample_seed of other commands
     config.rewards = ""  # NAME, NAME=FOLDER or MODULE:FUNCTION, each with *WEIGHT if it is not 1; separated by commas
 
     config.sample = sample = ConfigDict()  # how images are made

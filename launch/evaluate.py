@@ -38,13 +38,13 @@ from asyncpatch_jax.types import Condition
 from launch.policy import pages, rewarding, subjects
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Subject
-from launch.shared import build, cli, inputs, outputs, seeding, trained
+from launch.shared import build, cli, inputs, outputs, prompt_files, seeding, trained
 from launch.shared.records import recorded
 
 RESIDUAL = "residual"
 _FILES = ("evaluation.json", "evaluation.md")
 _RECORDED = (
-    *("denoiser", "prompts", "rewards", "schedules", "num", "seeds", "seed"),
+    *("denoiser", "prompts", "sample", "sample_seed", "rewards", "schedules", "num", "seeds", "seed"),
     *("steps", "guidance", "solver", "size", "real"),
 )
 _REAL = 2000  # real images
@@ -184,7 +184,8 @@ def main() -> None:
     inputs.check_paths("schedules", [part.removeprefix("tpm=") for part in parts if part.startswith("tpm=")])
     rewards = rewarding.parse(values.rewards)
     choice = subjects.Choice(values.steps, values.guidance, values.solver, values.size)
-    subject = subjects.load(values.denoiser, values.prompts, choice, sharding.make_mesh(), fall_back=values.fall_back)
+    texts = prompt_files.texts(values.prompts, values.sample, values.sample_seed)
+    subject = subjects.load(values.denoiser, texts, choice, sharding.make_mesh(), fall_back=values.fall_back)
     entries = parse(values.schedules, subject, fall_back=values.fall_back)
     real = real_images(values.real, values.denoiser, subject)
     seeds = range(values.seed, values.seed + values.seeds)
@@ -210,7 +211,8 @@ if __name__ == "__main__":
         "denoiser", None, "Folder of a run of launch.train with classes, or of a text-to-image network."
     )
     trained.define_fall_back()
-    flags.DEFINE_string("prompts", "", "File of prompts; of a run, all its classes unless given.")
+    flags.DEFINE_string("prompts", "", "File of prompts (docs/data.md); of a run, all its classes unless given.")
+    prompt_files.define()
     flags.DEFINE_string("rewards", "digits, digits_judge", f"{rewarding.SYNTAX}.")
     flags.DEFINE_string("schedules", "sync", "Separated by commas; differences are to the first.")
     flags.DEFINE_integer("num", 200, "Images of each seed.", lower_bound=2)

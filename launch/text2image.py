@@ -3,6 +3,7 @@
   python -m launch.text2image stable-diffusion-2-1-base --prompt="a bear and a clock" --out=bear
   python -m launch.text2image FOLDER --prompt="a bear and a clock" --schedule=asyndm --objects="bear, clock" --show
   python -m launch.text2image FOLDER --prompts=animal.json --items=items.json --schedule=asyndm --num=4
+  python -m launch.text2image FOLDER --prompts=captions_val2014.json --sample=2048 --sample_seed=42
   python -m launch.text2image FOLDER --prompt="a red door" --image=house.png --mask=door.png
   python -m launch.text2image FLUX.1-Kontext-dev --prompt="make it winter" --image=house.png
 
@@ -29,7 +30,7 @@ from tqdm import tqdm
 import asyncpatch_jax
 from asyncpatch_jax import sharding, viz
 from asyncpatch_jax.data.channels import with_channels
-from asyncpatch_jax.data.prompts import Prompt, read_prompts
+from asyncpatch_jax.data.prompts import Prompt
 from asyncpatch_jax.pretrained import settings as settings_lib
 from asyncpatch_jax.pretrained.folders.loading import Pretrained, describe, load_pretrained
 from asyncpatch_jax.pretrained.pipelines import Made, ready, text2image
@@ -37,7 +38,7 @@ from asyncpatch_jax.pretrained.requests import Request, factor
 from asyncpatch_jax.pretrained.settings import Settings, defaults
 from asyncpatch_jax.pretrained.text.objects import noun_phrases
 from asyncpatch_jax.sampling.schedules import curves
-from launch.shared import cli, inputs, masks, outputs, photos, seeding, trained
+from launch.shared import cli, inputs, masks, outputs, photos, prompt_files, seeding, trained
 
 _MOMENTS = 8
 _ARRAYS = ("image", "mask", "object_masks", "noise", "fresh_noise")
@@ -77,7 +78,7 @@ def prompts(values: flags.FlagValues) -> list[Prompt]:
     if values.prompts:
         if values.objects:
             raise ValueError("expected the objects of --prompts in --items=FILE, got --objects")
-        given = read_prompts(values.prompts, values.items)
+        given = prompt_files.read(values.prompts, values.items, values.sample, values.sample_seed)
     else:
         given = [Prompt(text, tuple(values.objects)) for text in values.prompt]
     if not values.find_objects:
@@ -94,6 +95,7 @@ def check_flags(values: flags.FlagValues, family: str) -> None:
     asyndm, sync = values.schedule == "asyndm", values.schedule in (None, "sync")
     lone = {
         "items": (values.items and (sync or not values.prompts), "--prompts and --schedule=asyndm or concave"),
+        "sample": (values.sample and not values.prompts, "--prompts"),
         "mask": (values.mask and not values.image, "--image"),
         "strength": (values.strength is not None and (values.mask or not values.image), "--image, and without --mask"),
         "graded": (values.graded and not values.mask, "--mask"),
@@ -278,7 +280,8 @@ def main(folder: str) -> None:
 def define_flags() -> None:
     """The flags of this command; None is what suits the family."""
     flags.DEFINE_multi_string("prompt", [], "What to make; may be given several times.")
-    flags.DEFINE_string("prompts", None, "A file of prompts: a JSON list, or a text a line.")
+    flags.DEFINE_string("prompts", None, "A file of prompts: texts, a table, COCO, GenEval, ...: docs/data.md.")
+    prompt_files.define()
     flags.DEFINE_string("items", None, "Their objects, in AsynDM's format: JSON of item_idx and item_k.")
     flags.DEFINE_bool("reference_compat", False, "Objects' tokens, first mask and steps of AsynDM's released code.")
     flags.DEFINE_integer("t5_length", None, "Tokens of T5's text; as published unless given.", lower_bound=0)

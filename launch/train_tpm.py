@@ -40,7 +40,7 @@ from asyncpatch_jax.training.stored import listed
 from launch.policy import iteration, pages, rewarding, subjects
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Asked, Subject
-from launch.shared import build, cli, fitting, processes, records
+from launch.shared import build, cli, fitting, processes, prompt_files, records
 
 # settings that may change between two starts; what denoiser, prompts and rewards are, is compared in place of where
 # they lie
@@ -48,7 +48,7 @@ _FREE = (
     *("workdir", "mesh", "train.steps", "train.checkpoint_every", "train.log_every"),
     *("train.sample_every", "train.held_out", "train.keep", "train.fall_back"),
 )
-_PLACES = ("denoiser", "prompts", "rewards")
+_PLACES = ("denoiser", "prompts", "prompts_sample", "prompts_seed", "rewards")
 
 _REWARDING = 3600.0  # seconds that rewards may take
 
@@ -185,6 +185,15 @@ def check_same(config: ConfigDict, here: Mapping[str, Any] | None = None) -> Non
     records.check_same(there, config, (*_FREE, *_PLACES), lines)
 
 
+def texts(config: ConfigDict) -> list[str]:
+    """The prompts of the settings; none for all classes of a run.
+
+    Raises:
+        ValueError: a file of none, or of fewer than are to be drawn.
+    """
+    return prompt_files.texts(config.prompts, config.prompts_sample, config.prompts_seed)
+
+
 def run(config: ConfigDict) -> bool:
     """Train as configured, or go on training; returns whether all iterations are done.
 
@@ -197,7 +206,7 @@ def run(config: ConfigDict) -> bool:
     mesh = build.mesh(config)
     rewards = rewarding.parse(config.rewards)
     choice, train = subjects.Choice(**config.sample), config.train
-    subject = subjects.load(config.denoiser, config.prompts, choice, mesh, fall_back=train.fall_back)
+    subject = subjects.load(config.denoiser, texts(config), choice, mesh, fall_back=train.fall_back)
     if len(subject.prompts) < config.grpo.prompts:
         raise ValueError(f"expected config.grpo.prompts <= {len(subject.prompts)} prompts, got {config.grpo.prompts}")
     known = subject.ask(np.zeros(1, np.int32)).known

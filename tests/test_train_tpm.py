@@ -162,7 +162,10 @@ def test_what_a_policy_is_trained_on_may_lie_anywhere_and_be_nothing_else(traine
     def refused(folder=denoiser, **changes):
         config = config_of(trained, folder, **changes)
         choice = subjects.Choice(**config.sample)
-        subject, rewards = subjects.load(config.denoiser, config.prompts, choice), rewarding.parse(config.rewards)
+        subject, rewards = (
+            subjects.load(config.denoiser, train_tpm.texts(config), choice),
+            rewarding.parse(config.rewards),
+        )
         module = policies.module(config.policy.to_dict(), subject.net.model.num_classes, 0)
         try:
             train_tpm.check_same(config, train_tpm.record(config, module, subject, rewards))

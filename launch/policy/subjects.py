@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int, UInt8
 from asyncpatch_jax import denoiser as denoisers
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax import sharding, viz
-from asyncpatch_jax.data.prompts import read_prompts
 from asyncpatch_jax.pretrained import binding
 from asyncpatch_jax.pretrained.batch import Batch, prepare
 from asyncpatch_jax.pretrained.folders.loading import Pretrained, load_pretrained
@@ -125,22 +124,23 @@ class Choice(NamedTuple):
     size: int | None = None  # of text-to-image folders: height and width in pixels
 
 
-def load(folder: str, prompts: str, choice: Choice, mesh: Mesh | None = None, *, fall_back: bool = True) -> Subject:
+def load(
+    folder: str, prompts: Sequence[str], choice: Choice, mesh: Mesh | None = None, *, fall_back: bool = True
+) -> Subject:
     """The subject of a folder.
 
     Args:
-        prompts: a file of texts, as `launch.text2image --prompts` takes it; "": all classes.
+        prompts: what images may be asked for; of a run, none: all classes.
         fall_back: whether to use an older checkpoint of a run if the newest is damaged.
 
     Raises:
         ValueError: a folder of neither kind, prompts that are missing or that name no class, or a wrong setting.
         OSError: a file that cannot be read.
     """
-    texts = [prompt.text for prompt in read_prompts(prompts)] if prompts else []
     if recorded(folder, fall_back=fall_back) is not None:
-        return of_run(build.load_run(folder, mesh=mesh, fall_back=fall_back), texts, choice, mesh)
+        return of_run(build.load_run(folder, mesh=mesh, fall_back=fall_back), prompts, choice, mesh)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return of_folder(load_pretrained(folder, mesh, dtype), texts, choice, mesh)
+    return of_folder(load_pretrained(folder, mesh, dtype), prompts, choice, mesh)
 
 
 def of_run(run: build.Run, prompts: Sequence[str], choice: Choice, mesh: Mesh | None = None) -> Subject:

@@ -38,7 +38,7 @@ from launch import evaluate, train_tpm
 from launch.policy import pages, rewarding, subjects
 from launch.policy.pages import Made
 from launch.policy.subjects import Subject
-from launch.shared import cli, digits_judge, outputs
+from launch.shared import cli, digits_judge, outputs, prompt_files
 from launch.shared.records import plain
 from launch.studies import tpm_page, train_alignment
 from launch.studies.tpm_page import LIFTED, PAPER, PLAIN, SPATIAL, TPM, Results, Row, Study
@@ -56,7 +56,7 @@ def digits(values: flags.FlagValues, steps: int) -> Study:
     """Classes, without guidance, rewarded by a classifier."""
     config = _config(values, tpm_digits.get_config, steps)
     config.denoiser = values.denoiser
-    subject = subjects.load(values.denoiser, "", subjects.Choice(**config.sample), sharding.make_mesh())
+    subject = subjects.load(values.denoiser, (), subjects.Choice(**config.sample), sharding.make_mesh())
     paper = {"grpo.noises": config.grpo.noises * config.grpo.draws, "grpo.draws": 1}
     real = evaluate.real_images("", values.denoiser, subject)
 
@@ -73,8 +73,8 @@ def captioned(values: flags.FlagValues, steps: int) -> Study:
     config = _config(values, tpm_scenes.get_config, steps)
     folder = Path(config.prompts).parent
     known, unseen = (
-        subjects.load(config.denoiser, str(folder / name), subjects.Choice(**config.sample), sharding.make_mesh())
-        for name in train_alignment.SPLITS.values()
+        subjects.load(config.denoiser, texts, subjects.Choice(**config.sample), sharding.make_mesh())
+        for texts in (prompt_files.texts(folder / name) for name in train_alignment.SPLITS.values())
     )
     # images of one scene, whichever of its captions they are of, say one thing about scenes
     scene = {caption.text: number for caption, number in zip(scenes.captions(), scenes.scene_numbers(), strict=True)}
