@@ -3,10 +3,10 @@
   python -m launch.sample --workdir=runs/digits
   python -m launch.sample --workdir=runs/digits --schedule=autoregressive --labels=3,3,7 --guidance=2 --out=threes
 
-Writes into --out: grid.png, images/0000.png ..., samples.npz (images as uint8, labels, seed), animation.gif, the first
-images beside their time fields, and made.json, which says how they were made; so does each PNG file's metadata. With
---overwrite the files that made.json lists are replaced, all at once at the end; other files there stay. Image i depends
-on --seed and i alone, not on --num or --batch.
+Writes into --out: grid.png, images/0000.png ..., samples.npz (images as uint8, labels, seed; arr_0, images in colour as
+ADM's evaluator reads them), animation.gif, the first images beside their time fields, and made.json, which says how
+they were made; so does each PNG file's metadata. With --overwrite the files that made.json lists are replaced, all at
+once at the end; other files there stay. Image i depends on --seed and i alone, not on --num or --batch.
 """
 
 import json
@@ -19,6 +19,7 @@ from etils import epath
 from jaxtyping import Int
 
 from asyncpatch_jax import viz
+from asyncpatch_jax.data.channels import with_channels
 from asyncpatch_jax.files import writing
 from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.sampling.schedules import Schedule
@@ -107,7 +108,8 @@ def write(
         viz.save_png(folder / f"images/{i:04d}.png", image, text=text(image=i, label=int(label[i])))
     viz.save_png(folder / "grid.png", viz.grid(images, max(8, round(len(images) ** 0.5))), text=text())
     with writing(folder / "samples.npz") as stream:
-        np.savez_compressed(stream, images=images, labels=label, seed=seed)
+        colours = np.stack([with_channels(image, 3) for image in images])
+        np.savez_compressed(stream, images=images, arr_0=colours, labels=label, seed=seed)
     viz.save_animation(folder / "animation.gif", pictures.animation(result, title))
 
 

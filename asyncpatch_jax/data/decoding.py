@@ -96,6 +96,18 @@ def decoded(file: ImageFile, max_pixels: int = MAX_PIXELS, *, rough: bool = Fals
         yield image
 
 
+def shape_of(file: ImageFile) -> tuple[int, int]:
+    """Height and width of the upright image in a file, of its header alone.
+
+    Raises:
+        ValueError: as `decoded`, of what a header shows.
+    """
+    with faults_of(file, Exception), _stream(file) as stream:
+        image = _opened(stream)
+        turned = _orientation(image) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
 @contextmanager
 def faults_of(file: ImageFile, *kinds: type[Exception]) -> Iterator[None]:
     """What is raised within the block is the fault of a file: a ValueError that names it."""
