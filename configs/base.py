@@ -39,10 +39,10 @@ def settings(arg: str = "") -> ConfigDict:
     config = common(arg, "runs/run")
 
     config.data = data = ConfigDict()
-    data.name = "digits"  # digits, photos, folder, tfds
-    data.path = ""  # folder: the directory; tfds: its data_dir
-    data.dataset = ""  # tfds: e.g. imagenet_resized/64x64
-    data.split = "train"  # tfds: which part of the data set
+    data.name = "digits"  # digits, photos, fashion_mnist, idx, folder, tfds
+    data.path = ""  # folder, fashion_mnist, idx: the directory; tfds: its data_dir
+    data.dataset = ""  # tfds: e.g. imagenet2012; idx: what its files' names begin with, e.g. emnist-letters-
+    data.split = "train"  # which part of the data set; a folder has no other
     data.size = 8  # side of the images in pixels
     data.channels = 1  # 1: grey, 3: colour
     data.augment = "none"  # none; flip: mirrored, or not, at random
@@ -79,6 +79,7 @@ def settings(arg: str = "") -> ConfigDict:
     times.loc = placeholder(float)  # logit_normal, logit_normal_truncated: where times lie, before the sigmoid
     times.scale = placeholder(float)  # logit_normal, logit_normal_truncated: how far they spread
     times.spread = placeholder(tuple)  # asyncpatch: least and most spread within an image, 0 ... 1
+    times.ends = placeholder(tuple)  # asyncpatch: shares of images with no spread and with all of it; others: spread
     times.base = placeholder(str)  # asyncpatch: uniform, two_level, mixed
     times.sharpness = placeholder(float)  # uniform_mean: larger keeps cells closer to the mean; above .5
 

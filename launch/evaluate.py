@@ -166,7 +166,7 @@ def real_images(folder: str, denoiser: str, subject: Subject) -> UInt8[np.ndarra
         source = sources.folder(folder, height, channels, "raise").source
     elif (there := recorded(denoiser)) is not None:
         config = ConfigDict(there["config"])
-        source = build.dataset(config, "test" if config.data.name in ("digits", "photos") else None).source
+        source = build.dataset(config, "test" if config.data.name in build.HELD_OUT else None).source
     else:
         return None
     # folders are sorted, often by class

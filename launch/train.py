@@ -51,7 +51,7 @@ def run(config: ConfigDict) -> None:
     data = build.dataset(config)
     mesh = build.mesh(config)
     network = build.untrained(config, data)._replace(mesh=mesh)
-    shown = build.dataset(config, "test") if config.data.name in ("digits", "photos") else data
+    shown = build.dataset(config, "test") if config.data.name in build.HELD_OUT else data
     program = programs.training(config, network, mesh)
     like = program.args[0]
     batches = stream(config, data, mesh)

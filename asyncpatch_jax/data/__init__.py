@@ -5,6 +5,7 @@ from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.data.folders import Folder, scan_folder
 from asyncpatch_jax.data.images import check_pixels, read_image, resize
 from asyncpatch_jax.data.masks import MASKS, Convention, draw, outpaint, read_mask
+from asyncpatch_jax.data.mnist import fashion_mnist, idx, read_idx
 from asyncpatch_jax.data.prepared import tfds
 from asyncpatch_jax.data.sources import PHOTOS, digits, folder, photo, photos
 
@@ -21,10 +22,13 @@ __all__ = [
     "check_pixels",
     "digits",
     "draw",
+    "fashion_mnist",
     "folder",
+    "idx",
     "outpaint",
     "photo",
     "photos",
+    "read_idx",
     "read_image",
     "read_mask",
     "resize",

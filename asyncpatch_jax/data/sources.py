@@ -25,7 +25,9 @@ def check_split(split: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Arrays:
+class Arrays:
+    """Images that are all in memory."""
+
     images: np.ndarray  # uint8 [n, h, w, c]
     labels: np.ndarray  # int [n]
 
@@ -57,10 +59,9 @@ def digits(split: Split = "train", size: int = 8) -> Dataset:
     chosen = (rank % 5 == 4) == (split == "test")
     images = np.stack([np.asarray(resize(Image.fromarray(image), size)) for image in images[chosen]])[..., None]
     # their own pixels, as they have no names
-    # they have no names: their own pixels
     pixels = (image.tobytes().hex() for image in data.images[chosen].astype(np.uint8))
     names = hashed(f"{label} {own}" for label, own in zip(data.target[chosen], pixels, strict=True))
-    return Dataset(_Arrays(images, data.target[chosen]), 10, tuple("0123456789"), (size, size, 1), names)
+    return Dataset(Arrays(images, data.target[chosen]), 10, tuple("0123456789"), (size, size, 1), names)
 
 
 # photographs inside the wheels of scikit-image and scikit-learn: nothing is downloaded

@@ -243,6 +243,8 @@ class AsyncPatch(_PerImage):
     Args (of the dataclass):
         distribution, loc, scale: of the mean, as in `Synchronous`.
         spread: r is uniform between these two; (0, 0) is synchronous, (1, 1) as uneven as the mean allows.
+        ends: shares of images with r = 0, synchronous, and with r = 1, as an inpainting run meets them; `spread` says
+            what the rest has. A uniform r is never at an end, so that no cell is ever exactly clean.
         base: "uniform": squares at uniform heights. "two_level": squares that are 0 or 1 with a random share of ones,
             or, as often, a region of Perlin noise of random area. "mixed": either, with equal chance.
     """
@@ -252,11 +254,18 @@ class AsyncPatch(_PerImage):
     scale: float = 1.0
     spread: tuple[float, float] = (0.0, 1.0)
     base: str = "mixed"
+    ends: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
         _check_distribution(self.distribution, self.loc, self.scale)
         if not isinstance(self.spread, tuple) or len(self.spread) != 2:
             raise ValueError(f"expected spread = (low, high), got {checks.shown(self.spread)}")
+        if not isinstance(self.ends, tuple) or len(self.ends) != 2:
+            raise ValueError(f"expected ends = (share at r = 0, share at r = 1), got {checks.shown(self.ends)}")
+        checks.number("the share of ends at r = 0", self.ends[0], 0, 1)
+        checks.number("the share of ends at r = 1", self.ends[1], 0, 1)
+        if sum(self.ends) > 1:
+            raise ValueError(f"expected ends = shares that add up to at most 1, got {checks.shown(self.ends)}")
         checks.number("the spread's high", self.spread[1], 0, 1)
         checks.number("the spread's low", self.spread[0], 0, self.spread[1])
         checks.choice("base", self.base, BASES)
@@ -264,8 +273,14 @@ class AsyncPatch(_PerImage):
     def image(self, key: Key[Array, ""], grid: Grid) -> Cells:
         key_mean, key_spread, key_base = jax.random.split(key, 3)
         mean = _scalar_time(key_mean, self.distribution, self.loc, self.scale)
-        amount = jax.random.uniform(key_spread, (), jnp.float32, self.spread[0], self.spread[1])
-        return with_mean(self._pattern(key_base, grid), mean, amount)
+        return with_mean(self._pattern(key_base, grid), mean, self._amount(key_spread))
+
+    def _amount(self, key: Key[Array, ""]) -> Scalar:
+        (none, full), (low, high) = self.ends, self.spread
+        u = jax.random.uniform(key, (), jnp.float32)
+        between = low + (high - low) * (u - none) / max(1.0 - none - full, 1e-6)
+        # exactly 0 and 1, as an exactly clean cell needs
+        return jnp.where(u < none, 0.0, jnp.where(u >= 1.0 - full, 1.0, between))
 
     def _pattern(self, key: Key[Array, ""], grid: Grid) -> Cells:
         key_tiling, key_values, key_area, key_perlin, key_which = jax.random.split(key, 5)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.data import prepared, sources
+from asyncpatch_jax.data import mnist, prepared, sources
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.models import DiT, UNet, dit, unet
@@ -30,6 +30,8 @@ from asyncpatch_jax.training.step import LossFn, adam, learning_rate
 from asyncpatch_jax.types import Condition
 from launch.shared.records import record_of
 
+# data sets with a part that no run is trained on
+HELD_OUT = ("digits", "photos", "fashion_mnist", "idx")
 PROCESSES = {"rectified_flow": RectifiedFlow, "cosine": Cosine, "discrete": Discrete}
 MODELS = {"unet": (UNet, unet.PRESETS), "dit": (DiT, dit.PRESETS)}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -78,15 +80,19 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
     split = split or data.split
     if data.channels not in (1, 3):
         raise ValueError(f"expected config.data.channels = 1 (grey) or 3 (RGB), got {data.channels}")
+    if data.name in ("digits", "fashion_mnist", "idx") and data.channels != 1:
+        raise ValueError(f"expected config.data.channels = 1 for {data.name}, got {data.channels}")
     if data.name == "digits":
-        if data.channels != 1:
-            raise ValueError(f"expected config.data.channels = 1 for digits, got {data.channels}")
         return sources.digits(split, data.size)
     if data.name == "photos":
         return sources.photos(data.size, data.channels, split)
-    if data.name in ("folder", "tfds") and not data.path:
+    if data.name == "fashion_mnist":
+        return mnist.fashion_mnist(data.path, split, data.size)
+    if data.name in ("idx", "folder", "tfds") and not data.path:
         raise ValueError(f"expected --config.data.path=DIRECTORY for the data set {data.name!r}, got none")
     most = data.get("max_pixels", MAX_PIXELS)  # runs of before have none
+    if data.name == "idx":
+        return mnist.idx(data.path, split, data.size, prefix=data.dataset)
     if data.name == "folder":
         if split != "train":
             raise ValueError(
@@ -96,7 +102,9 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
         return sources.folder(data.path, data.size, data.channels, data.on_error, most)
     if data.name == "tfds":
         return prepared.tfds(data.dataset, data.path, split, data.size, data.channels, most)
-    raise ValueError(f"expected config.data.name out of digits, photos, folder, tfds, got {data.name!r}")
+    raise ValueError(
+        f"expected config.data.name out of digits, photos, fashion_mnist, idx, folder, tfds, got {data.name!r}"
+    )
 
 
 def model(config: ConfigDict, num_classes: int) -> nn.Module:
