@@ -7,14 +7,14 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def common(arg: str, workdir: str) -> ConfigDict:
+def common(arg: str, workdir: str, known: tuple[str, ...] = ("smoke",)) -> ConfigDict:
     """What the settings of all trainings have. An experiment's own argument comes here, so that all refuse alike.
 
     Raises:
-        ValueError: `arg` is neither empty nor "smoke".
+        ValueError: `arg` is neither empty nor known.
     """
-    if arg not in ("", "smoke"):
-        raise ValueError(f"expected no argument or :smoke after the configuration's name, got :{arg}")
+    if arg and arg not in known:
+        raise ValueError(f"expected no argument or :{' or :'.join(known)} after the configuration's name, got :{arg}")
     config = ConfigDict()
     config.seed = 0  # of all that is drawn
     config.workdir = workdir  # everything a run writes goes here; a run that is there continues
@@ -30,16 +30,16 @@ def common(arg: str, workdir: str) -> ConfigDict:
     return config
 
 
-def settings(arg: str = "") -> ConfigDict:
+def settings(arg: str = "", known: tuple[str, ...] = ("smoke",)) -> ConfigDict:
     """The defaults.
 
     Raises:
-        ValueError: `arg` is neither empty nor "smoke".
+        ValueError: `arg` is neither empty nor known.
     """
-    config = common(arg, "runs/run")
+    config = common(arg, "runs/run", known)
 
     config.data = data = ConfigDict()
-    data.name = "digits"  # digits, photos, fashion_mnist, idx, folder, tfds
+    data.name = "digits"  # digits, photos, mnist_digits, fashion_mnist, idx, folder, tfds
     data.path = ""  # folder, fashion_mnist, idx: the directory; tfds: its data_dir
     data.dataset = ""  # tfds: e.g. imagenet2012; idx: what its files' names begin with, e.g. emnist-letters-
     data.split = "train"  # which part of the data set; a folder has no other

@@ -1,6 +1,7 @@
 """Every configuration builds and its :smoke variant trains; a slip on the command line gets one helpful line."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,28 @@ def test_an_argument_that_no_config_takes():
     for name in CONFIGS:
         with pytest.raises(ValueError, match="smoke after the configuration's name, got :smok"):
             load(name, "smok")
+
+
+def test_budgets_of_imagenet_are_those_that_the_page_on_pods_prices():
+    """Chip-hours from the compiler's numbers on the other page, for what the configurations run."""
+    number = lambda cell: float(cell.strip().replace(",", "").removeprefix("about "))  # noqa: E731
+    page = (ROOT / "docs" / "performance.md").read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in page if "| training step | v6e:8x8 |" in line]
+    a_million = {row[0].strip().split()[1].lower(): number(row[12]) for row in rows}
+    priced = dict(re.findall(r"^\| `imagenet64_(.*)` \|(.*)\|$", (ROOT / "docs" / "pods.md").read_text(), re.MULTILINE))
+    assert set(priced) == {f"{size}.py{arg}" for size in ("60m", "600m") for arg in ("", ":long")}
+    for name, line in priced.items():
+        size, arg = name.split(".py")
+        config = load(f"imagenet64_{size}", arg.removeprefix(":"))
+        steps, hours, paper, dollars, wall = line.split("|")
+        assert number(steps) == config.train.steps
+        assert config.train.batch == 2048
+        found = config.train.steps * 2048 / 1e6 * a_million[size]
+        np.testing.assert_allclose([number(hours), number(wall)], [found, found / 64], rtol=0.01, atol=0.05)
+        np.testing.assert_allclose(number(dollars), 2.7 * found, rtol=0.01)
+        if paper.strip():  # what the paper spent is enough, if the chips do not do much less than they can
+            assert 0.8 * number(paper) < found < number(paper)
+        assert not arg or config.workdir.endswith("_long")
 
 
 @pytest.mark.parametrize(

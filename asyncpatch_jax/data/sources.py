@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Bool, Int
 from PIL import Image
 
 from asyncpatch_jax.data.dataset import Dataset, hashed
@@ -53,15 +54,20 @@ def digits(split: Split = "train", size: int = 8) -> Dataset:
 
     data = load_digits()
     images = np.round(data.images * (255 / 16)).astype(np.uint8)
-    rank = np.zeros(len(images), int)
-    for label in range(10):
-        rank[data.target == label] = np.arange((data.target == label).sum())
-    chosen = (rank % 5 == 4) == (split == "test")
+    chosen = part_of(data.target, split)
     images = np.stack([np.asarray(resize(Image.fromarray(image), size)) for image in images[chosen]])[..., None]
     # their own pixels, as they have no names
     pixels = (image.tobytes().hex() for image in data.images[chosen].astype(np.uint8))
     names = hashed(f"{label} {own}" for label, own in zip(data.target[chosen], pixels, strict=True))
     return Dataset(Arrays(images, data.target[chosen]), 10, tuple("0123456789"), (size, size, 1), names)
+
+
+def part_of(labels: Int[np.ndarray, "n"], split: Split) -> Bool[np.ndarray, "n"]:
+    """Which images of a set that has no split of its own belong to one: every fifth of each class is held out."""
+    rank = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    return (rank % 5 == 4) == (split == "test")
 
 
 # photographs inside the wheels of scikit-image and scikit-learn: nothing is downloaded

@@ -30,8 +30,9 @@ from asyncpatch_jax.training.step import LossFn, adam, learning_rate
 from asyncpatch_jax.types import Condition
 from launch.shared.records import record_of
 
-# data sets with a part that no run is trained on
-HELD_OUT = ("digits", "photos", "fashion_mnist", "idx")
+_GREY = ("digits", "mnist_digits", "fashion_mnist", "idx")
+HELD_OUT = (*_GREY, "photos")  # data sets with a part that no run is trained on
+DATA = (*HELD_OUT, "folder", "tfds")
 PROCESSES = {"rectified_flow": RectifiedFlow, "cosine": Cosine, "discrete": Discrete}
 MODELS = {"unet": (UNet, unet.PRESETS), "dit": (DiT, dit.PRESETS)}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -78,33 +79,33 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
     """
     data = config.data
     split = split or data.split
+    if data.name not in DATA:
+        raise ValueError(f"expected config.data.name out of {', '.join(DATA)}, got {data.name!r}")
     if data.channels not in (1, 3):
         raise ValueError(f"expected config.data.channels = 1 (grey) or 3 (RGB), got {data.channels}")
-    if data.name in ("digits", "fashion_mnist", "idx") and data.channels != 1:
+    if data.name in _GREY and data.channels != 1:
         raise ValueError(f"expected config.data.channels = 1 for {data.name}, got {data.channels}")
+    if data.name in ("idx", "folder", "tfds") and not data.path:
+        raise ValueError(f"expected --config.data.path=DIRECTORY for the data set {data.name!r}, got none")
     if data.name == "digits":
         return sources.digits(split, data.size)
     if data.name == "photos":
         return sources.photos(data.size, data.channels, split)
+    if data.name == "mnist_digits":
+        return mnist.mnist_digits(split, data.size)
     if data.name == "fashion_mnist":
         return mnist.fashion_mnist(data.path, split, data.size)
-    if data.name in ("idx", "folder", "tfds") and not data.path:
-        raise ValueError(f"expected --config.data.path=DIRECTORY for the data set {data.name!r}, got none")
-    most = data.get("max_pixels", MAX_PIXELS)  # runs of before have none
     if data.name == "idx":
         return mnist.idx(data.path, split, data.size, prefix=data.dataset)
-    if data.name == "folder":
-        if split != "train":
-            raise ValueError(
-                f"expected the split train of a folder, which has no other, got {split!r}; for images that were not "
-                "trained on give another folder as config.data.path"
-            )
-        return sources.folder(data.path, data.size, data.channels, data.on_error, most)
+    most = data.get("max_pixels", MAX_PIXELS)  # runs of before have none
     if data.name == "tfds":
         return prepared.tfds(data.dataset, data.path, split, data.size, data.channels, most)
-    raise ValueError(
-        f"expected config.data.name out of digits, photos, fashion_mnist, idx, folder, tfds, got {data.name!r}"
-    )
+    if split != "train":
+        raise ValueError(
+            f"expected the split train of a folder, which has no other, got {split!r}; for images that were not "
+            "trained on give another folder as config.data.path"
+        )
+    return sources.folder(data.path, data.size, data.channels, data.on_error, most)
 
 
 def model(config: ConfigDict, num_classes: int) -> nn.Module:
