@@ -140,7 +140,7 @@ def test_budgets_of_imagenet_are_those_that_the_page_on_pods_prices():
         assert config.train.batch == 2048
         found = config.train.steps * 2048 / 1e6 * a_million[size]
         np.testing.assert_allclose([number(hours), number(wall)], [found, found / 64], rtol=0.01, atol=0.05)
-        np.testing.assert_allclose(number(dollars), 2.7 * found, rtol=0.01)
+        np.testing.assert_allclose(number(dollars), 2.7 * found, rtol=0.01, atol=0.5)
         if paper.strip():  # what the paper spent is enough, if the chips do not do much less than they can
             assert 0.8 * number(paper) < found < number(paper)
         assert not arg or config.workdir.endswith("_long")
