@@ -309,6 +309,8 @@ def test_clip_score_needs_no_conversion(published, tmp_path):
     cosine = by_pytorch(published, "pick_score", some_images()).numpy() / scale
     np.testing.assert_allclose(ours, 2.5 * np.maximum(cosine, 0), atol=1e-5)
     assert ours.max() > 0.01
+    assert cosine.min() < -0.01
+    np.testing.assert_allclose(read_reward("clip", folder)(some_images(), TEXTS), cosine, atol=1e-5)
 
 
 def test_long_prompts_are_cut_as_by_the_authors(published):
@@ -333,7 +335,7 @@ def test_a_reward_without_weights_says_what_to_provide(name, tmp_path):
     with pytest.raises(ValueError, match="expected a folder") as error:
         read_reward(name, tmp_path / "nothing")
     said = str(error.value)
-    if name == "clip_score":
+    if name in ("clip", "clip_score"):
         assert "such as openai/clip-vit-large-patch14" in said
     else:
         assert f"python -m launch.convert_reward {name} FILE..." in said
@@ -346,9 +348,11 @@ def test_folders_of_other_rewards(published, tmp_path):
         read_reward("hps_v2", published.root / "pick_score")
     with pytest.raises(ValueError, match="expected a folder of clip_score, got one of hps_v2"):
         read_reward("clip_score", published.root / "hps_v2")
+    with pytest.raises(ValueError, match="expected a folder of clip, got one of hps_v2"):
+        read_reward("clip", published.root / "hps_v2")
     with pytest.raises(ValueError, match="expected a folder of image_reward, got one of clip_score"):
         read_reward("image_reward", published.root / "transformers")
-    with pytest.raises(ValueError, match=r"a reward out of clip_score, .*, got 'hps'"):
+    with pytest.raises(ValueError, match=r"a reward out of clip, clip_score, .*, got 'hps'"):
         read_reward("hps", published.root / "hps_v2")
     broken = shutil.copytree(published.root / "hps_v2", tmp_path / "broken")
     (broken / "vocab.json").unlink()

@@ -13,7 +13,16 @@ from tokenizers import models, pre_tokenizers, processors
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from asyncpatch_jax.metrics import text
-from asyncpatch_jax.metrics.text import VisionLanguage, Words, bert_score, captions, read_bert, vlm_score
+from asyncpatch_jax.metrics.text import (
+    RATING,
+    VisionLanguage,
+    Words,
+    bert_score,
+    captions,
+    qwen_score,
+    read_bert,
+    vlm_score,
+)
 from tests import tiny
 
 CANDIDATES = ["a red dog", "two cats on the street", "a sheep"]
@@ -22,7 +31,7 @@ REFERENCES = ["the dog is red", "two cats on the street", "a car and a horse"]
 
 def words_tokenizer(special, template):
     words = dict.fromkeys(
-        " ".join([*CANDIDATES, *REFERENCES, "Does this image show Please answer yes or no Yes"]).split()
+        " ".join([*CANDIDATES, *REFERENCES, "Does this image show Please answer yes or no Yes", *"0123456789"]).split()
     )
     vocab = {word: i for i, word in enumerate([*special, *words])}
     backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=special[0]))
@@ -87,6 +96,27 @@ def test_bert_score_is_that_by_hand(bert):
     assert scores.f1[2] < 0.99
 
 
+def test_roberta_s_vectors_are_transformers(bert, tmp_path):
+    """Of a checkpoint that predicts words: its places begin after padding's, and it has a head and a later layer."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    tokenizer.save_pretrained(tmp_path)
+    settings = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 20}
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer), pad_token_id=1, type_vocab_size=1, layer_norm_eps=1e-5, max_position_embeddings=24,
+        **settings,
+    )  # fmt: skip
+    model = tiny.randomised(transformers.RobertaForMaskedLM(config), seed=0)
+    model.save_pretrained(tmp_path)
+    long = " ".join(["a red dog"] * 12)  # of more tokens than there are places
+    ours = read_bert(tmp_path, 2)([*CANDIDATES, long] * 9)  # more than a batch
+    for said, words in zip([*CANDIDATES, long], ours[-4:], strict=True):
+        tokens = tokenizer(said, return_tensors="pt", truncation=True, max_length=22)
+        with torch.no_grad():
+            theirs = model.roberta(**tokens, output_hidden_states=True).hidden_states[2][0]
+        np.testing.assert_allclose(words.vectors, theirs, atol=2e-5)
+        assert words.counted.tolist() == [False] + [True] * (len(theirs) - 2) + [False]
+
+
 def test_bert_score_of_known_vectors():
     """Two candidates' tokens along axes 0 and 1, references along 0 alone, with special tokens along axis 2."""
     eye = np.eye(3, dtype=np.float32)
@@ -100,7 +130,7 @@ def test_bert_score_of_known_vectors():
     np.testing.assert_allclose(scores.f1[0], 2 / 3, rtol=1e-6)
 
 
-def test_what_bert_score_refuses(bert, monkeypatch):
+def test_what_bert_score_refuses(bert, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="got 1 and 2"):
         bert_score(read_bert(bert, 1), ["a"], ["a", "b"])
     with pytest.raises(ValueError, match="at least one token"):
@@ -109,7 +139,13 @@ def test_what_bert_score_refuses(bert, monkeypatch):
         read_bert(bert, 4)
     with pytest.raises(ValueError, match="expected a folder"):
         read_bert(bert / "nowhere", 1)
+    other = shutil.copytree(bert, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "deberta"}))
     monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match="expected torch: pip install torch"):
+        read_bert(other, 1)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"asyncpatch_jax\[text\]"):
         read_bert(bert, 1)
 
@@ -185,6 +221,23 @@ def test_vlm_score_is_the_probability_of_yes(vlm):
         vlm_score(vlm, images, CANDIDATES[:2])
 
 
+def test_qwen_score_is_the_likeliest_digit(vlm):
+    images, question = some_images(), "does this image show {} yes or no"
+    scores = qwen_score(vlm, images, CANDIDATES, question)
+    digits = [vlm.processor.vocab[str(digit)] for digit in range(10)]
+    for image, words, score in zip(images, CANDIDATES, scores, strict=True):
+        with torch.no_grad():
+            logits = vlm.model(**text._inputs(vlm, image, f"does this image show {words} yes or no")).logits[0, -1]
+        assert score == int(logits[digits].argmax())
+    many = qwen_score(vlm, np.concatenate([some_images(), 255 - some_images()]), CANDIDATES + REFERENCES, question)
+    assert len(set(many)) > 1  # it sees the image and the text
+    assert RATING.count("{}") == 1
+    with pytest.raises(ValueError, match=r"a question with \{\} for the text, got 'how good\?'"):
+        qwen_score(vlm, images, CANDIDATES, "how good?")
+    with pytest.raises(ValueError, match="each of 3 images, got 2"):
+        qwen_score(vlm, images, CANDIDATES[:2])
+
+
 def test_captions_are_the_likeliest_words(vlm):
     images = some_images(2)
     said = captions(vlm, images, "Please answer", max_tokens=3)
@@ -203,3 +256,5 @@ def test_a_tokenizer_that_cuts_yes(vlm):
     processor = type("Other", (), {"tokenizer": Cut()})()
     with pytest.raises(ValueError, match="one token, got 2"):
         vlm_score(VisionLanguage(vlm.model, processor), some_images(1), ["a dog"])
+    with pytest.raises(ValueError, match="each digit is one token, got 2"):
+        qwen_score(VisionLanguage(vlm.model, processor), some_images(1), ["a dog"])

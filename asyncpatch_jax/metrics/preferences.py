@@ -1,5 +1,6 @@
 """Rewards of public networks that learned what people prefer, read from folders; nothing is downloaded.
 
+- clip: the cosine of CLIP's embeddings (Radford et al. 2021, arXiv 2103.00020), which some papers call CLIPScore.
 - clip_score: CLIPScore (Hessel et al. 2021, arXiv 2104.08718), 2.5 max(cosine, 0), of any CLIP.
 - pick_score: PickScore (Kirstain et al. 2023, arXiv 2305.01569), CLIP's scaled cosine, about 15 to 25.
 - hps_v2, hps_v2.1: Human Preference Score v2 (Wu et al. 2023, arXiv 2306.09341), a cosine, about .2 to .35.
@@ -40,7 +41,7 @@ def read_reward(name: str, folder: epath.PathLike, dtype: Any = jnp.float32) -> 
 
     Args:
         name: of `REWARDS`.
-        folder: for clip_score one of transformers' `CLIPModel` with its tokenizer; for the others what
+        folder: for clip and clip_score one of transformers' `CLIPModel` with its tokenizer; for the others what
             `launch.convert_reward` writes.
         dtype: of the parameters and of the computation.
 
@@ -55,7 +56,7 @@ def read_reward(name: str, folder: epath.PathLike, dtype: Any = jnp.float32) -> 
             raise ValueError("no folder was named")
         path = resolve(folder)
         made_for = schema.read_json(path / "config.json").get("_reward", "clip_score")
-        if made_for != name:
+        if made_for != ("clip_score" if name == "clip" else name):
             raise ValueError(f"expected a folder of {name}, got one of {made_for}")
         score = REWARDS[name](path, dtype)
     except (ValueError, OSError) as error:
@@ -70,10 +71,15 @@ def read_reward(name: str, folder: epath.PathLike, dtype: Any = jnp.float32) -> 
 
 
 def _needs(name: str) -> str:
-    if name == "clip_score":
+    if name in ("clip", "clip_score"):
         return "a folder of a CLIPModel with its tokenizer, such as openai/clip-vit-large-patch14"
     source = SOURCES[name]
     return f"a folder that this command makes: {source.command(name)}\nFILE: {source.needs()}"
+
+
+def _clip(folder: Path, dtype: Any) -> _Score:
+    component, tokenizer = read_clip(folder, dtype)
+    return lambda images, prompts: clip_score(component, tokenizer, images, prompts).cosine
 
 
 def _clip_score(folder: Path, dtype: Any) -> _Score:
@@ -125,6 +131,7 @@ def _apply(
 
 
 REWARDS: dict[str, Callable[[Path, Any], _Score]] = {
+    "clip": _clip,
     "clip_score": _clip_score,
     "pick_score": _pick_score,
     "hps_v2": _hps,

@@ -1,15 +1,27 @@
-"""Scores by language models in PyTorch: BERTScore of two texts, and what a vision model answers about an image.
+"""Scores by language models: BERTScore of two texts, and what a vision model answers about an image.
 
-PyTorch is no requirement of this package: install it beside the extra `text`. Weights are read from folders on disk;
-nothing is downloaded. Everything here is evaluation, on the host.
+BERT and RoBERTa run in JAX. Other encoders and vision models run in PyTorch, on the host, which is no requirement of
+this package: install it beside the extra `text`. Weights are read from folders on disk; nothing is downloaded.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, UInt8
+
+from asyncpatch_jax import schema
+from asyncpatch_jax.pretrained.folders import tensors
+from asyncpatch_jax.pretrained.folders.loading import read
+from asyncpatch_jax.pretrained.networks import bert
+
+BATCH = 32  # texts at a time
+_ROUND = 16  # tokens; lengths are multiples
 
 
 class Words(NamedTuple):
@@ -64,18 +76,59 @@ def bert_score(embed: Embed, candidates: Sequence[str], references: Sequence[str
 
 
 def read_bert(folder: epath.PathLike, layer: int) -> Embed:
-    """Vectors of tokens by a BERT-like encoder of transformers.
+    """Vectors of tokens by a BERT-like encoder of transformers: BERT and RoBERTa in JAX, others through PyTorch.
 
     Args:
-        folder: with its tokenizer.
+        folder: with its tokenizer, and with safetensors for JAX.
         layer: after which the vectors are taken: 17 of roberta-large, 40 of deberta-xlarge-mnli (Zhang et al.).
 
     Raises:
-        ImportError: PyTorch or the extra `text` is not installed.
+        ImportError: PyTorch (for others) or the extra `text` is not installed.
         ValueError: no such folder, one that needs code of its own, or fewer layers.
     """
+    path = Path(_existing(folder))
+    kind = schema.read_json(path / "config.json").get("model_type")
+    return _by_jax(path, layer) if kind in ("bert", "roberta") else _by_pytorch(str(path), layer)
+
+
+def _by_jax(folder: Path, layer: int) -> Embed:
+    config = schema.read_json(folder / "config.json")
+    with schema.within(folder / "config.json"):
+        module = bert.from_config(config, layer)
+    tokenizer = _read(_transformers().AutoTokenizer, str(folder))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))["params"]
+    found = {bert.kept(name, layer): tensor for name, tensor in tensors.find(folder).items()}
+    params = read(shapes, {name: tensor for name, tensor in found.items() if name}, folder, None)
+    most = min(tokenizer.model_max_length, module.positions - module.first)
+
+    def embed(texts: Sequence[str]) -> list[Words]:
+        settings = {"truncation": True, "max_length": most, "return_special_tokens_mask": True}
+        tokens = tokenizer([*texts], **settings)
+        words = []
+        for first in range(0, len(texts), BATCH):
+            part = tokens["input_ids"][first : first + BATCH]
+            # as many rows and columns as few programs have
+            length = -(-max(map(len, part)) // _ROUND) * _ROUND
+            ids = np.zeros((min(BATCH, len(texts)), length), np.int32)
+            mask = np.zeros(ids.shape, bool)
+            for row, one in enumerate(part):
+                ids[row, : len(one)], mask[row, : len(one)] = one, True
+            vectors = np.asarray(_vectors(module, params, ids, mask))
+            special = tokens["special_tokens_mask"][first : first + BATCH]
+            words += [Words(v[: len(s)], np.array(s) == 0) for v, s in zip(vectors, special)]  # noqa: B905, fewer texts than rows
+        return words
+
+    return embed
+
+
+@partial(jax.jit, static_argnums=0)
+def _vectors(module: bert.Bert, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    vectors: Any = module.apply({"params": params}, ids, mask)
+    return vectors.astype(jnp.float32)
+
+
+def _by_pytorch(folder: str, layer: int) -> Embed:
     torch, transformers = _libraries()
-    folder = _existing(folder)
     tokenizer = _read(transformers.AutoTokenizer, folder)
     model = _read(transformers.AutoModel, folder).eval()
     if not 0 <= layer <= model.config.num_hidden_layers:
@@ -137,6 +190,41 @@ def vlm_score(
     for image, text in zip(images, texts, strict=True):
         logits = _forward(vlm, image, question.format(text))
         scores.append(np.exp(logits[yes[0]] - np.logaddexp.reduce(logits)))
+    return np.array(scores, np.float32)
+
+
+# The words of the paper's appendix were not at hand when this was written; give `question` to have them
+RATING = (
+    'Rate from 0 to 9 how well this image shows "{}": 0 if it has nothing to do with it, 9 if everything that the text '
+    "says is there, with its number, colour and doing. Answer with one digit."
+)
+
+
+def qwen_score(
+    vlm: VisionLanguage, images: UInt8[np.ndarray, "b h w 3"], texts: Sequence[str], question: str = RATING
+) -> Float[np.ndarray, "b"]:
+    """QwenScore (Hu et al. 2025, arXiv 2510.04504): how well each image fits its text, a whole number of 0 ... 9.
+
+    The answer is the digit that the model holds for the likeliest to begin with, so that it always has one. Say next to
+    a number which model it is from, and by which question: another one moves all scores.
+
+    Args:
+        question: with a place for the text; each image is asked about with its own.
+
+    Raises:
+        ValueError: not one text for each image; a question without that place; a tokenizer for which a digit is more
+            than one token.
+    """
+    _check(images, texts)
+    if "{}" not in question:
+        raise ValueError(f"expected a question with {{}} for the text, got {question!r}")
+    digits = [vlm.processor.tokenizer.encode(str(digit), add_special_tokens=False) for digit in range(10)]
+    if any(len(ids) != 1 for ids in digits):
+        raise ValueError(f"expected a tokenizer of which each digit is one token, got {max(map(len, digits))} for one")
+    scores = [
+        np.argmax(_forward(vlm, image, question.replace("{}", text))[[ids[0] for ids in digits]])
+        for image, text in zip(images, texts, strict=True)
+    ]
     return np.array(scores, np.float32)
 
 
@@ -202,9 +290,14 @@ def _read(kind: Any, folder: str, **settings: Any) -> Any:
 def _libraries() -> tuple[Any, Any]:
     try:
         import torch
+    except ImportError as error:
+        raise ImportError(f"expected torch: pip install torch ({error})") from error
+    return torch, _transformers()
+
+
+def _transformers() -> Any:
+    try:
         import transformers
     except ImportError as error:
-        raise ImportError(
-            f"expected torch and the extra text: pip install torch 'asyncpatch_jax[text]' ({error})"
-        ) from error
-    return torch, transformers
+        raise ImportError(f"expected the extra text: pip install 'asyncpatch_jax[text]' ({error})") from error
+    return transformers

@@ -79,6 +79,7 @@ class Attention(nn.Module):
 
     heads: int
     dtype: Any = jnp.float32
+    eps: float = _TEXT_EPS
 
     @nn.compact
     def __call__(
@@ -91,7 +92,7 @@ class Attention(nn.Module):
         )
         h = attend(q, k, v, mask).reshape(b, n, d)
         h = x + nn.Dense(d, dtype=self.dtype, name="output.dense")(h)
-        return LayerNorm(_TEXT_EPS, dtype=self.dtype, name="output.LayerNorm")(h)
+        return LayerNorm(self.eps, dtype=self.dtype, name="output.LayerNorm")(h)
 
 
 class TextLayer(nn.Module):
