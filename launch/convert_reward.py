@@ -1,17 +1,19 @@
-"""The published files of a reward into the folder that rewards are read from. Nothing is downloaded.
+"""The published files of a reward, or of LPIPS, into the folder that it is read from. Nothing is downloaded.
 
   python -m launch.convert_reward pick_score PickScore_v1/model.safetensors --tokenizer=CLIP-ViT-H-14 --out=rewards/pick
   python -m launch.convert_reward hps_v2.1 HPS_v2.1_compressed.pt --tokenizer=CLIP-ViT-H-14 --out=rewards/hps
   python -m launch.convert_reward image_reward ImageReward.pt --tokenizer=bert-base-uncased --out=rewards/image_reward
   python -m launch.convert_reward aesthetic sac+logos+ava1-l14-linearMSE.pth clip-vit-large-patch14/model.safetensors \
     --out=rewards/aesthetic
+  python -m launch.convert_reward lpips_alex alexnet-owt-7be5be79.pth lpips/weights/v0.1/alex.pth --out=weights/lpips
 
-docs/rewards.md says where the files are. Files that are not safetensors need PyTorch.
+docs/rewards.md and docs/metrics.md say where the files are. Files that are not safetensors need PyTorch.
 """
 
 from absl import flags
 
 from asyncpatch_jax.metrics.conversion import convert
+from asyncpatch_jax.metrics.preferences import REWARDS
 from launch.shared import cli
 
 
@@ -20,7 +22,8 @@ def main(name: str, *files: str) -> None:
     if values.out is None:
         raise ValueError("expected --out=FOLDER for the converted files, got none")
     convert(name, files, values.out, values.tokenizer)
-    print(f"{values.out}: read it by read_reward({name!r}, {values.out!r})")
+    read = f"read_reward({name!r}, {values.out!r})" if name in REWARDS else f"read_lpips({values.out!r})"
+    print(f"{values.out}: read it by {read}")
 
 
 if __name__ == "__main__":

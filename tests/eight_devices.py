@@ -1,5 +1,6 @@
 """What `test_sharding.py` runs in a process with eight devices: on any mesh, the same as on one device."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from asyncpatch_jax import sharding
+from asyncpatch_jax.metrics.similarity import PSNR
 from asyncpatch_jax.models import DiT, UNet, attention
 from asyncpatch_jax.pretrained.folders.loading import load_component, load_pretrained
 from asyncpatch_jax.pretrained.folders.saving import save_component
@@ -294,6 +296,17 @@ def test_each_device_applies_a_function_to_its_part(shape):
     assert seen[0] == ((16 // sharding.batch_parts(mesh), 2), (1, 2))
     for a, b in zip(found, expected, strict=True):
         CLOSE(a, b)
+
+
+def test_each_device_measures_its_own_pairs():
+    """Of a batch that the mesh does not divide, too."""
+    mesh = mesh_of((4, 2, 1))
+    images, others = np.random.default_rng(0).integers(0, 256, (2, 11, 9, 8, 3), dtype=np.uint8)
+    holes = np.zeros((1, 9, 8, 1), bool)
+    holes[:, 2:5] = True
+    split = dataclasses.replace(PSNR, mesh=mesh)
+    CLOSE(split(images, others, holes), PSNR(images, others, holes))
+    CLOSE(split(images, others, holes, batch=9), PSNR(images, others, holes))
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (2, 2, 1), (-1, 3, 1), (0, 8, 1), (-2, 4, 1), (-1, 16, 1)])

@@ -107,6 +107,9 @@ MUTATIONS = [
         ("data/masks.py", "angle = 2 * np.pi - angle", "angle = np.pi - angle", "masks"),
         ("metrics/frechet.py", "- 2.0 * cross", "- cross", "frechet"),
         ("metrics/clip.py", "2.5 * positive", "100 * positive", "clip_score"),
+        ("metrics/similarity.py", "_K1, _K2 = 0.01, 0.03", "_K1, _K2 = 0.01, 0.01", "similarity"),
+        ("metrics/text.py", "cosines.max(1)[candidate", "cosines.mean(1)[candidate", "text_scores"),
+        ("pretrained/networks/lpips.py", "if pool.ceil else 0)", "if not pool.ceil else 0)", "lpips"),
     )
 ]
 

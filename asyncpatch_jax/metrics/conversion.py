@@ -1,4 +1,5 @@
-"""Published files of rewards into folders that `preferences.read_reward` reads: safetensors, config.json, tokenizer.
+"""Published files of rewards and of LPIPS into folders that `preferences.read_reward` and `lpips.read_lpips` read:
+safetensors, config.json, tokenizer.
 
 PyTorch is needed for files that are not safetensors. Nothing is downloaded.
 """
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from asyncpatch_jax.files import refuse_existing
+from asyncpatch_jax.metrics import lpips_files
 from asyncpatch_jax.pretrained.folders import families, names, tensors
 from asyncpatch_jax.pretrained.folders.loading import Component
 from asyncpatch_jax.pretrained.folders.saving import save_component
@@ -132,7 +134,7 @@ def read_state(file: Path) -> dict[str, np.ndarray]:
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"expected a dict of tensors in {file}, got something else")
-    floats = {name: tensor for name, tensor in content.items() if tensor.is_floating_point()}
+    floats = {name: tensor.detach() for name, tensor in content.items() if tensor.is_floating_point()}
     # numpy has no bfloat16
     return {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in floats.items()}
 
@@ -298,4 +300,5 @@ SOURCES: dict[str, Source] = {
         _CLIP_L_VISION,
         _aesthetic,
     ),
+    **{name: Source(one.files, "", one.config, one.rename) for name, one in lpips_files.PUBLISHED.items()},
 }

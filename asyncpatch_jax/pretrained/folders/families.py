@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from asyncpatch_jax import schema
 from asyncpatch_jax.pretrained.networks import configuration
 
-# classes of diffusers and transformers, and of rewards -> the file that implements them
+# classes of diffusers and transformers, and of metrics -> the file that implements them
 _CLASSES = {
     "UNet2DConditionModel": "unet2d",
     "SD3Transformer2DModel": "sd3",
@@ -28,6 +28,7 @@ _CLASSES = {
     "T5EncoderModel": "t5",
     "ImageReward": "blip",
     "AestheticPredictor": "aesthetic",
+    "LPIPS": "lpips",
 }
 _UNET = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 _FLUX = {
