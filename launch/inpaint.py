@@ -3,12 +3,14 @@
   python -m launch.inpaint --workdir=runs/digits --image=seven.png --mask=hole.png --out=whole.png
   python -m launch.inpaint --workdir=runs/photos --image=photos/ --mask=masks/ --out=inpainted/ --input_guidance=1
   python -m launch.inpaint --workdir=runs/photos --image=a.png --mask=strength.png --graded --out=edited.png
+  python -m launch.inpaint --workdir=runs/sync --image=a.png --mask=b.png --out=c.png --method=ddnm:eta=0.5
 
 A mask marks with white what is to be generated (--convention names others). With folders, an image and a mask of the
 same name, up to the suffix, are a pair. A photo comes back at its own size, and all of it that is not marked bit for
 bit: the network is shown windows of its size around the holes, of a large hole scaled down. --detail=1 goes on to
 closer and closer looks, until each pixel of the network's is one of the photo's, for networks that have learned from
-such crops. --thumbnail writes the whole photo at the network's own size instead. In a folder, made.json says how its
+such crops. --method fills holes with networks that were trained on synchronous times: docs/inpainting.md describes
+each. --thumbnail writes the whole photo at the network's own size instead. In a folder, made.json says how its
 images were made.
 """
 
@@ -26,16 +28,22 @@ from asyncpatch_jax import viz
 from asyncpatch_jax.data.channels import read_photo, with_channels
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.masks import read_mask
+from asyncpatch_jax.sampling.inpainting import Inpainter
 from asyncpatch_jax.sampling.painting import Job, repaint, together
 from asyncpatch_jax.sampling.windows import plan
 from asyncpatch_jax.texts import composed
 from asyncpatch_jax.types import ImageKeys
-from launch.shared import build, cli, inpainting, masks, outputs, trained
+from launch.shared import build, cli, inpainters, inpainting, masks, outputs, trained
 from launch.shared.generate import image_keys
 
 # a network that has learned whole pictures wants to see much of one
 _ROOM = 4.0
-_RECORDED = ("image", "mask", "convention", "graded", "mask_values", "detail", "thumbnail", "feather", "label", "seed")
+_RECORDED = (
+    *("image", "mask", "convention", "graded", "mask_values", "detail", "thumbnail", "feather", "label", "seed"),
+    "method",
+)
+# how asyncpatch moves, and looks that change pixels in part
+_OF_ASYNCPATCH = ("solver", "eta", "detail", "graded")
 
 
 class Task(NamedTuple):
@@ -128,9 +136,12 @@ def main() -> None:
         raise ValueError(f"expected --feather >= 0 pixels, got {values.feather}")
     if values.detail is not None and not 1 <= values.detail < np.inf:
         raise ValueError(f"expected --detail >= 1 pixel, got {values.detail}")
+    if not values.method.startswith("asyncpatch") and (odd := [n for n in _OF_ASYNCPATCH if values[n].present]):
+        raise ValueError(f"expected --{odd[0]} with --method=asyncpatch alone, got it with {values.method}")
     for task in found:  # what cannot be read is told before anything is loaded or computed
         read(task, None)
     run = trained.load()
+    method = inpainters.method(run, values.method)
     label = trained.label(run, values.label)
     keys = image_keys(values.seed, len(found))
     settings = {**trained.settings(run), **{name: values[name].value for name in _RECORDED}}
@@ -138,19 +149,27 @@ def main() -> None:
         for first in range(0, len(found), values.batch):
             part = found[first : first + values.batch]
             pairs = [read(task, run) for task in part]
-            paint(run, [folder / task.out.name for task in part], pairs, keys[first : first + len(part)], label)
+            outs, own = [folder / task.out.name for task in part], keys[first : first + len(part)]
+            paint(run, method, outs, pairs, own, label)
     for task in found:
         print(f"wrote {task.out}")
 
 
-def paint(run: build.Run, outs: Sequence[epath.Path], pairs: Sequence[Pair], keys: ImageKeys, label: int) -> None:
+def paint(
+    run: build.Run,
+    method: Inpainter,
+    outs: Sequence[epath.Path],
+    pairs: Sequence[Pair],
+    keys: ImageKeys,
+    label: int,
+) -> None:
     """Fill the holes of some photos together, and write each as soon as it is done."""
     values, size = flags.FLAGS, run.shape[:2]
     how = {"overlap": size[0] // 4, "room": _ROOM, "detail": values.detail}
     jobs = [Job(with_channels(photo, run.shape[2]), plan(strength, size, **how)) for photo, strength in pairs]
     batch = together(jobs, values.batch)
     with tqdm(total=sum(len(job.windows) for job in jobs), unit="window") as progress:
-        fill = inpainting.painter(run, keys, label, batch=batch, on_windows=progress.update)
+        fill = inpainting.painter(run, keys, label, batch=batch, method=method, on_windows=progress.update)
         for i, canvas in repaint(jobs, size, fill, batch=batch, feather=values.feather):
             photo, strength = pairs[i]
             made = np.where(strength > 0, with_channels(canvas, photo.shape[2]), photo)
@@ -159,6 +178,11 @@ def paint(run: build.Run, outs: Sequence[epath.Path], pairs: Sequence[Pair], key
 
 if __name__ == "__main__":
     trained.define_flags("solver", "eta", "steps", "grid", "guidance", "input_guidance")
+    flags.DEFINE_string(
+        "method",
+        "asyncpatch",
+        f"How holes are filled: {', '.join(inpainters.METHODS)}; with settings as NAME:SETTING=VALUE,SETTING=VALUE.",
+    )
     flags.DEFINE_string("image", None, "An image, or a folder of images.")
     flags.DEFINE_string("mask", None, "Its mask, or a folder of masks with the images' names.")
     flags.DEFINE_string("out", None, "PNG file to write, or the folder for several.")

@@ -26,6 +26,7 @@ from asyncpatch_jax.sampling.painting import Job, repaint, together
 from asyncpatch_jax.sampling.windows import plan
 from launch.shared import build, cli, masks, outputs, trained
 from launch.shared.generate import image_keys
+from launch.shared.inpainters import method
 from launch.shared.inpainting import painter
 
 Margins = tuple[int, int, int, int]
@@ -94,7 +95,8 @@ def paint(
     jobs = [Job(canvas, parts)] * count
     batch = together(jobs, batch)
     with tqdm(total=count * len(parts), unit="window") as progress:
-        fill = painter(run, image_keys(seed, count), label, batch=batch, on_windows=progress.update)
+        keys, how = image_keys(seed, count), method(run, "asyncpatch")
+        fill = painter(run, keys, label, batch=batch, method=how, on_windows=progress.update)
         done = dict(repaint(jobs, size, fill, batch=batch))
     return np.stack([done[i] for i in range(count)])
 

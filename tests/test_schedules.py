@@ -332,10 +332,15 @@ def test_repaint_costs_what_the_paper_says():
     assert (np.unique(below, return_counts=True)[1] == 9).all()
 
 
-@pytest.mark.parametrize("wrong", [(250, 1, 10), (10, 10, 10), (250, 10, 0)])
+@pytest.mark.parametrize("wrong", [(250, 0, 10), (10, 10, 10), (250, 10, 0)])
 def test_impossible_jumps_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"expected (2 <= jump <= \d+|resample >= 1)"):
+    with pytest.raises(ValueError, match=r"expected (1 <= jump <= \d+|resample >= 1)"):
         repaint_path(*wrong)
+
+
+def test_a_jump_of_one_level_repeats_each_step():
+    assert repaint_path(3, 1, 2).tolist() == [3, 3, 2, 2, 1, 0]
+    assert repaint_cost(100, 1, 10) == (991, 891)
 
 
 def test_repaint_wastes_no_call_and_brings_the_two_sides_together():

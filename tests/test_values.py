@@ -486,7 +486,7 @@ TABLE = {
     **{
         f"repaint_path.{name}": (
             lambda v, name=name: repaint_path(**{"num_steps": 20, "jump": 5, "resample": 2, name: v}),
-            {**NO_ZERO, **({"20": 20, "1": 1} if name == "jump" else {})},
+            {**NO_ZERO, **({"20": 20} if name == "jump" else {})},
         )
         for name in ("num_steps", "jump", "resample")
     },
@@ -494,6 +494,7 @@ TABLE = {
     "repaint.known": (lambda v: painted(known=v), IMAGES),
     "repaint.mask": (lambda v: painted(mask=v), NO_MASK),
     "repaint.eta": (lambda v: painted(eta=v), {**NUMBERS, **NEGATIVE}),
+    "repaint.jump": (lambda v: painted(jump=v), {**NO_ZERO, "1": 1}),
     "RePaint.known": (lambda v: RePaint(FLOW, GRID, v, MASK), {"uint8": IMAGES["uint8"], "[h, w, c]": X[0]}),
     # solvers
     **{f"{s.__name__}.process": (s, PROCESSES) for s in (DDIM, DDPM, Euler, Heun, DPMSolver2M)},

@@ -14,6 +14,7 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.denoiser import bind
 from asyncpatch_jax.process import Kind, Process
 from asyncpatch_jax.sampling.guidance import classifier_free, input_guidance, look_ahead, two_calls
+from asyncpatch_jax.sampling.inpainting import Inpainter
 from asyncpatch_jax.sampling.loop import sample, start
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.sampling.solvers import Solver
@@ -122,6 +123,27 @@ def _generate(
     last = record(state.x, state.times.level)
     run, fields = (jnp.concatenate([steps, end[None]]) for steps, end in zip((run, fields), last, strict=True))
     return Result(state.x, run, fields)
+
+
+@partial(jax.jit, static_argnames=("net", "method"))
+def fill(
+    net: Net,
+    params: Any,
+    method: Inpainter,
+    inputs: Inputs,
+    mask: Float[Array, "b h w 1"],
+    grid: Float[Array, "s"],
+) -> Image:
+    """Inpaint one batch by a method (the net's own solver has no part in it): `inputs.known` where the mask is 0.
+
+    Spread over the net's mesh as `generate` spreads it.
+    """
+    with sharding.using(net.mesh):
+        params = sharding.gather(params, net.model.logical_axes(params), net.model.dtype)
+        known = sharding.constrain(inputs.known, *_IMAGE)
+        inputs = inputs._replace(known=known, keys=sharding.constrain(inputs.keys, "batch"))
+        x = method(denoiser(net, params, inputs), net.process, inputs.keys, known, mask, grid)
+        return sharding.constrain(x, None, None, None, None)
 
 
 def image_keys(seed: int, count: int, first: int = 0) -> ImageKeys:

@@ -9,12 +9,13 @@ from jaxtyping import Float, Int, UInt8
 
 from asyncpatch_jax import timefield, viz
 from asyncpatch_jax.sampling.batches import batched
+from asyncpatch_jax.sampling.inpainting import AsyncPatch, Inpainter
 from asyncpatch_jax.sampling.painting import Fill, Shown
-from asyncpatch_jax.sampling.schedules import Graded, Inpaint
+from asyncpatch_jax.sampling.schedules import Graded
 from asyncpatch_jax.sampling.windows import REFINE
-from asyncpatch_jax.types import ImageKeys, TimeField
+from asyncpatch_jax.types import Image, ImageKeys, TimeField
 from launch.shared import build, pictures
-from launch.shared.generate import Inputs, Result, generate
+from launch.shared.generate import Inputs, fill, generate
 
 
 def field(run: build.Run, mask: Float[np.ndarray, "b h w 1"]) -> TimeField:
@@ -23,7 +24,13 @@ def field(run: build.Run, mask: Float[np.ndarray, "b h w 1"]) -> TimeField:
 
 
 def painter(
-    run: build.Run, keys: ImageKeys, label: int, *, batch: int, on_windows: Callable[[int], object] = lambda count: None
+    run: build.Run,
+    keys: ImageKeys,
+    label: int,
+    *,
+    batch: int,
+    method: Inpainter,
+    on_windows: Callable[[int], object] = lambda count: None,
 ) -> Fill:
     """The run's network as what fills windows, `batch` at a time: photo j has key j, each of its windows one of that.
 
@@ -31,15 +38,16 @@ def painter(
         on_windows: is told how many more are done.
     """
 
-    def fill(shown: list[Shown]) -> UInt8[np.ndarray, "b h w c"]:
+    def fill_windows(shown: list[Shown]) -> UInt8[np.ndarray, "b h w c"]:
         photos, windows = (np.array(numbers) for numbers in ([one.job for one in shown], [one.window for one in shown]))
         images, strengths = np.stack([one.image for one in shown]), np.stack([one.strength for one in shown])
         own = jax.vmap(jax.random.fold_in)(keys[photos], windows)
-        made = inpaint(run, own, images, strengths, np.full(len(shown), label, np.int32), batch=batch)
+        labels = np.full(len(shown), label, np.int32)
+        made = inpaint(run, own, images, strengths, labels, batch=batch, method=method)
         on_windows(len(shown))
         return made
 
-    return fill
+    return fill_windows
 
 
 def inpaint(
@@ -50,30 +58,37 @@ def inpaint(
     label: Int[np.ndarray, "b"],
     *,
     batch: int,
+    method: Inpainter,
 ) -> UInt8[np.ndarray, "b h w c"]:
     """What the network makes of images whose cells change by so much (0: not at all), under the run's guidance.
 
     Args:
         label: classes; `run.num_classes` for no class.
+        method: how holes are filled; of strengths between 0 and 1, `AsyncPatch` alone.
 
     Raises:
-        ValueError: the network's images are not finite.
+        ValueError: such strengths for another method, or the network's images are not finite.
     """
     grid = build.grid(run.config, run.config.sample.steps, run.process)
     if strengths.max() <= REFINE:  # no cell moves before
         grid = grid[int(np.flatnonzero(np.asarray(grid) >= REFINE)[-1]) :]
     graded = bool(((strengths > 0) & (strengths < 1)).any())
     scale = run.config.sample.input_guidance
-    levels = field(run, strengths)
+    if graded and not isinstance(method, AsyncPatch):
+        raise ValueError(f"expected strengths of 0 and 1 for {type(method).__name__}, got some between them")
+    net, levels = pictures.net(run), field(run, strengths)
+    # a cell with anything to generate is generated whole: the seam is then followed from what is made beside it
+    holes = timefield.resize(levels, run.shape[:2]) if isinstance(method, AsyncPatch) else jnp.asarray(strengths)
 
-    def call(part: tuple[Inputs, TimeField]) -> Result:
-        inputs, level = part
-        schedule = Graded(level, grid) if graded else Inpaint(level, grid)
-        return generate(pictures.net(run), run.params, schedule, inputs, num_steps=len(grid) - 1)
+    def call(part: tuple[Inputs, TimeField, Image]) -> Image:
+        inputs, level, hole = part
+        if graded:
+            return generate(net, run.params, Graded(level, grid), inputs, num_steps=len(grid) - 1).images
+        return fill(net, run.params, method, inputs, hole, grid)
 
     inputs = pictures.inputs(run, keys, images.astype(np.float32) / 127.5 - 1, label)
     if scale:
         hint = (levels > 0).astype(jnp.float32)
         inputs = inputs._replace(input_guidance=jnp.full(len(images), scale, jnp.float32), hint=hint)
-    results = batched(call, (inputs, levels), batch=batch)
-    return viz.to_uint8(np.concatenate([result.images for result in results])[: len(images)])
+    made = np.concatenate(batched(call, (inputs, levels, holes), batch=batch))
+    return viz.to_uint8(made[: len(images)])

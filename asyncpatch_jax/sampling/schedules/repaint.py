@@ -20,13 +20,14 @@ def repaint_path(num_steps: int, jump: int = 10, resample: int = 10) -> Int[np.n
     """At which of the levels num_steps ... 0 each model call finds the image, and 0 at last.
 
     Every `jump` levels the run goes `jump` levels up again, `resample - 1` times (Lugmayr et al. 2022, appendix B).
-    Between two entries lies one model call, one level down, and the jump up, if any.
+    Between two entries lies one model call, one level down, and the jump up, if any. A jump of one level ends where the
+    call found the image.
 
     Raises:
-        ValueError: jump < 2 (a jump of one level would end where it began), fewer steps than that, or resample < 1.
+        ValueError: jump < 1, as many levels as there are or more, or resample < 1.
     """
-    checks.whole("num_steps", num_steps, 3)
-    checks.whole("jump", jump, 2, int(num_steps) - 1)
+    checks.whole("num_steps", num_steps, 2)
+    checks.whole("jump", jump, 1, int(num_steps) - 1)
     checks.whole("resample", resample)
     left = {level + 1: resample - 1 for level in range(0, num_steps - jump, jump)}
     path = [num_steps]
@@ -119,8 +120,9 @@ def repaint(
     eta is 1 (ancestral sampling) in the paper.
 
     Raises:
-        ValueError: as `repaint_path` and `RePaint`.
+        ValueError: as `repaint_path` and `RePaint`, or a jump of one level: the loop holds what has not moved.
     """
+    checks.whole("jump", jump, 2)
     levels = length(grid) - repaint_path(length(grid), jump, resample)
     checks.images("known", known)
     checks.mask("mask", mask)
