@@ -214,7 +214,7 @@ def test_deqir_is_ddnm_without_noise(made):
     # the system is triangular: as many plain iterations as there are steps solve it, and fewer do not
     ddnm = made["ddnm, without noise"]
     np.testing.assert_allclose(made["deqir"], ddnm, rtol=1e-3, atol=1e-4)
-    print(np.abs(made["deqir, stopped early"] - ddnm).max())
+    assert 1e-3 < np.abs(made["deqir, stopped early"] - ddnm).max() < 0.05
 
 
 # ------------------------------------------------------------------------------------------------ what all of them do
@@ -324,22 +324,27 @@ def test_the_true_law_is_the_textbooks():
     assert score(wider, TRUTH) == pytest.approx((0.2**0.5, 2, 6))  # one of five directions is off by one
 
 
-# squared distances by the same recursion in float64, some of which more steps do not cure
+# squared distances that another implementation found, of 6,000 samples each
 BIASED = {
-    (ScoreSDE(), 50): 1.82,
-    (ScoreSDE(), 200): 1.77,
-    (RePaint(1, 4), 20): None,
-    (DDRM(), 20): 1.81,
+    (ScoreSDE(), 100): 1.86,
+    (ScoreSDE(eta=0.0), 100): 2.37,
+    (RePaint(1, 10), 100): 0.37,
+    (DDRM(), 20): 1.88,
+    (DDRM(), 100): 0.85,
     (DDNM(), 100): 0.47,
     (DDNM(eta=0.0), 100): 0.41,
-    (DDNM(eta=1.0), 100): 0.91,
-    (PiGDM(eta=1.0), 100): None,
+    (DDNM(eta=1.0), 100): 0.92,
 }
 
 
 @pytest.mark.parametrize(("method", "steps"), BIASED)
 def test_a_method_without_the_time_field_is_biased(method, steps):
-    print(method, steps, score(law_of(method, steps), TRUTH))
+    assert score(law_of(method, steps), TRUTH).distance == pytest.approx(BIASED[method, steps], rel=0.06)
+
+
+def test_more_steps_do_not_cure_replacement():
+    few, many = (score(law_of(ScoreSDE(), steps), TRUTH) for steps in (50, 200))
+    assert many.distance > 0.95 * few.distance
 
 
 def test_the_time_field_is_exact():

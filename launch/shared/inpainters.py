@@ -19,8 +19,8 @@ def _asyncpatch(run: build.Run, settings: Settings) -> Inpainter:
     if run.config.times.name == "synchronous":
         others = ", ".join(name for name in METHODS if name != "asyncpatch")
         raise ValueError(
-            "expected a run that was trained on time fields for the method asyncpatch, got one that knows synchronous "
-            f"times alone, whose images --method out of {others} inpaints"
+            "expected a run that was trained on time fields for the method asyncpatch, got one that was trained on "
+            f"synchronous times; launch.inpaint has other methods for it: {others}"
         )
     return inpainting.AsyncPatch(build.solver(run.config, run.process), build.field_grid(run.config))
 

@@ -43,7 +43,7 @@ def repaint_path(num_steps: int, jump: int = 10, resample: int = 10) -> Int[np.n
 def repaint_cost(num_steps: int, jump: int = 10, resample: int = 10) -> tuple[int, int]:
     """(model calls, re-noised levels) of a run: 2,410 and 2,160 for 250 steps with jumps of 10, 10 times."""
     path = repaint_path(num_steps, jump, resample)
-    return len(path) - 1, jump * int((np.diff(path) > 0).sum())
+    return len(path) - 1, jump * int((np.diff(path) >= 0).sum())
 
 
 @checks.dataclass
