@@ -30,7 +30,8 @@ class Times(NamedTuple):
     """Where each cell of an image is, and what the network is told about it.
 
     Fields [b, gh, gw, 1] with 0 = data and 1 = noise; an axis of size 1 stands for the whole image. They are the same
-    field, which `told` may hold as `FewTimes`; other times are told by a learned schedule (TPM) alone.
+    field, which `told` may hold as `FewTimes`; other times are told by a learned schedule (TPM), and to a network that
+    sees in another way what is known (`denoiser.one_time`).
 
     text: the time [b] that the text tokens of a network with joint attention are told; None: the mean of the field
         over all cells but those at 0.
@@ -75,12 +76,15 @@ class Condition(NamedTuple):
     tokens: a sequence of embeddings [b, l, d], attended to by cross-attention or joint attention.
     mask: which tokens count [b, l]; None means all of them.
 
+    reference: what is shown beside the image. To a network that was trained to inpaint: the known pixels, and which
+        they are (`denoiser.reference_of`) [b, h, w, c2]; to a pretrained one: latents of an image to edit (FLUX
+        Kontext), or a mask and latents to inpaint (UNets) [b, h2, w2, c2].
+
     Pretrained text-to-image networks take more:
 
     pooled: one embedding of the whole text [b, p].
     sizes: SDXL's original height and width, top and left of the crop, and target height and width, in pixels [b, 6].
     guidance: the guidance scale that a distilled network (FLUX) is told [b].
-    reference: latents of an image to edit (FLUX Kontext), or a mask and latents to inpaint (UNets) [b, h2, w2, c].
     text_time: the time that text tokens are told, in the network's units [b]; None: the mean of the field over all
         cells but those at 0.
     spans: the objects whose attention maps are asked for.
@@ -93,7 +97,7 @@ class Condition(NamedTuple):
     pooled: Float[Array, "b p"] | None = None
     sizes: Float[Array, "b 6"] | None = None
     guidance: Float[Array, "b"] | None = None
-    reference: Float[Array, "b h2 w2 c"] | None = None
+    reference: Float[Array, "b h2 w2 c2"] | None = None
     text_time: Float[Array, "b"] | None = None
     spans: Spans | None = None
     blur: Float[Array, "b"] | None = None

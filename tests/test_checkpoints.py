@@ -175,3 +175,5 @@ def test_differences_of_settings():
     assert differences(old, new) == ["a.b: 1 -> 2", "fresh.x: '(not there)' -> 3", "gone: 1 -> '(not there)'"]
     assert differences(old, new, ignore=("a", "gone", "fresh.x")) == []
     assert differences({"ab": 1}, {"ab": 2}, ignore=("a",)) == ["ab: 1 -> 2"]
+    # a setting of which a run of before knows nothing, at its default
+    assert differences({"a": 1}, {"a": 1, "new": None}) == differences({"a": 1, "gone": None}, {"a": 1}) == []

@@ -23,26 +23,33 @@ KERNEL = np.asarray(drawn.normal(WIDTH, 2 * CHANNELS, seed=1)) / 4
 LABEL = drawn.normal(2, 1, WIDTH, seed=2)
 
 
-@functools.partial(jax.jit, static_argnames=("grids", "knots"))
-def levels(params, kernel, t, label, *, grids, knots):
+@functools.partial(jax.jit, static_argnames=("grids", "knots", "how"))
+def levels(params, kernel, t, label, *, grids, knots, how=()):
     """Scale and shift of every level, side by side; `knots` is in force already, and here that no other's run is it."""
-    embedded = TimeEmbedding(WIDTH).apply({"params": params}, t, label, grids)
+    embedded = TimeEmbedding(WIDTH, **dict(how)).apply({"params": params}, t, label, grids)
     return [
         jnp.concatenate(modulation(jnp.matmul(level.emb, kernel, precision="highest"), level, 2, grid), -1)
         for level, grid in zip(embedded, grids, strict=True)
     ]
 
 
-def maps(t, label=LABEL, gain=1.0, grids=GRIDS):
+def maps(t, label=LABEL, gain=1.0, grids=GRIDS, **how):
     params = jax.tree.map(lambda p: np.float32(gain) * np.asarray(p), PARAMS)
-    return jax.device_get(levels(params, KERNEL, t, label, grids=grids, knots=times.KNOTS))
+    how = tuple(how.items())
+    return jax.device_get(levels(params, KERNEL, t, label, grids=grids, knots=times.KNOTS, how=how))
 
 
 def dense(t):
     return np.take_along_axis(t.values[:, None, None], t.index, -1) if isinstance(t, FewTimes) else t
 
 
-def exact(t, label=LABEL, gain=1.0, grids=GRIDS):
+def pooled(values, grid):
+    """The area means of values of pixels [b, h, w, d] on a coarser grid."""
+    b, h, w, d = values.shape
+    return values.reshape(b, grid[0], h // grid[0], grid[1], w // grid[1], d).mean((2, 4))
+
+
+def exact(t, label=LABEL, gain=1.0, grids=GRIDS, radians=times.MAX_FREQUENCY, mean_of="modulations"):
     """The same, pixel by pixel and in float64."""
     params = jax.tree.map(lambda p: gain * np.asarray(p, np.float64), PARAMS)
     t = np.asarray(dense(t), np.float64)
@@ -51,11 +58,15 @@ def exact(t, label=LABEL, gain=1.0, grids=GRIDS):
     def silu(x):
         return x / (1 + np.exp(-x))
 
-    freqs = times.MAX_FREQUENCY * (times.MIN_FREQUENCY / times.MAX_FREQUENCY) ** (np.arange(128) / 127)
-    h = np.concatenate([np.cos(t * freqs), np.sin(t * freqs)], -1)
-    h = silu(h @ params["in"]["kernel"] + params["in"]["bias"]) @ params["out"]["kernel"] + params["out"]["bias"]
-    h = silu(h if label is None else h + np.asarray(label)[:, :, None]) @ np.asarray(KERNEL, np.float64)
-    return [h.reshape(len(h), gh, IMAGE[0] // gh, gw, IMAGE[1] // gw, -1).mean((2, 4)) for gh, gw in grids]
+    def modulated(t):
+        freqs = radians * (times.MIN_FREQUENCY / radians) ** (np.arange(128) / 127)
+        h = np.concatenate([np.cos(t * freqs), np.sin(t * freqs)], -1)
+        h = silu(h @ params["in"]["kernel"] + params["in"]["bias"]) @ params["out"]["kernel"] + params["out"]["bias"]
+        return silu(h if label is None else h + np.asarray(label)[:, :, None]) @ np.asarray(KERNEL, np.float64)
+
+    if mean_of == "times":
+        return [modulated(pooled(t, grid)) for grid in grids]
+    return [pooled(modulated(t), grid) for grid in grids]
 
 
 def field(kind, batch=2):
@@ -115,6 +126,31 @@ def test_knots_are_chosen_at_integers_and_mixed_in_between():
     # Keys' convolution reproduces quadratics
     knots = np.arange(7, dtype=np.float32)
     np.testing.assert_allclose(mixed @ (knots**2 - 3 * knots), (position**2 - 3 * position)[:, 0], atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "odd_cells", "few", "few_coarse", "pixels"])
+def test_by_the_plainer_rule_a_cell_is_told_the_mean_of_its_pixels_times(kind):
+    t = field(kind)
+    ours, theirs = maps(t, mean_of="times"), exact(t, mean_of="times")
+    # a level of many pixels is interpolated between knots
+    close(ours, theirs, atol=2e-5 if kind in ("scalar", "few_coarse") else 2e-3 * theirs[0].std())
+    if kind != "scalar":  # the two rules are two
+        assert max(np.abs(a - b).max() for a, b in zip(theirs, exact(t), strict=True)) > 0.05
+
+
+@pytest.mark.parametrize("kind", ["scalar", "few", "pixels"])
+def test_fast_features_of_time_are_embedded_exactly_cell_by_cell(kind):
+    t = field(kind)
+    close(maps(t, radians=1000.0), exact(t, radians=1000.0), atol=5e-4)
+
+
+@pytest.mark.parametrize("how", [{"mean_of": "times"}, {"radians": 1000.0}], ids=str)
+def test_a_constant_field_is_the_scalar_by_every_rule(how):
+    scalar = maps(field("scalar"), **how)
+    constant = maps(np.broadcast_to(field("scalar"), (2, *IMAGE, 1)), **how)
+    for a, b in zip(constant, scalar, strict=True):
+        atol = 2e-3 if "mean_of" in how else 2e-5  # by the plainer rule with knots, of which this time is none
+        np.testing.assert_allclose(a, np.broadcast_to(b, a.shape), atol=atol)
 
 
 def test_the_ends_are_exact():

@@ -22,9 +22,10 @@ from asyncpatch_jax.models.layers import (
     project,
     rematerialised,
     told,
+    with_reference,
 )
 from asyncpatch_jax.models.modulated import modulated_norm, normalise
-from asyncpatch_jax.models.times import LevelTimes, modulation
+from asyncpatch_jax.models.times import MAX_FREQUENCY, LevelTimes, MeanOf, modulation
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
@@ -103,14 +104,20 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
     """A diffusion transformer `(x, t, cond) -> (out, aux)` whose field may have any grid from 1x1 to per pixel.
 
-    A token's modulation is the mean of those at its pixels' times.
+    A token's modulation is the mean of those at its pixels' times, unless `mean_of` says otherwise.
 
     Attributes:
         patch: side of a token's patch in pixels; height and width must be multiples of it.
         width, depth, heads, mlp_ratio: of the transformer.
         num_classes: 0 for none; labels then count 0 ... num_classes - 1, and num_classes means "no class".
         context_dim: width of the conditioning tokens; 0 for none.
+        reference: channels of `cond.reference` [b, h, w, reference], which is stacked on the image: what a network for
+            inpainting is shown; 0 for none.
         log_variance: predict `aux["log_variance"]` [b, h, w, 1] too.
+        radians: that the fastest feature of a time turns from t = 0 to 1. Above 8 every cell of a field is embedded for
+            itself, which costs a field per pixel a projection a pixel in each block.
+        mean_of: what a cell that stands for several of the field's is told: the mean of the "modulations" at their
+            times, or the modulation at the mean of their "times".
         dtype: compute type; parameters, times and reductions stay float32.
         remat: what blocks keep for the backward pass, see `layers.rematerialised`.
         scan: loop over the blocks instead of unrolling them (compiles faster). Parameters are the same either way.
@@ -127,7 +134,10 @@ class DiT(nn.Module):
     dropout: float = 0.0
     num_classes: int = 0
     context_dim: int = 0
+    reference: int = 0
     log_variance: bool = False
+    radians: float = MAX_FREQUENCY
+    mean_of: MeanOf = "modulations"
     dtype: Any = jnp.float32
     remat: Remat = "none"
     scan: bool = False
@@ -164,6 +174,7 @@ class DiT(nn.Module):
         grid = (height // self.patch, width // self.patch)
         (times,), context = told(self, x, t, cond, self.width, [grid])
 
+        x = with_reference(self, x, cond)
         patches = rearrange(x.astype(self.dtype), "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
         x = constrain(nn.Dense(self.width, dtype=self.dtype, name="patches")(patches), "batch", None, None, None)
         x = x + positions(*grid, self.width).astype(self.dtype)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from asyncpatch_jax import checks, timefield
 from asyncpatch_jax.models.attention import attend
 from asyncpatch_jax.models.modulated import modulated_norm, normalise
-from asyncpatch_jax.models.times import LevelTimes, TimeEmbedding
+from asyncpatch_jax.models.times import MIN_FREQUENCY, LevelTimes, MeanOf, TimeEmbedding
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
@@ -74,7 +74,7 @@ def check_network(model: Any, *sizes: str) -> None:
     """Refuse settings of a network that cannot be.
 
     Args:
-        model: with `dropout`, `num_classes`, `context_dim` and `remat`.
+        model: with `dropout`, `num_classes`, `context_dim`, `reference`, `radians`, `mean_of` and `remat`.
         sizes: names of the settings that are whole numbers from 1 on.
 
     Raises:
@@ -82,9 +82,11 @@ def check_network(model: Any, *sizes: str) -> None:
     """
     for name in sizes:
         checks.whole(name, getattr(model, name))
-    for name in ("num_classes", "context_dim"):
+    for name in ("num_classes", "context_dim", "reference"):
         checks.whole(name, getattr(model, name), 0)
     checks.number("dropout", model.dropout, 0, below=1)
+    checks.number("radians", model.radians, MIN_FREQUENCY)
+    checks.choice("mean_of", model.mean_of, get_args(MeanOf))
     checks.choice("remat", model.remat, get_args(Remat))
 
 
@@ -166,7 +168,8 @@ def told(
     """What all blocks of a network are told: the times of each level, the label in them, and a context to attend to.
 
     Args:
-        model: with `multiple`, `num_classes`, `context_dim` and `dtype`, in whose `__call__` this is called.
+        model: with `multiple`, `num_classes`, `context_dim`, `radians`, `mean_of` and `dtype`, in whose `__call__` this
+            is called.
         width: of embedded times.
 
     Raises:
@@ -178,7 +181,27 @@ def told(
     timefield.check(t, batch)
     embed = ConditionEmbedding(model.num_classes, model.context_dim, width, model.dtype, name="condition")
     label, context = embed(cond, batch)
-    return TimeEmbedding(width, model.dtype, name="time")(t, label, grids), context
+    embed_times = TimeEmbedding(width, model.dtype, model.radians, model.mean_of, name="time")
+    return embed_times(t, label, grids), context
+
+
+def with_reference(model: Any, x: Image, cond: Condition | None) -> Float[Array, "b h w _c2"]:
+    """The image, and on further channels what the network is shown beside it; zeros where there is nothing to show.
+
+    Args:
+        model: with `reference`, how many channels that are.
+
+    Raises:
+        ValueError: a reference of another shape, or one for a network that takes none.
+    """
+    given = None if cond is None else cond.reference
+    wanted = (*x.shape[:3], model.reference)
+    if given is None:
+        return jnp.concatenate([x, jnp.zeros(wanted, x.dtype)], axis=-1) if model.reference else x
+    if given.shape != wanted or not model.reference:
+        expected = f"cond.reference of shape {wanted}" if model.reference else "no reference (the model takes none)"
+        raise ValueError(f"expected {expected}, got shape {given.shape}")
+    return jnp.concatenate([x, given.astype(x.dtype)], axis=-1)
 
 
 def _affine(module: nn.Module, kind: NormKind, channels: int) -> tuple[jax.Array, jax.Array | None]:

@@ -8,11 +8,14 @@ projects J times instead of one per pixel:
 - `FewTimes`: its k times, chosen per pixel; on coarser levels, mixed by the share of pixels that has each;
 - a field of at most KNOTS cells: the times of its cells;
 - any other: KNOTS times evenly spaced, interpolated by Keys' cubic convolution.
+
+The plainer rule, `mean_of="times"`, is there to be compared: *a cell has the modulation of its pixels' mean time*. A
+clean pixel beside one of noise then reads as two half-noisy ones.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -31,6 +34,7 @@ KNOTS = STEPS + 3
 # convolution of a wave is off by .25^3 / 60 = .03 %, and that of random networks' modulations by .2 % of their spread
 # (tested). DDPM's 1000 would need thousands of knots; EDM's features (Karras et al. 2022) turn by 2.6. Twice as many
 # knots would cost a DiT-XL/2 a twelfth of its FLOPs: with a label, each image has knots of its own to project.
+# Of a network that asks for more radians, every cell is embedded.
 MAX_FREQUENCY = 8.0
 # and of the slowest: less is next to a constant
 MIN_FREQUENCY = 0.5
@@ -38,6 +42,8 @@ MIN_FREQUENCY = 0.5
 CHOSEN = 8
 
 Embedded = Float[Array, "_b j e"]
+# what a cell of a coarser level is told: the mean of its pixels' modulations, or the modulation of their mean time
+MeanOf = Literal["modulations", "times"]
 
 
 @struct.dataclass
@@ -67,10 +73,14 @@ class LevelTimes:
         return self.grid
 
 
-def sinusoid(t: Float[Array, "..."], width: int) -> Float[Array, "... {width}"]:
-    """Sines and cosines of times in [0, 1], float32, at frequencies evenly spaced in log (Vaswani et al. 2017)."""
+def sinusoid(t: Float[Array, "..."], width: int, radians: float = MAX_FREQUENCY) -> Float[Array, "... {width}"]:
+    """Sines and cosines of times in [0, 1], float32, at frequencies evenly spaced in log (Vaswani et al. 2017).
+
+    Args:
+        radians: that the fastest turns from t = 0 to 1.
+    """
     share = jnp.arange(width // 2, dtype=jnp.float32) / (width // 2 - 1)
-    freqs = MAX_FREQUENCY * (MIN_FREQUENCY / MAX_FREQUENCY) ** share
+    freqs = radians * (MIN_FREQUENCY / radians) ** share
     angles = t[..., None] * freqs.reshape((1,) * t.ndim + (-1,))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -96,10 +106,17 @@ def knot_weights(position: Float[Array, "..."] | Int[Array, "..."], knots: int) 
 
 
 class TimeEmbedding(nn.Module):
-    """A field, embedded for each level of a network; J times are embedded, however many levels there are."""
+    """A field, embedded for each level of a network; J times are embedded, however many levels there are.
+
+    Attributes:
+        radians: that the fastest feature of a time turns from t = 0 to 1.
+        mean_of: what a cell of a level that is coarser than the field is told.
+    """
 
     width: int
     dtype: Any = jnp.float32
+    radians: float = MAX_FREQUENCY
+    mean_of: MeanOf = "modulations"
 
     @nn.compact
     def __call__(
@@ -110,24 +127,35 @@ class TimeEmbedding(nn.Module):
         out = nn.Dense(self.width, dtype=self.dtype, name="out")
 
         def embed(times: Float[Array, "_b j"]) -> Embedded:
-            hidden = constrain(into(sinusoid(times, 256).astype(self.dtype)), "batch", None, None)
+            hidden = constrain(into(sinusoid(times, 256, self.radians).astype(self.dtype)), "batch", None, None)
             emb = constrain(out(nn.silu(hidden)), "batch", None, None)
             return nn.silu(emb if label is None else emb + label)
 
-        if isinstance(t, FewTimes):
-            values, index = timefield.assembled(*t)
-            if math.prod(index.shape[1:3]) > values.shape[1]:
-                emb = embed(values)
-                return [_chosen(emb, index, grid) for grid in grids]
-            t = timefield.dense(t)
-        t = t.astype(jnp.float32)
-        cells = t.shape[1:3]
-        if math.prod(cells) <= KNOTS:
-            emb = embed(t.reshape(t.shape[0], -1))
-            emb = emb.reshape(-1, *cells, self.width)
-            return [_cells(timefield.coarsen(emb, grid)) for grid in grids]
-        emb = embed((jnp.arange(KNOTS, dtype=jnp.float32)[None] - 1.0) / STEPS)
-        return [_between(emb, STEPS * t + 1.0, grid) for grid in grids]
+        def levels(t: TimeField | FewTimes, grids: Sequence[Grid]) -> list[LevelTimes]:
+            if isinstance(t, FewTimes):
+                values, index = timefield.assembled(*t)
+                if math.prod(index.shape[1:3]) > values.shape[1]:
+                    emb = embed(values)
+                    return [_chosen(emb, index, grid) for grid in grids]
+                t = timefield.dense(t)
+            t = t.astype(jnp.float32)
+            cells = t.shape[1:3]
+            if math.prod(cells) <= KNOTS or self.radians > MAX_FREQUENCY:
+                emb = embed(t.reshape(t.shape[0], -1))
+                emb = emb.reshape(-1, *cells, self.width)
+                return [_cells(timefield.coarsen(emb, grid)) for grid in grids]
+            emb = embed((jnp.arange(KNOTS, dtype=jnp.float32)[None] - 1.0) / STEPS)
+            return [_between(emb, STEPS * t + 1.0, grid) for grid in grids]
+
+        if self.mean_of == "modulations":
+            return levels(t, grids)
+        return [levels(_mean_time(t, grid), [grid])[0] for grid in grids]
+
+
+def _mean_time(t: TimeField | FewTimes, grid: Grid) -> TimeField | FewTimes:
+    """The field on a level's grid, as its cells' mean times; as it is where no cell of the level holds several."""
+    cells = t.index.shape[1:3] if isinstance(t, FewTimes) else t.shape[1:3]
+    return t if _refines(grid, cells) else timefield.coarsen(timefield.dense(t), grid)
 
 
 def _cells(emb: Float[Array, "_b gh gw e"]) -> LevelTimes:

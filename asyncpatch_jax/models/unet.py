@@ -1,7 +1,7 @@
 """UNet after Dhariwal & Nichol 2021 (arXiv 2105.05233), told its noise level per cell.
 
 Every residual block gets scale and shift (FiLM) from the time field: their mean over the pixels that a cell of the
-block's level stands for.
+block's level stands for (or, as an option, those of the mean of the pixels' times).
 """
 
 from typing import Any, get_args
@@ -26,8 +26,9 @@ from asyncpatch_jax.models.layers import (
     logical_axes,
     rematerialised,
     told,
+    with_reference,
 )
-from asyncpatch_jax.models.times import LevelTimes
+from asyncpatch_jax.models.times import MAX_FREQUENCY, LevelTimes, MeanOf
 from asyncpatch_jax.sharding import constrain
 from asyncpatch_jax.types import Condition, FewTimes, Image, TimeField
 
@@ -142,7 +143,13 @@ class UNet(nn.Module):
         norm: "group" or "rms".
         num_classes: 0 for none; labels then count 0 ... num_classes - 1, and num_classes means "no class".
         context_dim: width of the conditioning tokens; 0 for none.
+        reference: channels of `cond.reference` [b, h, w, reference], which is stacked on the image: what a network for
+            inpainting is shown; 0 for none.
         log_variance: predict `aux["log_variance"]` [b, h, w, 1] too.
+        radians: that the fastest feature of a time turns from t = 0 to 1. Above 8 every cell of a field is embedded for
+            itself, which costs a field per pixel a projection a pixel in each block.
+        mean_of: what a cell that stands for several of the field's is told: the mean of the "modulations" at their
+            times, or the modulation at the mean of their "times".
         dtype: compute type; parameters, times and reductions stay float32.
         remat: what blocks keep for the backward pass, see `layers.rematerialised`.
         scan: loop over a level's equal blocks instead of unrolling them (compiles faster). Parameters are the same
@@ -162,7 +169,10 @@ class UNet(nn.Module):
     dropout: float = 0.0
     num_classes: int = 0
     context_dim: int = 0
+    reference: int = 0
     log_variance: bool = False
+    radians: float = MAX_FREQUENCY
+    mean_of: MeanOf = "modulations"
     dtype: Any = jnp.float32
     remat: Remat = "none"
     scan: bool = False
@@ -234,6 +244,7 @@ class UNet(nn.Module):
             )
             return stack(*block_args(level), name=name)(x, skips, seeds(seed, length), times[level], context)
 
+        x = with_reference(self, x, cond)
         x = Conv(self.base, (3, 3), dtype=self.dtype, name="stem")(x.astype(self.dtype))
         x = constrain(x, "batch", None, None, None)
         entries, firsts, rest = [], [], []  # per level: its input, its first block's output, the other blocks' outputs

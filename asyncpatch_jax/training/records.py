@@ -24,14 +24,17 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
-    """A line per setting that differs, "name: saved value -> wanted value"; those in (or below) `ignore` may differ."""
+    """A line per setting that differs, "name: saved value -> wanted value"; those in (or below) `ignore` may differ.
+
+    None stands for a default, and so does a setting that is not there: those of before it existed go on.
+    """
     old, new = flatten(saved), flatten(wanted)
     free = lambda name: any(name == part or name.startswith(part + ".") for part in ignore)  # noqa: E731
     missing = "(not there)"
     return [
         f"{name}: {old.get(name, missing)!r} -> {new.get(name, missing)!r}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name, missing) != new.get(name, missing) and not free(name)
+        if old.get(name) != new.get(name) and not free(name)
     ]
 
 

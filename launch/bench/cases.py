@@ -131,6 +131,7 @@ class Marker(nn.Module):
     """Stands in for a network where its calls are counted."""
 
     num_classes: int
+    reference: int = 0
     dtype: Any = jnp.float32
 
     def logical_axes(self, params: Any) -> Any:
@@ -142,7 +143,7 @@ class Marker(nn.Module):
 
 def model_calls(case: Case, net: Net, inputs: Inputs) -> float:
     """How often each image goes through the network: counted in the program itself, loops as often as they run."""
-    marked = net._replace(model=Marker(net.model.num_classes))
+    marked = net._replace(model=Marker(net.model.num_classes, net.model.reference))
     return _marks(jax.make_jaxpr(partial(case.images, marked, {}))(inputs)) / len(inputs.known)
 
 

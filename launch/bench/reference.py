@@ -36,11 +36,13 @@ def check(run: build.Run) -> None:
     if not isinstance(model, UNet):
         raise ValueError(f"expected a UNet to compare with PyTorch's, got {type(model).__name__}")
     first = model.multipliers[0]
-    if model.norm != "group" or model.base % 32 or first != 1 or not model.attention or model.context_dim:
+    beside = model.context_dim or model.reference
+    if model.norm != "group" or model.base % 32 or first != 1 or not model.attention or beside:
         raise ValueError(
-            "expected a UNet with group norm, a base width that 32 divides, a first multiplier of 1, attention and no "
-            f"context to compare with PyTorch's, got norm={model.norm}, base={model.base}, "
-            f"multipliers={model.multipliers}, attention={model.attention}, context_dim={model.context_dim}"
+            "expected a UNet with group norm, a base width that 32 divides, a first multiplier of 1, attention, and no "
+            f"context or reference to compare with PyTorch's, got norm={model.norm}, base={model.base}, "
+            f"multipliers={model.multipliers}, attention={model.attention}, context_dim={model.context_dim}, "
+            f"reference={model.reference}"
         )
 
 
@@ -70,7 +72,7 @@ def network(model: UNet, shape: tuple[int, int, int]) -> Any:
         dropout=model.dropout,
         num_class_embeds=model.num_classes + 1 if model.num_classes else None,
     )
-    net.time_proj = _TimeFeatures()
+    net.time_proj = _TimeFeatures(model.radians)
     net.time_embedding = TimestepEmbedding(_FEATURES, 4 * model.base)
     for module in net.modules():
         if type(module).__name__ == "Attention":
@@ -80,7 +82,7 @@ def network(model: UNet, shape: tuple[int, int, int]) -> Any:
     return net
 
 
-def _TimeFeatures() -> Any:  # noqa: N802, it makes what is a class elsewhere
+def _TimeFeatures(radians: float) -> Any:  # noqa: N802, it makes what is a class elsewhere
     import torch
 
     class TimeFeatures(torch.nn.Module):
@@ -88,7 +90,8 @@ def _TimeFeatures() -> Any:  # noqa: N802, it makes what is a class elsewhere
 
         def __init__(self) -> None:
             super().__init__()
-            slope = jax.jvp(lambda t: sinusoid(t, _FEATURES), (np.zeros(1, np.float32),), (np.ones(1, np.float32),))[1]
+            features = lambda t: sinusoid(t, _FEATURES, radians)  # noqa: E731
+            slope = jax.jvp(features, (np.zeros(1, np.float32),), (np.ones(1, np.float32),))[1]
             self.register_buffer("frequencies", torch.tensor(np.asarray(slope)[0, _FEATURES // 2 :]))
 
         def forward(self, t: Any) -> Any:
