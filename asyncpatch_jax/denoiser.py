@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
-from asyncpatch_jax import checks
+from asyncpatch_jax import checks, timefield
 from asyncpatch_jax.process import Kind, Process, check_kind, check_process, predict, scale_velocity
 from asyncpatch_jax.types import Condition, Denoiser, Image, Prediction, Times
 
@@ -40,6 +41,33 @@ def bind(model: nn.Module, params: Any, process: Process, kind: Kind, cond: Cond
         return pred._replace(aux=aux)
 
     return denoise
+
+
+def reference_of(known: Image, mask: Float[Array, "b h w 1"]) -> Float[Array, "b h w c2"]:
+    """What a network that was trained to inpaint is shown [b, h, w, c + 1]: the known pixels, and 1 where they are.
+
+    It is 0 in the hole, so that an image of which nothing is known is shown as zeros: what such a network takes for a
+    condition without `reference`.
+
+    Args:
+        known: [b, h, w, c]; what lies in the hole does not matter.
+        mask: [b, h, w, 1], 1 in the hole.
+    """
+    there = mask <= 0.5
+    return jnp.concatenate([jnp.where(there, known, 0.0), there.astype(known.dtype)], axis=-1)
+
+
+def one_time(denoise: Denoiser) -> Denoiser:
+    """A denoiser that is told one time an image: the largest of the field, at which the hole is while it is filled.
+
+    For networks that were trained with one, and see on other channels what is known (`training.supervised_loss`).
+    """
+
+    def told_one(x: Image, times: Times) -> Prediction:
+        largest = timefield.dense(times.told).max((1, 2), keepdims=True)
+        return denoise(x, times._replace(told=largest))
+
+    return told_one
 
 
 def _repeat(cond: Condition | None, batch: int) -> Condition | None:

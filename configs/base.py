@@ -55,6 +55,8 @@ def settings(arg: str = "", known: tuple[str, ...] = ("smoke",)) -> ConfigDict:
     model.dtype = "float32"  # compute: float32, bfloat16; parameters are float32 always
     model.log_variance = True  # predict its own uncertainty too
     model.dropout = placeholder(float)  # share of features dropped in training
+    model.radians = placeholder(float)  # that time features turn from t = 0 to 1; above 8 fields of pixels cost more
+    model.mean_of = placeholder(str)  # modulations, times: which of them a coarser level is told the mean of
     model.remat = "none"  # none; products or blocks: less memory, more arithmetic
     model.scan = False  # loop over equal blocks: compiles faster, and is slow on CPUs
     model.base = placeholder(int)  # unet: width of the first level
@@ -69,11 +71,15 @@ def settings(arg: str = "", known: tuple[str, ...] = ("smoke",)) -> ConfigDict:
     model.heads = placeholder(int)  # dit: of attention
     model.mlp_ratio = placeholder(int)  # dit: width of the hidden layers, in widths
 
+    config.supervised = supervised = ConfigDict()  # a network that is shown what is known of an image, and fills holes
+    supervised.masks = placeholder(str)  # holes to learn from, such as square,thin,wide; none: an ordinary network
+    supervised.whole = placeholder(float)  # share of images that are all hole, so that it makes whole ones too; .1
+
     config.process = "rectified_flow"  # rectified_flow, cosine, discrete
     config.kind = "velocity"  # what the network predicts: x0, eps, v, velocity
 
     config.times = times = ConfigDict()
-    times.name = "asyncpatch"  # or synchronous, independent, patchwise, perlin, uniform_mean, logit_normal_truncated
+    times.name = "asyncpatch"  # synchronous, independent, patchwise, perlin, rad, uniform_mean, logit_normal_truncated
     times.grid = ()  # cells of a training field: (rows, columns), or () for one per pixel
     times.distribution = placeholder(str)  # asyncpatch, synchronous: uniform, logit_normal
     times.loc = placeholder(float)  # logit_normal, logit_normal_truncated: where times lie, before the sigmoid
@@ -81,6 +87,7 @@ def settings(arg: str = "", known: tuple[str, ...] = ("smoke",)) -> ConfigDict:
     times.spread = placeholder(tuple)  # asyncpatch: least and most spread within an image, 0 ... 1
     times.ends = placeholder(tuple)  # asyncpatch: shares of images with no spread and with all of it; others: spread
     times.base = placeholder(str)  # asyncpatch: uniform, two_level, mixed
+    times.share = placeholder(float)  # rad: of its clock, in which the region is noised; the rest is after that
     times.sharpness = placeholder(float)  # uniform_mean: larger keeps cells closer to the mean; above .5
 
     config.loss = loss = ConfigDict()

@@ -134,6 +134,8 @@ def main() -> None:
         raise ValueError("expected --levels of at least 2, or 0 for a density, got 1")
     inputs.check_there("images")
     run = trained.load()
+    if run.model.reference:
+        raise ValueError("expected a run whose network is told a time for each cell, got a supervised one")
     data, classes = held_out(run, values.images, values.split)
     count = len(data.source) if values.num == 0 else values.num
     if count > len(data.source):

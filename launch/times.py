@@ -24,6 +24,7 @@ SAMPLERS = {
     "independent": times.Independent(),
     "patchwise": times.Patchwise(),
     "perlin": times.Perlin(),
+    "rad": times.RAD(),
     "uniform mean": times.UniformMean(),
     "logit-normal truncated": times.LogitNormalTruncated(),
     "asyncpatch": times.AsyncPatch(),

@@ -152,7 +152,9 @@ def stream(config: ConfigDict, data: Dataset, mesh: Mesh) -> Any:
     """This process's part of endless batches. Raises ValueError if the data cannot fill one."""
     shard = sharding.process_shard(mesh)
     size = config.train.batch // shard[1]
-    return dataset.batches(data, batch=size, seed=config.seed, shard=shard, augment=config.data.augment)
+    holes = build.holes(config)
+    masks = holes._asdict() if holes else {}
+    return dataset.batches(data, batch=size, seed=config.seed, shard=shard, augment=config.data.augment, **masks)
 
 
 def check_same(config: ConfigDict, data: Dataset | None = None) -> None:

@@ -79,6 +79,14 @@ MUTATIONS = [
         ("training/elbo.py", "+ sigma**2 - 1.0 -", "+ sigma**2 -", "elbo"),
         ("training/times.py", "bound - 0.5 * bound *", "bound - bound *", "times"),
         ("training/times.py", "jnp.maximum(total - second, 0.0)", "jnp.maximum(total - first, 0.0)", "times"),
+        ("training/times.py", "jnp.maximum(outside, 0.0)]", "jnp.abs(outside)]", "times"),
+        (
+            "training/supervised.py",
+            "jnp.where(mask > 0.5, told, 0.0)",
+            "jnp.where(mask > 0.5, 0.0, told)",
+            "supervised",
+        ),
+        ("denoiser.py", "there = mask <= 0.5", "there = mask >= 0.5", "supervised"),
         ("training/grpo.py", "jnp.clip(ratio, 1.0 - clip, 1.0 + clip)", "jnp.clip(ratio, 1.0 - clip, 1.0)", "grpo"),
         ("training/grpo.py", "off / (std + least), 0.0", "off / (std - least), 0.0", "grpo"),
         # networks
@@ -89,6 +97,8 @@ MUTATIONS = [
             "models kernels",
         ),
         ("models/dit.py", "shift, scale = jnp.split", "scale, shift = jnp.split", "models level_times"),
+        ("models/unet.py", 'f"up_{level}")(x, times[level - 1]', 'f"up_{level}")(x, times[level]', "models"),
+        ("models/times.py", "timefield.coarsen(timefield.dense(t), grid)", "timefield.dense(t)", "level_times"),
         ("pretrained/networks/transformer2d.py", "NORM_EPS = 1e-6", "NORM_EPS = 1e-5", "pretrained_unet"),
         ("pretrained/networks/transformer2d.py", "LAYER_EPS = 1e-5", "LAYER_EPS = 1e-6", "pretrained_unet"),
         ("pretrained/networks/unet2d.py", "eps=given.norm_eps", "eps=1e-5", "pretrained_unet"),

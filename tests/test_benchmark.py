@@ -192,7 +192,7 @@ def test_the_command_prints_a_table_and_writes_it(command, smallest_text, tmp_pa
 
     def few_steps(run):
         state, jitted = steps(run)
-        assert len(jitted) == 7
+        assert len(jitted) == 8
         state_too = jax.jit(lambda state, *_: (state, product @ product))
         return state, {"synchronous": jitted["synchronous"], "independent": state_too}
 

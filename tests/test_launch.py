@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from asyncpatch_jax import timefield
 from asyncpatch_jax.data import masks
 from configs import digits
 from launch import elbo
@@ -145,11 +146,16 @@ def test_every_schedule_by_name_lasts_as_long_as_it_says():
         "sync": 3,
         "autoregressive": 16,
         "random_order": 16,
+        "two_phases": 4,
         "uncertainty": 3,
         "dual_loop": 12,
         "look_ahead": 3,
     }
     assert all(chosen.schedule.num_steps == chosen.num_steps for chosen in lengths.values())
+    # between the phases, half of the cells are done and the region is noise
+    between = np.asarray(timefield.dense(lengths["two_phases"].schedule.field(2)))
+    assert set(np.unique(between)) == {0, 1}
+    assert between.mean() == 0.5
     with pytest.raises(ValueError, match="expected a schedule out of"):
         plans.plan("upwards", run())
     blind = run()._replace(model=dataclasses.replace(run().model, log_variance=False))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from asyncpatch_jax import timefield
 from asyncpatch_jax.training.perlin import by_rank, perlin_noise
 from asyncpatch_jax.training.times import (
+    RAD,
     AsyncPatch,
     Independent,
     LogitNormalTruncated,
@@ -29,6 +30,7 @@ SAMPLERS = [
     Independent(),
     Patchwise(),
     Perlin(),
+    RAD(),
     UniformMean(),
     LogitNormalTruncated(),
     AsyncPatch(),
@@ -58,6 +60,8 @@ ANCHORS = [
     (Synchronous(), (0.5, 0.289, 0.0, 0.10, 0.10)),
     (Independent(), (0.5, 0.018, 0.289, 0.0, 0.0)),
     (UniformMean(), (0.5, 0.289, 0.181, 0.10, 0.10)),
+    # m = a u, or 1 - (1 - a)(1 - u), of an area a and a clock u: all five are closed forms, 1/3, pi/16, ...
+    (RAD(), (0.5, 0.333, 0.196, 0.168, 0.168)),
     (AsyncPatch(), (0.5, 0.289, None, 0.10, 0.10)),
     (AsyncPatch(base="two_level"), (0.5, 0.289, 0.092, 0.10, 0.10)),
     (AsyncPatch(spread=(1.0, 1.0), base="two_level"), (0.5, 0.289, 0.186, 0.10, 0.10)),
@@ -119,6 +123,23 @@ def test_patch_sizes_and_shifts_are_uniform():
     np.testing.assert_allclose(same, expected, atol=0.015)
     same_below = (t[:, 1:] == t[:, :-1]).mean(0)
     np.testing.assert_allclose(same_below, expected, atol=0.015)
+
+
+def test_the_clock_of_rad_noises_the_region_and_then_the_rest():
+    share = 0.2
+    values, index = jax.device_get(jax.jit(RAD(share), static_argnums=(1, 2))(jax.random.key(5), 4000, (4, 4)))
+    inside, outside = values.T
+    assert set(np.unique(index)) == {0, 1}
+    first = outside == 0
+    assert (inside[~first] == 1).all()
+    assert abs(first.mean() - share) < 0.03
+    # in its own phase each has all times alike
+    for moving in (inside[first], outside[~first]):
+        np.testing.assert_allclose(np.quantile(moving, (0.1, 0.5, 0.9)), (0.1, 0.5, 0.9), atol=0.06)
+    # a region is as large as it likes, whatever the clock says
+    area = (index == 0).mean((1, 2, 3))
+    assert abs(area.mean() - 0.5) < 0.02
+    assert abs(np.corrcoef(area, values.sum(1))[0, 1]) < 0.06
 
 
 def test_squares_tile_the_grid():

@@ -562,6 +562,7 @@ TABLE = {
     "Synchronous.distribution": (lambda v: times.Synchronous(v), KINDS),
     "Synchronous.loc": (lambda v: times.Synchronous(loc=v), NUMBERS),
     "Synchronous.scale": (lambda v: times.Synchronous(scale=v), {**NUMBERS, **NEGATIVE, **ZERO}),
+    "RAD.share": (lambda v: times.RAD(v), {**NUMBERS, **NEGATIVE, **ZERO, "1": 1.0}),
     "UniformMean.sharpness": (lambda v: times.UniformMean(v), {**NUMBERS, **NEGATIVE, "0.5": 0.5}),
     "LogitNormalTruncated.loc": (lambda v: times.LogitNormalTruncated(v), NUMBERS),
     "LogitNormalTruncated.scale": (lambda v: times.LogitNormalTruncated(0.7, v), {**NUMBERS, **NEGATIVE, **ZERO}),
@@ -635,12 +636,17 @@ TABLE = {
     **{
         f"{network.__name__}.{name}": (lambda v, network=network, name=name: network(**{name: v}), WHOLE)
         for network in NETWORKS
-        for name in ("num_classes", "context_dim")
+        for name in ("num_classes", "context_dim", *(("reference",) if network in (UNet, DiT) else ()))
     },
     **{
         f"{network.__name__}.{name}": (lambda v, network=network, name=name: network(**{name: v}), values)
         for network in (UNet, DiT)
-        for name, values in (("dropout", {**NUMBERS, **NEGATIVE, **OVER, "1": 1.0}), ("remat", KINDS))
+        for name, values in (
+            ("dropout", {**NUMBERS, **NEGATIVE, **OVER, "1": 1.0}),
+            ("remat", KINDS),
+            ("radians", {**NUMBERS, **NEGATIVE, **ZERO, ".1": 0.1}),
+            ("mean_of", KINDS),
+        )
     },
     "UNet.norm": (lambda v: UNet(norm=v), KINDS),
     "UNet.multipliers": (lambda v: UNet(multipliers=v), {**NOTHING, "empty": (), "0": (1, 0), "halves": (1, 1.5)}),

@@ -194,17 +194,17 @@ def draw(name: str, seed: int, batch: int, size: int | Shape) -> Float[np.ndarra
     checks.whole("seed", seed, 0)
     checks.whole("batch", batch)
     shape = _check_shape(size)
-    holes = [_draw_one(name, np.random.default_rng([seed, i]), shape) for i in range(batch)]
-    return np.stack(holes)[..., None].astype(np.float32)
+    return np.stack([draw_one(name, np.random.default_rng([seed, i]), shape) for i in range(batch)])
 
 
-def _draw_one(name: str, rng: np.random.Generator, shape: Shape) -> Hole:
+def draw_one(name: str, rng: np.random.Generator, shape: Shape) -> Float[np.ndarray, "h w 1"]:
+    """One mask of a kind out of `MASKS`, by a generator of one's own; see `draw`."""
     kind = _KINDS[name]
     most = 0.5 if isinstance(kind, Lama) else 1.0
     for _ in range(_TRIES):
         hole = kind(rng, shape)
         if hole.any() and not hole.all() and hole.mean() <= most:
-            return hole
+            return hole[..., None].astype(np.float32)
     raise ValueError(f"expected an image that a {name!r} mask fits into, got {shape[0]}x{shape[1]} pixels")
 
 

@@ -7,6 +7,7 @@ from . import (
     perlin as perlin,
     policies as policies,
     step as step,
+    supervised as supervised,
     times as times,
 )
 from .checkpoints import Checkpoints as Checkpoints
@@ -29,7 +30,9 @@ from .step import (
     train_step as train_step,
 )
 from .stored import DamagedError as DamagedError
+from .supervised import supervised_loss as supervised_loss
 from .times import (
+    RAD as RAD,
     AsyncPatch as AsyncPatch,
     Independent as Independent,
     LogitNormalTruncated as LogitNormalTruncated,

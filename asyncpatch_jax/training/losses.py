@@ -13,7 +13,7 @@ from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax.process import Kind, Process, check_kind, check_process, coefficients, diffuse, target
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.times import TimeSampler
-from asyncpatch_jax.types import Condition, Image, TimeField
+from asyncpatch_jax.types import Condition, FewTimes, Image, ImageKeys, TimeField, Times
 
 # fold-in constants that keep the uses of the key apart
 _TIMES, _NOISE, _DROPOUT, _LABELS = 0, 1, 2, 3
@@ -130,25 +130,57 @@ def loss(
         ValueError: an argument of another kind, a grid that does not tile the image, an unknown kind, or uncertainty
             that is negative or without a log-variance head.
     """
-    check_process(process)
-    check_kind(kind)
     checks.images("x0", x0)
-    checks.function("times", times, "(key, batch, grid) -> field, such as AsyncPatch()")
-    checks.function("weight", weight, "(process, kind, t) -> weights, such as SiD2()")
-    checks.number("uncertainty", uncertainty, 0)
     cells: Any = tuple(grid) if isinstance(grid, tuple | list) else grid
     cells = timefield.grid_of(x0) if isinstance(cells, tuple) and not cells else cells
     checks.cells("grid", cells)
     if any(size % n for n, size in zip(cells, x0.shape[1:3], strict=True)):
         raise ValueError(f"expected a grid that tiles {x0.shape[1]}x{x0.shape[2]} pixels, got {cells}")
     keys = keys_lib.per_image(key, x0.shape[0])
-    told = times(keys_lib.fold_in(keys, _TIMES), x0.shape[0], cells)
-    t = timefield.dense(told)
+    told = drawn_times(times, keys, cells)
+    settings: Any = {"model": model, "process": process, "kind": kind, "weight": weight, "uncertainty": uncertainty}
+    return loss_at(params, keys, x0, cond, Times(timefield.dense(told), told), **settings)
+
+
+def drawn_times(times: TimeSampler, keys: ImageKeys, grid: Grid) -> TimeField | FewTimes:
+    """The fields of a batch's images, by its sampler.
+
+    Raises:
+        ValueError: no sampler.
+    """
+    checks.function("times", times, "(key, batch, grid) -> field, such as AsyncPatch()")
+    return times(keys_lib.fold_in(keys, _TIMES), keys.shape[0], grid)
+
+
+def loss_at(
+    params: Any,
+    keys: ImageKeys,
+    x0: Image,
+    cond: Condition | None,
+    times: Times,
+    *,
+    model: nn.Module,
+    process: Process,
+    kind: Kind,
+    weight: Weight,
+    uncertainty: float = 0.0,
+) -> tuple[Float[Array, ""], Metrics]:
+    """`loss` of images that are noised to `times.level`, by a network that is told `times.told`.
+
+    Raises:
+        ValueError: as `loss`.
+    """
+    check_process(process)
+    check_kind(kind)
+    checks.images("x0", x0)
+    checks.function("weight", weight, "(process, kind, t) -> weights, such as SiD2()")
+    checks.number("uncertainty", uncertainty, 0)
     eps = keys_lib.normal(keys_lib.fold_in(keys, _NOISE), x0.shape[1:])
     dropout = {"dropout": keys_lib.fold_in(keys, _DROPOUT)[0]}
-    out, aux = model.apply({"params": params}, diffuse(process, x0, eps, t), told, cond, train=True, rngs=dropout)
+    noised = diffuse(process, x0, eps, times.level)
+    out, aux = model.apply({"params": params}, noised, times.told, cond, train=True, rngs=dropout)
 
-    out, t = out.astype(jnp.float32), timefield.like(t, x0)
+    out, t = out.astype(jnp.float32), timefield.like(times.level, x0)
     sigma = process.sigma(t)
     if kind == "score":
         kind, out = "eps", -sigma * out

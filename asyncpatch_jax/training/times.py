@@ -123,13 +123,15 @@ def _perlin_mask(key: Key[Array, ""], grid: Grid) -> Cells:
     return by_rank(perlin_noise(key_noise, grid, cell), jax.random.uniform(key_area, dtype=jnp.float32))
 
 
-@dataclass(frozen=True)
-class Perlin:
-    """Two independent uniform times, one inside and one outside of a region cut from Perlin noise.
+class _Regions:
+    """Two times: inside and outside of a region cut from Perlin noise; the subclass says how to draw them, [2].
 
-    The fields of RAD (region-aware diffusion), which AsyncPatch is compared with: the noise's lattice cells have a side
-    ~ U(1, longer side of the grid), and the region covers a share ~ U(0, 1) of the image.
+    The regions are those of RAD: the noise's lattice cells have a side ~ U(1, longer side of the grid), and the region
+    covers a share ~ U(0, 1) of the image.
     """
+
+    def two(self, key: Key[Array, ""]) -> Float[Array, "2"]:
+        raise NotImplementedError
 
     def __call__(self, key: Key[Array, "..."], batch: int, grid: Grid) -> FewTimes:
         _check_grid(grid)
@@ -137,10 +139,45 @@ class Perlin:
         def image(key: Key[Array, ""]) -> tuple[Float[Array, "2"], Int[Array, "gh gw"]]:
             key_mask, key_times = jax.random.split(key)
             inside = _perlin_mask(key_mask, grid) > 0
-            return jax.random.uniform(key_times, (2,), jnp.float32), jnp.where(inside, 0, 1)
+            return self.two(key_times), jnp.where(inside, 0, 1)
 
         values, index = jax.vmap(image)(keys_lib.per_image(key, batch))
         return timefield.assembled(values, index[..., None])
+
+
+@dataclass(frozen=True)
+class Perlin(_Regions):
+    """Two independent uniform times, one inside and one outside of a region cut from Perlin noise.
+
+    What AsyncPatch is compared with under the name of RAD, whose regions these are; its own times are `RAD`'s.
+    """
+
+    def two(self, key: Key[Array, ""]) -> Float[Array, "2"]:
+        return jax.random.uniform(key, (2,), jnp.float32)
+
+
+@dataclass(frozen=True)
+class RAD(_Regions):
+    """A clock of two phases: the region is noised while the rest is clean, then the rest while the region is noise.
+
+    Region-aware diffusion (Kim et al. 2025, arXiv 2412.09191): at u ~ U(0, 1) the region is at u / share and the rest
+    at 0 until u = share; from there on the region is at 1 and the rest at (u - share) / (1 - share). The states of an
+    inpainting run are the first phase, and no state of any other run is ever seen: an image from nothing is made in
+    these two phases too, the rest first.
+
+    Args (of the dataclass):
+        share: of the clock, that the region takes; in RAD 1,000 steps of 2,000.
+    """
+
+    share: float = 0.5
+
+    def __post_init__(self):
+        checks.number("share", self.share, above=0, below=1)
+
+    def two(self, key: Key[Array, ""]) -> Float[Array, "2"]:
+        u = jax.random.uniform(key, dtype=jnp.float32)
+        inside, outside = u / self.share, (u - self.share) / (1.0 - self.share)
+        return jnp.stack([jnp.minimum(inside, 1.0), jnp.maximum(outside, 0.0)])
 
 
 def _symmetric_beta(key: Key[Array, ""], a: np.ndarray) -> Float[Array, "n"]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.data import mnist, prepared, sources
+from asyncpatch_jax.data import MASKS, mnist, prepared, sources
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.models import DiT, UNet, dit, unet
@@ -27,6 +27,7 @@ from asyncpatch_jax.training import losses
 from asyncpatch_jax.training import times as times_lib
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import LossFn, adam, learning_rate
+from asyncpatch_jax.training.supervised import supervised_loss
 from asyncpatch_jax.types import Condition
 from launch.shared.records import record_of
 
@@ -42,6 +43,7 @@ TIMES = {
     "independent": times_lib.Independent,
     "patchwise": times_lib.Patchwise,
     "perlin": times_lib.Perlin,
+    "rad": times_lib.RAD,
     "uniform_mean": times_lib.UniformMean,
     "logit_normal_truncated": times_lib.LogitNormalTruncated,
 }
@@ -108,8 +110,43 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
     return sources.folder(data.path, data.size, data.channels, data.on_error, most)
 
 
+class Holes(NamedTuple):
+    """What the holes are that a supervised run learns from."""
+
+    masks: tuple[str, ...]
+    whole: float  # share of images that are all hole
+
+
+def holes(config: ConfigDict) -> Holes | None:
+    """Of `config.supervised`; None for the run of an ordinary network.
+
+    Raises:
+        ValueError: an unknown mask, a share outside of 0 ... 1 or without masks, or fields of several times.
+    """
+    settings = config.get("supervised") or {}  # runs of before have none
+    masks, whole = settings.get("masks"), settings.get("whole")
+    if not masks:
+        if whole is not None:
+            raise ValueError(f"expected config.supervised.masks for config.supervised.whole={whole}, got none")
+        return None
+    kinds = tuple(name.strip() for name in masks.split(","))
+    if not set(kinds) <= set(MASKS):
+        raise ValueError(f"expected config.supervised.masks out of {', '.join(MASKS)}, got {masks!r}")
+    if config.times.name != "synchronous":
+        raise ValueError(
+            "expected --config.times.name=synchronous with config.supervised.masks, as holes have one time each, got "
+            f"{config.times.name!r}"
+        )
+    whole = 0.1 if whole is None else whole
+    if not 0 <= whole <= 1:
+        raise ValueError(f"expected config.supervised.whole in 0 ... 1, got {whole}")
+    return Holes(kinds, whole)
+
+
 def model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The network of `config.model`: its preset, with what is set beside it. One class is no class.
+
+    A supervised run's is shown the known pixels, and where they are.
 
     Raises:
         ValueError: unknown name, preset or dtype, or a setting that this network does not have.
@@ -120,6 +157,8 @@ def model(config: ConfigDict, num_classes: int) -> nn.Module:
     shape = _choose("config.model.preset", preset, presets) if preset else {}
     settings["dtype"] = _choose("config.model.dtype", settings["dtype"], DTYPES)
     settings["num_classes"] = num_classes if num_classes > 1 else 0
+    if holes(config):
+        settings["reference"] = config.data.channels + 1
     for name in ("base", "multipliers", "blocks", "head_dim", "patch", "width", "depth", "heads", "mlp_ratio"):
         value = settings.get(name)
         if value is not None and not np.size(value):
@@ -169,6 +208,8 @@ def weight(config: ConfigDict) -> losses.Weight:
 def loss(config: ConfigDict, model: nn.Module, sampler: times_lib.TimeSampler | None = None) -> LossFn:
     """The loss of a batch `(params, keys, {"image", "label"}) -> (scalar, metrics)`, labels dropped at their rate.
 
+    Of a supervised run a batch has a "mask" too.
+
     Args:
         sampler: of training times; None for what is configured.
 
@@ -192,16 +233,18 @@ def loss(config: ConfigDict, model: nn.Module, sampler: times_lib.TimeSampler | 
         "process": process(config),
         "kind": kind(config),
         "times": sampler or times(config),
-        "grid": field_grid(config),
         "weight": weight(config),
         "uncertainty": uncertainty,
     }
+    supervised, grid = holes(config), field_grid(config)
     rate, null = settings.label_dropout, model.num_classes
 
     def loss_fn(params: Any, keys: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         cond = losses.drop_labels(keys, Condition(label=batch["label"]), rate, null) if null else None
         params = sharding.gather(params, model.logical_axes(params), model.dtype)
-        return losses.loss(params, keys, batch["image"], cond, **static)
+        if supervised:
+            return supervised_loss(params, keys, batch["image"], batch["mask"], cond, **static)
+        return losses.loss(params, keys, batch["image"], cond, grid=grid, **static)
 
     return loss_fn
 

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from asyncpatch_jax import keys as keys_lib
-from asyncpatch_jax import sharding
-from asyncpatch_jax.denoiser import bind
+from asyncpatch_jax import sharding, timefield
+from asyncpatch_jax.denoiser import bind, one_time, reference_of
 from asyncpatch_jax.process import Kind, Process
 from asyncpatch_jax.sampling.guidance import classifier_free, input_guidance, look_ahead, two_calls
 from asyncpatch_jax.sampling.inpainting import Inpainter
@@ -42,7 +42,7 @@ class Inputs(NamedTuple):
     label: Any = None  # Int[Array, "b"]
     guidance: Any = None  # classifier-free scale
     input_guidance: Any = None  # scale of the hint
-    hint: Any = None  # Float[Array, "b h w 1"]: 0 where the image is known
+    hint: Any = None  # Float[Array, "b gh gw 1"]: 0 where the image is known; also what a supervised network is shown
 
 
 class Result(NamedTuple):
@@ -54,15 +54,26 @@ class Result(NamedTuple):
 
 
 def denoiser(net: Net, params: Any, inputs: Inputs) -> Denoiser:
-    """The network under the guidance that `inputs` asks for.
+    """The network under the guidance that `inputs` asks for; a supervised one is shown what is known.
 
     Raises:
-        ValueError: guidance of a network without classes, or input guidance without a hint.
+        ValueError: guidance of a network without classes, input guidance without a hint, or of a supervised network.
     """
     batch = inputs.known.shape[0]
+    supervised, reference = bool(net.model.reference), None
+    if supervised and inputs.input_guidance is not None:
+        raise ValueError(
+            "expected no input guidance of a supervised network, which is told one time an image, got some"
+        )
+    if supervised and inputs.hint is not None:
+        hole = timefield.resize(inputs.hint, timefield.grid_of(inputs.known))
+        reference = reference_of(inputs.known, jnp.broadcast_to(hole, (*inputs.known.shape[:3], 1)))
 
     def conditioned(label: Any) -> Denoiser:
-        return bind(net.model, params, net.process, net.kind, None if label is None else Condition(label=label))
+        none = label is None and reference is None
+        cond = None if none else Condition(label=label, reference=reference)
+        bound = bind(net.model, params, net.process, net.kind, cond)
+        return one_time(bound) if supervised else bound
 
     denoise = conditioned(inputs.label)
     if inputs.guidance is not None:

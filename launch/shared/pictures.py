@@ -78,9 +78,10 @@ def inpaintings(run: build.Run, dataset: Dataset, key: Key[Array, "..."]) -> UIn
 
     grid = build.grid(run.config, run.config.sample.steps, run.process)
     field = from_mask(jnp.asarray(mask), grid=build.field_grid(run.config))
-    result = generate(
-        net(run), run.params, Inpaint(field, grid), inputs(run, key, known, label), num_steps=len(grid) - 1
-    )
+    batch = inputs(run, key, known, label)
+    if run.model.reference:
+        batch = batch._replace(hint=field)
+    result = generate(net(run), run.params, Inpaint(field, grid), batch, num_steps=len(grid) - 1)
     images = viz.to_uint8(paste_back(result.images, jnp.asarray(known), jnp.asarray(mask)))
 
     hidden = viz.hatch(viz.tiles(original), viz.enlarge(mask > 0.5, viz.visible(run.shape[:2]))[..., 0])
@@ -111,14 +112,17 @@ def animation(result: Result, title: str) -> UInt8[np.ndarray, "_s _h _w 3"]:
 
 
 def _films(run: build.Run) -> dict[str, str]:
-    """Title of each recorded run, by schedule."""
+    """Title of each recorded run, by schedule; none of a network that is told one time an image."""
+    if run.model.reference:
+        return {}
     films = {"autoregressive": "Patch after patch, in reading order"}
     return {**films, "uncertainty": "Surest cells first"} if run.model.log_variance else films
 
 
 def complete(folder: epath.PathLike, run: build.Run) -> bool:
     """Whether `write_all` came to its end there."""
-    return (epath.Path(folder) / f"{list(_films(run))[-1]}.gif").exists()
+    last = [f"{name}.gif" for name in _films(run)] or ["inpainting.png"]
+    return (epath.Path(folder) / last[-1]).exists()
 
 
 def write_samples(folder: epath.PathLike, run: build.Run, key: Key[Array, ""]) -> list[epath.Path]:

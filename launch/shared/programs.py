@@ -59,6 +59,8 @@ def training(config: ConfigDict, run: build.Run, mesh: Mesh) -> Program:
         "image": jax.ShapeDtypeStruct((size, *run.shape), jnp.float32),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
+    if build.holes(config):
+        images["mask"] = jax.ShapeDtypeStruct((size, *run.shape[:2], 1), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     args = (
         sharding.abstract(state, layout),
