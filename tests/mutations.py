@@ -78,6 +78,7 @@ MUTATIONS = [
         ("training/elbo.py", "depth * jnp.exp(-depth) / t", "depth / t", "elbo"),
         ("training/elbo.py", "+ sigma**2 - 1.0 -", "+ sigma**2 -", "elbo"),
         ("training/times.py", "bound - 0.5 * bound *", "bound - bound *", "times"),
+        ("training/times.py", "u >= 1.0 - full", "u > 1.0", "times_ends"),
         ("training/times.py", "jnp.maximum(total - second, 0.0)", "jnp.maximum(total - first, 0.0)", "times"),
         ("training/times.py", "jnp.maximum(outside, 0.0)]", "jnp.abs(outside)]", "times"),
         (
@@ -89,6 +90,8 @@ MUTATIONS = [
         ("denoiser.py", "there = mask <= 0.5", "there = mask >= 0.5", "supervised"),
         ("training/grpo.py", "jnp.clip(ratio, 1.0 - clip, 1.0 + clip)", "jnp.clip(ratio, 1.0 - clip, 1.0)", "grpo"),
         ("training/grpo.py", "off / (std + least), 0.0", "off / (std - least), 0.0", "grpo"),
+        # data
+        ("data/mnist.py", "if len(values) != count or longer:", "if len(values) != count:", "mnist"),
         # networks
         (
             "models/modulated.py",
