@@ -1,6 +1,7 @@
 """Writing files so that a path holds either what was there before or the whole new file, never a part of one."""
 
 import functools
+import hashlib
 import io
 import json
 import os
@@ -87,6 +88,16 @@ def tidy(folder: epath.PathLike) -> None:
 
 # once in a process, since it reads all names
 _tidy_once = functools.lru_cache(256)(tidy)
+
+
+def sha256(path: epath.PathLike) -> str:
+    """Of a file's bytes, read a part at a time.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with epath.Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def writes() -> bool:

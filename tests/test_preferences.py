@@ -338,7 +338,7 @@ def test_a_reward_without_weights_says_what_to_provide(name, tmp_path):
     if name in ("clip", "clip_score"):
         assert "such as openai/clip-vit-large-patch14" in said
     else:
-        assert f"python -m launch.convert_reward {name} FILE..." in said
+        assert f"python -m launch.convert_metric {name} FILE..." in said
         assert conversion.SOURCES[name].files in said
         assert ("--tokenizer" in said) == (name != "aesthetic")
 
@@ -357,7 +357,7 @@ def test_folders_of_other_rewards(published, tmp_path):
     broken = shutil.copytree(published.root / "hps_v2", tmp_path / "broken")
     (broken / "vocab.json").unlink()
     (broken / "merges.txt").unlink()
-    with pytest.raises(ValueError, match=r"(?s)merges\.txt.*launch\.convert_reward hps_v2"):
+    with pytest.raises(ValueError, match=r"(?s)merges\.txt.*launch\.convert_metric hps_v2"):
         read_reward("hps_v2", broken)
 
 
@@ -387,7 +387,7 @@ def test_what_is_not_converted(published, tmp_path):
         conversion.convert("aesthetic", published.files["aesthetic"], out, published.clip)
     with pytest.raises(ValueError, match=r"vocab\.txt"):
         conversion.convert("hps_v2", published.files["hps_v2"], out, root / "transformers")
-    with pytest.raises(ValueError, match="a reward out of pick_score"):
+    with pytest.raises(ValueError, match="a network out of pick_score"):
         conversion.convert("clip_score", published.files["pick_score"], out, published.clip)
     (tmp_path / "text.pt").write_text("a page that says Not Found")
     with pytest.raises(ValueError, match=r"a state dict that PyTorch wrote in .*text\.pt"):
@@ -402,15 +402,15 @@ def test_what_is_not_converted(published, tmp_path):
 
 def test_the_command(published, tmp_path, monkeypatch, capsys):
     command, out = mains.command(monkeypatch, capsys), tmp_path / "out"
-    code, said, _ = command("convert_reward", "aesthetic", *published.files["aesthetic"], f"--out={out}")
+    code, said, _ = command("convert_metric", "aesthetic", *published.files["aesthetic"], f"--out={out}")
     assert code == 0
     assert f"read_reward('aesthetic', '{out}')" in said
     assert json.loads((out / "config.json").read_text())["_reward"] == "aesthetic"
     assert read_reward("aesthetic", out)(some_images(), TEXTS).shape == (3,)
-    code, _, said = command("convert_reward", "aesthetic", *published.files["aesthetic"])
+    code, _, said = command("convert_metric", "aesthetic", *published.files["aesthetic"])
     assert code == 1
     assert "expected --out=FOLDER" in said
-    code, _, said = command("convert_reward", "aesthetic")
+    code, _, said = command("convert_metric", "aesthetic")
     assert code == 1
     assert "expected NAME FILE... and flags" in said
 

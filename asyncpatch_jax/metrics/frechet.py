@@ -25,7 +25,17 @@ def frechet(a: Float[np.ndarray, "_n d"], b: Float[np.ndarray, "_m d"]) -> float
         raise ValueError("expected finite features, got some that are not")
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     cov_a, cov_b = np.cov(a.T).reshape(a.shape[1], -1), np.cov(b.T).reshape(b.shape[1], -1)
+    return between(a.mean(0), cov_a, b.mean(0), cov_b)
+
+
+def between(
+    mean_a: Float[np.ndarray, "d"],
+    cov_a: Float[np.ndarray, "d d"],
+    mean_b: Float[np.ndarray, "d"],
+    cov_b: Float[np.ndarray, "d d"],
+) -> float:
+    """The same of two Gaussians, whose covariances have no negative eigenvalues but for rounding."""
     # tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), whose argument is symmetric
     root = _root(cov_a)
-    cross = np.trace(_root(root @ cov_b @ root))
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2.0 * cross)
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0.0)).sum()
+    return float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2.0 * cross)

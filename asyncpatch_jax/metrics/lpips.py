@@ -17,13 +17,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.metrics.conversion import SOURCES
 from asyncpatch_jax.metrics.paired import BATCH, Paired, check_images, in_range, weights
+from asyncpatch_jax.metrics.sources import SOURCES
 from asyncpatch_jax.pretrained.folders.loading import Component, load_component, resolve
 from asyncpatch_jax.pretrained.networks.lpips import LPIPS, Trunk
 from asyncpatch_jax.sampling.batches import batched
 
-# names of folders, as `launch.convert_reward` writes them -> of their numbers
+# names of folders, as `launch.convert_metric` writes them -> of their numbers
 NAMES = {
     "lpips_alex": "LPIPS-Alex",
     "lpips_vgg": "LPIPS-VGG",
@@ -40,7 +40,7 @@ def read_lpips(folder: epath.PathLike, mesh: Mesh | None = None, dtype: Any = jn
     a hole that is the whole image gives nearly the same number, not quite.
 
     Args:
-        folder: what `launch.convert_reward lpips_alex` (lpips_vgg, lpips_squeeze, squeezenet) writes.
+        folder: what `launch.convert_metric lpips_alex` (lpips_vgg, lpips_squeeze, squeezenet) writes.
         mesh: of this process' devices, over which batches are split.
 
     Raises:

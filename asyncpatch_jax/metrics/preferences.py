@@ -23,9 +23,9 @@ from jaxtyping import Array, Float, UInt8
 
 from asyncpatch_jax import schema
 from asyncpatch_jax.metrics.clip import BATCH, clip_score, cosines, read_clip
-from asyncpatch_jax.metrics.conversion import SOURCES
 from asyncpatch_jax.metrics.pixels import letterbox, preprocess
 from asyncpatch_jax.metrics.rewards import Reward, from_callable
+from asyncpatch_jax.metrics.sources import SOURCES
 from asyncpatch_jax.pretrained.folders.edges import check_tokenizer
 from asyncpatch_jax.pretrained.folders.loading import Component, describe_component, load_component, resolve
 from asyncpatch_jax.pretrained.text.tokenizers import read_tokenizer
@@ -42,7 +42,7 @@ def read_reward(name: str, folder: epath.PathLike, dtype: Any = jnp.float32) -> 
     Args:
         name: of `REWARDS`.
         folder: for clip and clip_score one of transformers' `CLIPModel` with its tokenizer; for the others what
-            `launch.convert_reward` writes.
+            `launch.convert_metric` writes.
         dtype: of the parameters and of the computation.
 
     Raises:

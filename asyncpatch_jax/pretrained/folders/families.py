@@ -29,6 +29,7 @@ _CLASSES = {
     "ImageReward": "blip",
     "AestheticPredictor": "aesthetic",
     "LPIPS": "lpips",
+    "FIDInceptionV3": "inception",
 }
 _UNET = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 _FLUX = {

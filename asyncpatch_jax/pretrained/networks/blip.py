@@ -176,7 +176,7 @@ class VisionConfig(Layers, frozen=True):
 
 
 class Config(Settings, frozen=True):
-    """The config.json that `launch.convert_reward` writes."""
+    """The config.json that `launch.convert_metric` writes."""
 
     text_config: dict[str, Any]
     vision_config: dict[str, Any]

@@ -164,7 +164,7 @@ def _mean_where(map_: Float[Array, "b _h _w 1"], where: Float[Array, "b h w 1"])
 
 
 class Config(Settings, frozen=True):
-    """The config.json that `launch.convert_reward` writes."""
+    """The config.json that `launch.convert_metric` writes."""
 
     trunk: Literal["alex", "vgg", "squeeze"]
     heads: bool = True
