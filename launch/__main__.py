@@ -11,7 +11,10 @@ GROUPS = {
     "Train": ("launch.train", "launch.train_tpm"),
     "Make images with a run": ("launch.sample", "launch.inpaint", "launch.texture"),
     "Make images with a public checkpoint": ("launch.text2image", "launch.check_checkpoint"),
-    "Measure": ("launch.judge", "launch.elbo", "launch.evaluate", "launch.convert_metric", "launch.convert_pickle"),
+    "Measure": (
+        *("launch.score", "launch.judge", "launch.elbo", "launch.evaluate"),
+        *("launch.convert_metric", "launch.convert_pickle"),
+    ),
     "Before you train": ("launch.times", "launch.benchmark", "launch.compile"),
 }
 

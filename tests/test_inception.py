@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from asyncpatch_jax.metrics import conversion, inception, sources
 from asyncpatch_jax.metrics.features import INCEPTION
-from tests import tiny
+from tests import mains, tiny
 
 SHRINK = 16
 
@@ -228,3 +228,27 @@ def test_what_cannot_be_read(published, tmp_path):
     for images in (np.zeros((2, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8), np.zeros((2, 8, 8, 4), np.uint8)):
         with pytest.raises(ValueError, match="images of 8 bits"):
             features.call(images)
+
+
+def test_fid_of_folders_by_the_command_is_pytorch_fids(published, tmp_path, monkeypatch, capfd):
+    """`launch.score`, whose other tests have functions for networks, against pytorch-fid's arithmetic."""
+    net, weights = published
+    rng, found = np.random.default_rng(0), []
+    for name, bright in (("made", 1), ("real", 2)):
+        images = rng.integers(0, 256, (6, 320, 23, 3), np.uint8) // bright
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
+        inputs = torch.tensor(np.stack([by_pytorch_fid(image) for image in images]))
+        with torch.no_grad():
+            features = net(inputs.permute(0, 3, 1, 2)).double().numpy()
+        found += [(features.mean(0), np.cov(features, rowvar=False))]
+    command = mains.command(monkeypatch, capfd)
+    asked = (f"--reference={tmp_path / 'real'}", f"--metrics=fid={weights}", "--resize=legacy_pytorch", "--batch=2")
+    code, out, err = command("score", tmp_path / "made", *asked, f"--out={tmp_path / 'out'}")
+    assert code == 0, err
+    (m1, s1), (m2, s2) = found
+    cross = np.sqrt(np.linalg.eigvals(s1 @ s2).real.clip(0)).sum()
+    wanted = ((m1 - m2) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * cross
+    line = next(line for line in out.splitlines() if line.startswith("| FID (legacy pytorch-fid) |"))
+    assert float(line.split("|")[2].split()[0]) == pytest.approx(wanted, rel=1e-3)

@@ -298,6 +298,7 @@ def test_kontext_edits_an_image(command, tmp_path):
         (("--prompt=a dog", "--mesh=rows=2"), "expected a mesh such as"),
         (("--prompt=a dog", "--sede=1"), "did you mean --seed?"),
         (("--prompt=a dog", "--items=x.json"), "expected --items with --prompts and --schedule=asyndm or concave"),
+        (("--prompt=a dog", "--sample=1"), "expected --sample with --prompts"),
         (("--prompt=a dog", "--reference_compat"), "expected --reference_compat with --items and --schedule=asyndm or"),
         (("--prompt=a dog", "--objects=dog"), "expected --objects with --schedule=asyndm"),
         (("--prompt=a dog", "--t5_length=9"), "expected --t5_length with sd3, flux or kontext"),

@@ -5,6 +5,7 @@ from . import (
     distances as distances,
     features as features,
     inception as inception,
+    influence as influence,
     intervals as intervals,
     lpips as lpips,
     lpips_files as lpips_files,
