@@ -73,8 +73,9 @@ _NOT_FAST = re.compile(
     r"^(import|from) (subprocess|torch|diffusers|transformers|tests import .*tiny\w*)\b", re.MULTILINE
 )
 _COMPILE_MUCH = """
-    attention benchmark compile concave concave_cells concave_networks convolution elbo grpo jax_settings judge kernels
-    launch level_times losses scenes scenes_training schedules solvers text_guidance tpm_schedule train_alignment zigzag
+    attention benchmark compile concave concave_cells concave_networks convolution elbo grpo inpainting jax_settings
+    judge kernels launch level_times losses scenes scenes_training schedules solvers text_guidance tpm_schedule
+    train_alignment zigzag
 """
 
 

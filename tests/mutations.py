@@ -68,6 +68,20 @@ MUTATIONS = [
         ("sampling/schedules/grids.py", "(1.0 + (shift - 1.0) * t)", "(1.0 + shift * t)", "schedules schedulers"),
         ("sampling/schedules/masks.py", "maps >= threshold * mean", "maps > threshold * mean", "concave_cells"),
         ("sampling/schedules/tpm.py", "1.0 + self.gain * (timefield", "1.0 - self.gain * (timefield", "tpm_schedule"),
+        # inpainting
+        (
+            "sampling/inpainting/base.py",
+            "keys_lib.fold_in(task.keys, _STEP + i)",
+            "keys_lib.fold_in(task.keys, _STEP)",
+            "inpainting",
+        ),
+        (
+            "sampling/inpainting/gradient.py",
+            "(missing**2).sum((1, 2, 3), keepdims=True)",
+            "(missing**2).sum()",
+            "inpainting",
+        ),
+        ("sampling/inpainting/deqir.py", "depth[1:] - depth[:-1]", "depth[:-1] - depth[1:]", "inpainting"),
         # guidance
         ("sampling/guidance/context.py", "* (s - s_plus)", "* (s_plus - s)", "guidance"),
         ("sampling/guidance/context.py", "1.0 - ratio * (1.0 - t)", "1.0 - (1.0 - t) / ratio", "guidance"),

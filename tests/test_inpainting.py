@@ -23,6 +23,7 @@ from asyncpatch_jax.sampling.inpainting import (
     ScoreSDE,
     Step,
     base,
+    deqir,
 )
 from asyncpatch_jax.sampling.inpainting.gradient import distance_gradient
 from asyncpatch_jax.types import Prediction, Times
@@ -217,8 +218,25 @@ def test_deqir_is_ddnm_without_noise(made):
     assert 1e-3 < np.abs(made["deqir, stopped early"] - ddnm).max() < 0.05
 
 
+@pytest.mark.parametrize("there", [1, 2, 3])
+def test_anderson_mixes_to_the_least_residual(there):
+    rng, ridge = np.random.default_rng(there), 0.3
+    states, answers = (rng.normal(size=(3, 2, 2, 1, 3, 1)).astype(np.float32) for _ in range(2))  # [m, s, b, h, w, c]
+    tried = deqir._Tried(*map(jax.device_put, (states, answers)))
+    mixed = np.asarray(jax.jit(DeqIR(9, 3, ridge)._mixed)(tried, jnp.int32(there)))
+    for image in range(2):
+        x, f = (a[:there, :, image].reshape(there, -1).astype(np.float64) for a in (states, answers))
+        # w = (1 - sum v, v), of which |r^T w|^2 + ridge |w|^2 is least
+        weights = np.concatenate([-np.ones((1, there - 1)), np.eye(there - 1)])
+        stacked = np.concatenate([(f - x).T, ridge**0.5 * np.eye(there)])
+        w = np.eye(there)[0] + weights @ np.linalg.lstsq(stacked @ weights, -stacked[:, 0])[0]
+        np.testing.assert_allclose(mixed[:, image].reshape(-1), w @ f, rtol=1e-4, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ what all of them do
 def test_known_pixels_are_kept_and_images_hear_of_nothing_but_themselves(keys, made):
+    task = base.Task.of(lambda x, times: None, FLOW, keys, rows(np.where(FREE, np.nan, PIXELS)), rows(FREE), linear(2))
+    assert np.array_equal(task.known[:, 0, :, 0], np.float32(np.where(FREE, 0, PIXELS)))
     # the first image as it was, between others with other masks; what lay under the masks was NaN
     order = np.array([0, 2, 1])
     pixels = np.concatenate([PIXELS[:1], -PIXELS[1:]])
@@ -342,9 +360,15 @@ def test_a_method_without_the_time_field_is_biased(method, steps):
     assert score(law_of(method, steps), TRUTH).distance == pytest.approx(BIASED[method, steps], rel=0.06)
 
 
-def test_more_steps_do_not_cure_replacement():
-    few, many = (score(law_of(ScoreSDE(), steps), TRUTH) for steps in (50, 200))
-    assert many.distance > 0.95 * few.distance
+def test_more_steps_cure_ddnm_without_noise_alone():
+    def found(method, steps):
+        return score(law_of(method, steps), TRUTH)
+
+    assert found(ScoreSDE(), 200).distance > 0.95 * found(ScoreSDE(), 50).distance
+    assert found(DDNM(eta=0.0), 200).distance < 0.5 * found(DDNM(eta=0.0), 50).distance
+    few, many = found(DDNM(), 50), found(DDNM(), 200)
+    assert many.mean < 0.6 * few.mean
+    assert many.spread < 0.9
 
 
 def test_the_time_field_is_exact():

@@ -18,8 +18,9 @@ class DDNM(Stepwise):
     """The null space alone is the network's (Wang et al. 2023, arXiv 2212.00490, algorithms 1 and 2).
 
     `x' = alpha' x0' + sigma' (sqrt(1 - eta^2) eps + eta z)`, where x0' is the network's x0 in the hole and `known`
-    elsewhere, and eps is the network's everywhere. Biased. With time travel, every `travel` levels the network's own x0
-    is noised as many levels up, `repeat - 1` times.
+    elsewhere, and eps is the network's everywhere. Biased: where data are Gaussian, less and less with more steps if
+    eta is 0, and of too little spread if not. With time travel, every `travel` levels the network's own x0 is noised
+    as many levels up, `repeat - 1` times.
 
     Attributes:
         eta: the share of sigma that is fresh noise (not of the posterior's spread, as DDIM's is).

@@ -16,8 +16,8 @@ class DDRM(Stepwise):
 
     A mask's singular values are 1 and 0. With x0 and eps the network's and z fresh noise, at the time below a pixel of
     the hole is `alpha x0 + sigma (sqrt(1 - eta^2) eps + eta z)`, and a known one
-    `alpha (eta_b known + (1 - eta_b) x0) + sigma z`. Biased. The authors' code ends at the network's x0 in the known
-    pixels; here they are exact.
+    `alpha (eta_b known + (1 - eta_b) x0) + sigma z`. Biased, as DDNM is. The authors' code ends at the network's x0 in
+    the known pixels; here they are exact.
 
     Attributes:
         eta: the share of sigma that is fresh noise in the hole (not of the posterior's spread, as DDIM's is).
