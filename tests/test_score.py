@@ -143,6 +143,12 @@ def test_distances_of_sets_to_images_and_to_their_statistics(command, tmp_path, 
     by_statistics = read(tmp_path / "again")["measures"]["fid"]
     np.testing.assert_allclose(by_statistics["each"][0], found["fid"]["each"][0], rtol=1e-9)
     assert f"against 50 of {statistics} (sha256 " in out
+    with np.load(statistics) as both:  # as pytorch-fid writes them
+        np.savez(tmp_path / "plain.npz", mu=both["mu"], sigma=both["sigma"])
+    plain = (f"--reference={tmp_path / 'plain.npz'}", "--metrics=fid", f"--out={tmp_path / 'plain'}")
+    code, out, err = command(tmp_path / "made.npz", *plain)
+    assert code == 0, err
+    assert f"an unknown number of {tmp_path / 'plain.npz'}, which does not say its resize rule (sha256" in out
     code, _, err = command(tmp_path / "made.npz", *again[:1], "--metrics=kid", f"--out={tmp_path / 'kid'}")
     assert (code, "expected images as --reference for kid, got statistics alone" in err) == (1, True)
 

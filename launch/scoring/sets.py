@@ -62,6 +62,8 @@ def numbers(
         elif sums is None:
             sums, _ = summed(loaded, asked, batch, reference.place)
     assert sums is not None  # there are statistics or images
+    silent = isinstance(sums, Statistics) and sums.resize is None
+    about = f"{reference.place}, which does not say its resize rule" if silent else reference.place
     if write and isinstance(sums, Moments):
         write_statistics(write, sums, features)
     found: dict[str, list[Number]] = {name: [] for name in names}
@@ -69,7 +71,7 @@ def numbers(
         own, pace = rows(loaded, folder, batch, folder.images.place)
         for name in names:
             made = _frechet(features, own, sums) if name == "fid" else _kernel(features, own, kept)
-            found[name].append(_number(*made, rule, reference.place, loaded, pace))
+            found[name].append(_number(*made, rule, about, loaded, pace))
     return found
 
 
