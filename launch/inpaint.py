@@ -28,7 +28,7 @@ from asyncpatch_jax import viz
 from asyncpatch_jax.data.channels import read_photo, with_channels
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.masks import read_mask
-from asyncpatch_jax.sampling.inpainting import Inpainter
+from asyncpatch_jax.sampling.inpainting import Inpainter, Supervised
 from asyncpatch_jax.sampling.painting import Job, repaint, together
 from asyncpatch_jax.sampling.windows import plan
 from asyncpatch_jax.texts import composed
@@ -136,12 +136,15 @@ def main() -> None:
         raise ValueError(f"expected --feather >= 0 pixels, got {values.feather}")
     if values.detail is not None and not 1 <= values.detail < np.inf:
         raise ValueError(f"expected --detail >= 1 pixel, got {values.detail}")
-    if not values.method.startswith("asyncpatch") and (odd := [n for n in _OF_ASYNCPATCH if values[n].present]):
+    own = not values.method or values.method in ("asyncpatch", "supervised")
+    if not own and (odd := [n for n in _OF_ASYNCPATCH if values[n].present]):
         raise ValueError(f"expected --{odd[0]} with --method=asyncpatch alone, got it with {values.method}")
     for task in found:  # what cannot be read is told before anything is loaded or computed
         read(task, None)
     run = trained.load()
     method = inpainters.method(run, values.method)
+    if values.graded and isinstance(method, Supervised):
+        raise ValueError("expected no --graded mask for a supervised run, which is told one time an image, got one")
     label = trained.label(run, values.label)
     keys = image_keys(values.seed, len(found))
     settings = {**trained.settings(run), **{name: values[name].value for name in _RECORDED}}
@@ -180,8 +183,9 @@ if __name__ == "__main__":
     trained.define_flags("solver", "eta", "steps", "grid", "guidance", "input_guidance")
     flags.DEFINE_string(
         "method",
-        "asyncpatch",
-        f"How holes are filled: {', '.join(inpainters.METHODS)}; with settings as NAME:SETTING=VALUE,SETTING=VALUE.",
+        "",
+        f"How holes are filled: {', '.join(inpainters.METHODS)}; with settings as NAME:SETTING=VALUE,SETTING=VALUE. "
+        "Unless given, supervised for a supervised run, asyncpatch for any other.",
     )
     flags.DEFINE_string("image", None, "An image, or a folder of images.")
     flags.DEFINE_string("mask", None, "Its mask, or a folder of masks with the images' names.")

@@ -95,7 +95,7 @@ def paint(
     jobs = [Job(canvas, parts)] * count
     batch = together(jobs, batch)
     with tqdm(total=count * len(parts), unit="window") as progress:
-        keys, how = image_keys(seed, count), method(run, "asyncpatch")
+        keys, how = image_keys(seed, count), method(run)
         fill = painter(run, keys, label, batch=batch, method=how, on_windows=progress.update)
         done = dict(repaint(jobs, size, fill, batch=batch))
     return np.stack([done[i] for i in range(count)])
@@ -124,7 +124,8 @@ def main() -> None:
         width, height = numbers("size", values.size, 2)
     run = trained.load()
     if values.input_guidance is None:
-        run.config.sample.input_guidance = 1.0
+        run.config.sample.input_guidance = 0.0 if run.model.reference else 1.0
+    method(run)  # what it cannot do is told before anything is written
     label = trained.label(run, values.label)
     if values.image:
         image = source(values.image, run.shape[2], values.crop, values.max_pixels)

@@ -15,6 +15,7 @@ from asyncpatch_jax.sampling.inpainting import (
     DDRM,
     DPS,
     MCG,
+    RAD,
     AsyncPatch,
     DeqIR,
     Inpainter,
@@ -22,6 +23,7 @@ from asyncpatch_jax.sampling.inpainting import (
     RePaint,
     ScoreSDE,
     Step,
+    Supervised,
     base,
     deqir,
 )
@@ -35,6 +37,8 @@ FLOW = RectifiedFlow()
 STEPS, SIZE = 5, 6
 METHODS = {
     "asyncpatch": AsyncPatch(DDIM(FLOW, 1.0)),
+    "rad": RAD(),
+    "supervised": Supervised(),
     "score_sde": ScoreSDE(),
     "score_sde, corrected": ScoreSDE(0.5, corrections=1, snr=0.3),
     "repaint": RePaint(2, 2),
@@ -209,6 +213,11 @@ def test_a_method_is_its_equations(name, made, noises):
     grid = np.asarray(cosine(STEPS), np.float64)
     wanted = Reference(PROCESSES[name], COVARIANCE, ~FREE, PIXELS, draw).run(METHODS[name], grid)
     np.testing.assert_allclose(made[name], wanted, rtol=1e-3, atol=2e-4)
+
+
+def test_the_hole_of_rad_moves_by_ancestral_steps(made):
+    np.testing.assert_allclose(made["rad"], made["asyncpatch"], atol=1e-6)
+    assert np.abs(made["rad"] - made["supervised"])[FREE].max() > 0.01
 
 
 def test_deqir_is_ddnm_without_noise(made):

@@ -13,13 +13,16 @@ from asyncpatch_jax.data import Dataset, batches
 from asyncpatch_jax.denoiser import reference_of
 from asyncpatch_jax.models import DiT, UNet
 from asyncpatch_jax.process import RectifiedFlow
+from asyncpatch_jax.sampling import DDIM, linear
+from asyncpatch_jax.sampling.inpainting import RAD, Supervised
 from asyncpatch_jax.training import supervised_loss
 from asyncpatch_jax.training.losses import Uniform
 from asyncpatch_jax.training.times import Independent, Synchronous
-from asyncpatch_jax.types import Condition
+from asyncpatch_jax.types import Condition, Prediction
 from launch import train
-from launch.shared import build, pictures, plans, programs
-from launch.shared.generate import generate
+from launch.shared import build, inpainters, inpainting, pictures, plans, programs
+from launch.shared.generate import generate, image_keys
+from launch.studies import gaussian
 from tests import drawn
 from tests.test_train import small
 
@@ -153,6 +156,32 @@ def test_each_image_of_a_batch_has_a_mask_of_its_own_that_comes_again():
             masks_of(0, **wrong)
 
 
+def test_a_perfect_network_that_is_told_the_hole_s_time_alone_is_exact():
+    """On the Gaussian of the study, where the law of the hole given what is shown is a textbook's."""
+    free = ~np.isin(np.arange(gaussian.SIZE), gaussian.KNOWN)
+    truth = gaussian.posterior(gaussian.COVARIANCE, gaussian.KNOWN, np.asarray(gaussian.VALUES))
+
+    def denoise(x, times):
+        assert times.told.shape == (4000, 1, 1, 1)
+        t = times.told[0, 0, 0, 0]
+        noisy = (1 - t) ** 2 * truth.covariance + t**2 * np.eye(5)
+        mean = truth.mean[None]
+        x0 = mean + (1 - t) * jnp.linalg.solve(noisy, (x[:, 0, 3:, 0] - (1 - t) * mean).T).T @ truth.covariance
+        x0 = jnp.concatenate([x[:, 0, :3, 0], x0], 1)[:, None, :, None]
+        return Prediction(x0, (x - (1 - t) * x0) / t, {})
+
+    known = np.broadcast_to(np.where(free, np.nan, [*gaussian.VALUES, *[0] * 5]), (4000, 8))[:, None, :, None]
+    method = functools.partial(Supervised(DDIM(RectifiedFlow())), denoise, RectifiedFlow())
+    mask = np.float32(free).reshape(1, 1, 8, 1)
+    x = jax.jit(method)(jax.random.key(0), np.float32(known), mask, linear(60))
+    made = np.asarray(x, np.float64)[:, 0, :, 0]
+    np.testing.assert_array_equal(made[:, ~free], np.broadcast_to(np.float32(gaussian.VALUES), (4000, 3)))
+    found = gaussian.score(gaussian.Law(made[:, free].mean(0), np.cov(made[:, free].T)), truth)
+    # five standard deviations of what so many exact images show
+    assert found.mean < 0.04
+    assert abs(found.spread - 1) < 0.06
+
+
 HOLES = {"supervised.masks": "square,thin,wide"}
 
 
@@ -162,6 +191,55 @@ def supervised_run():
     config = small("nowhere", **HOLES, **{"sample.steps": 3})
     run = build.untrained(config, build.dataset(config))
     return run._replace(params=drawn.params_like(run.params))
+
+
+def test_a_supervised_run_fills_holes():
+    run = supervised_run()
+    assert run.model.reference == 2
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    mask = np.zeros((2, 8, 8, 1), np.float32)
+    mask[:, 2:6, 2:6] = 1
+
+    def fill(images, run=run, mask=mask):
+        keys, label = image_keys(0, 2), np.array([1, 2])
+        return inpainting.inpaint(run, keys, images, mask, label, batch=2, method=inpainters.method(run))
+
+    made = fill(images)
+    np.testing.assert_array_equal(made[mask == 0], images[mask == 0])
+    np.testing.assert_array_equal(made, fill(np.where(mask > 0, 255 - images, images)))
+    # what the network is shown beside the image decides with: it is not the same to one that does not look there
+    kernel = np.array(run.params["patches"]["kernel"]).reshape(4, 4, 3, -1)
+    assert kernel[:, :, 1:].all()
+    kernel[:, :, 1:] = 0
+    blind = {**run.params, "patches": {**run.params["patches"], "kernel": jnp.asarray(kernel.reshape(48, -1))}}
+    assert (fill(images, run._replace(params=blind)) != made)[mask > 0].mean() > 0.5
+    # of an image that is all hole nothing is shown
+    whole = np.ones_like(mask)
+    np.testing.assert_array_equal(fill(images, mask=whole), fill(images, run._replace(params=blind), whole))
+
+    with pytest.raises(ValueError, match="expected one strength in an image"):
+        fill(images, mask=mask * np.linspace(0.2, 1, 8, dtype=np.float32)[:, None, None])
+
+
+def test_what_needs_several_times_in_an_image_or_another_training_is_refused():
+    run = supervised_run()
+    with pytest.raises(ValueError, match="expected sync of a supervised run"):
+        plans.plan("autoregressive", run)
+    assert isinstance(inpainters.method(run), Supervised)
+    guided = run._replace(config=run.config.copy_and_resolve_references())
+    guided.config.sample.input_guidance = 1.0
+    rad = run._replace(model=run.model.clone(reference=0), config=run.config.copy_and_resolve_references())
+    rad.config.times.name = "rad"
+    assert inpainters.method(rad, "rad:eta=.5") == RAD(0.5, (8, 8))
+    for there, text, message in (
+        (run, "asyncpatch", "other methods for it: supervised, repaint"),
+        (run, "rad", "got one that was trained on 'synchronous' times"),
+        (rad, "supervised", "whose network is not shown what is known"),
+        (rad, "rad:cells=2", "expected settings of rad out of eta, got 'cells'"),
+        (guided, "", "expected no input guidance with the method supervised"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inpainters.method(there, text)
 
 
 def test_a_supervised_run_makes_whole_images_and_draws_its_pages(tmp_path, monkeypatch):
@@ -178,8 +256,6 @@ def test_a_supervised_run_makes_whole_images_and_draws_its_pages(tmp_path, monke
     assert [path.name for path in paths] == ["samples.png", "inpainting.png"]
     assert drawn_as == [True, False]
     assert pictures.complete(tmp_path, run)
-    with pytest.raises(ValueError, match="expected sync of a supervised run"):
-        plans.plan("autoregressive", run)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from asyncpatch_jax import sharding, timefield
 from asyncpatch_jax.denoiser import bind, one_time, reference_of
 from asyncpatch_jax.process import Kind, Process
 from asyncpatch_jax.sampling.guidance import classifier_free, input_guidance, look_ahead, two_calls
-from asyncpatch_jax.sampling.inpainting import Inpainter
+from asyncpatch_jax.sampling.inpainting import Inpainter, Supervised
 from asyncpatch_jax.sampling.loop import sample, start
 from asyncpatch_jax.sampling.schedules import Schedule
 from asyncpatch_jax.sampling.solvers import Solver
@@ -147,12 +147,16 @@ def fill(
 ) -> Image:
     """Inpaint one batch by a method (the net's own solver has no part in it): `inputs.known` where the mask is 0.
 
+    A supervised network is shown what is known by the method of that name, and nothing by others.
+
     Spread over the net's mesh as `generate` spreads it.
     """
     with sharding.using(net.mesh):
         params = sharding.gather(params, net.model.logical_axes(params), net.model.dtype)
         known = sharding.constrain(inputs.known, *_IMAGE)
         inputs = inputs._replace(known=known, keys=sharding.constrain(inputs.keys, "batch"))
+        if isinstance(method, Supervised):
+            inputs = inputs._replace(hint=mask)
         x = method(denoiser(net, params, inputs), net.process, inputs.keys, known, mask, grid)
         return sharding.constrain(x, None, None, None, None)
 

@@ -17,12 +17,41 @@ def _asyncpatch(run: build.Run, settings: Settings) -> Inpainter:
         named = ", ".join(settings)
         raise ValueError(f"expected no settings of asyncpatch, whose flags are --solver and --eta, got {named}")
     if run.config.times.name == "synchronous":
-        others = ", ".join(name for name in METHODS if name != "asyncpatch")
+        others = ", ".join([*(["supervised"] if run.model.reference else []), *_PLAIN])
         raise ValueError(
             "expected a run that was trained on time fields for the method asyncpatch, got one that was trained on "
             f"synchronous times; launch.inpaint has other methods for it: {others}"
         )
     return inpainting.AsyncPatch(build.solver(run.config, run.process), build.field_grid(run.config))
+
+
+def _supervised(run: build.Run, settings: Settings) -> Inpainter:
+    if settings:
+        named = ", ".join(settings)
+        raise ValueError(f"expected no settings of supervised, whose flags are --solver and --eta, got {named}")
+    if not run.model.reference:
+        raise ValueError(
+            "expected a run of --config.supervised.masks=... for the method supervised, got one whose network is not "
+            "shown what is known"
+        )
+    if run.config.sample.input_guidance:
+        raise ValueError(
+            "expected no input guidance with the method supervised, whose network is told one time an image, got "
+            f"{run.config.sample.input_guidance}"
+        )
+    return inpainting.Supervised(build.solver(run.config, run.process), build.field_grid(run.config))
+
+
+def _rad(run: build.Run, settings: Settings) -> Inpainter:
+    if run.config.times.name not in ("rad", "perlin"):
+        raise ValueError(
+            "expected a run of --config.times.name=rad (or perlin) for the method rad, got one that was trained on "
+            f"{run.config.times.name!r} times"
+        )
+    if run.config.sample.input_guidance:
+        raise ValueError("expected input guidance with the method asyncpatch alone, got it with rad")
+    given = {key: _number("rad", key, value, {"eta": float}) for key, value in settings.items()}
+    return inpainting.RAD(**given, cells=build.field_grid(run.config))
 
 
 def _settled(method: type, name: str) -> Callable[[build.Run, Settings], Inpainter]:
@@ -60,17 +89,21 @@ _PLAIN = {
 # each makes a method for a run, or says by a ValueError why that cannot serve it
 METHODS: dict[str, Callable[[build.Run, Settings], Inpainter]] = {
     "asyncpatch": _asyncpatch,
+    "supervised": _supervised,
+    "rad": _rad,
     **{name: _settled(kind, name) for name, kind in _PLAIN.items()},
 }
 
 
-def method(run: build.Run, text: str) -> Inpainter:
+def method(run: build.Run, text: str = "") -> Inpainter:
     """The method of a text such as "dps" or "dps:step_size=0.3,eta=1", for a run and its number of steps.
+
+    Without one, what the run was trained for: supervised, or asyncpatch.
 
     Raises:
         ValueError: no such method or setting, or one that the run, or its number of steps, does not go with.
     """
-    name, _, rest = text.partition(":")
+    name, _, rest = (text or ("supervised" if run.model.reference else "asyncpatch")).partition(":")
     if name not in METHODS:
         close = difflib.get_close_matches(name, METHODS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 
 from asyncpatch_jax import timefield, viz
 from asyncpatch_jax.sampling.batches import batched
-from asyncpatch_jax.sampling.inpainting import AsyncPatch, Inpainter
+from asyncpatch_jax.sampling.inpainting import AsyncPatch, Inpainter, Supervised
 from asyncpatch_jax.sampling.painting import Fill, Shown
 from asyncpatch_jax.sampling.schedules import Graded
 from asyncpatch_jax.sampling.windows import REFINE
@@ -67,7 +67,8 @@ def inpaint(
         method: how holes are filled; of strengths between 0 and 1, `AsyncPatch` alone.
 
     Raises:
-        ValueError: such strengths for another method, or the network's images are not finite.
+        ValueError: such strengths for another method, several of them in an image that a network is told one time of,
+            or the network's images are not finite.
     """
     grid = build.grid(run.config, run.config.sample.steps, run.process)
     if strengths.max() <= REFINE:  # no cell moves before
@@ -79,6 +80,9 @@ def inpaint(
     net, levels = pictures.net(run), field(run, strengths)
     # a cell with anything to generate is generated whole: the seam is then followed from what is made beside it
     holes = timefield.resize(levels, run.shape[:2]) if isinstance(method, AsyncPatch) else jnp.asarray(strengths)
+    most = strengths.max((1, 2, 3), keepdims=True)
+    if isinstance(method, Supervised) and ((strengths > 0) & (strengths < most)).any():
+        raise ValueError("expected one strength in an image for a supervised run, which is told one time, got several")
 
     def call(part: tuple[Inputs, TimeField, Image]) -> Image:
         inputs, level, hole = part
@@ -87,8 +91,9 @@ def inpaint(
         return fill(net, run.params, method, inputs, hole, grid)
 
     inputs = pictures.inputs(run, keys, images.astype(np.float32) / 127.5 - 1, label)
+    if scale or isinstance(method, Supervised):
+        inputs = inputs._replace(hint=(levels > 0).astype(jnp.float32))
     if scale:
-        hint = (levels > 0).astype(jnp.float32)
-        inputs = inputs._replace(input_guidance=jnp.full(len(images), scale, jnp.float32), hint=hint)
+        inputs = inputs._replace(input_guidance=jnp.full(len(images), scale, jnp.float32))
     made = np.concatenate(batched(call, (inputs, levels, holes), batch=batch))
     return viz.to_uint8(made[: len(images)])

@@ -8,14 +8,17 @@ from asyncpatch_jax.sampling.inpainting.deqir import DeqIR
 from asyncpatch_jax.sampling.inpainting.dps import DPS
 from asyncpatch_jax.sampling.inpainting.mcg import MCG
 from asyncpatch_jax.sampling.inpainting.pigdm import PiGDM
+from asyncpatch_jax.sampling.inpainting.rad import RAD
 from asyncpatch_jax.sampling.inpainting.repaint import RePaint
 from asyncpatch_jax.sampling.inpainting.score_sde import ScoreSDE
+from asyncpatch_jax.sampling.inpainting.supervised import Supervised
 
 __all__ = [
     "DDNM",
     "DDRM",
     "DPS",
     "MCG",
+    "RAD",
     "AsyncPatch",
     "DeqIR",
     "Inpainter",
@@ -24,4 +27,5 @@ __all__ = [
     "ScoreSDE",
     "Step",
     "Stepwise",
+    "Supervised",
 ]
