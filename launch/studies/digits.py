@@ -1,4 +1,4 @@
-"""Make docs/results.md: how the training times compare, on real digits, with spread over seeds.
+"""Make docs/results_digits.md: how the training times compare, on real digits, with spread over seeds.
 
   python -m launch.studies.digits --config=configs/digits.py --config.train.steps=400 --config.sample.guidance=1
   python -m launch.studies.digits --config=configs/digits.py:smoke --out=smoke.md --seeds=2     # to see it work
@@ -246,7 +246,7 @@ def run(config: ConfigDict) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("runs", "runs/results", "Folder for the trained networks and their numbers.")
-    flags.DEFINE_string("out", "docs/results.md", "Page to write; it is replaced.")
+    flags.DEFINE_string("out", "docs/results_digits.md", "Page to write; it is replaced.")
     flags.DEFINE_integer("seeds", 3, "Networks for each kind of training times.", lower_bound=1)
     flags.DEFINE_integer("num", 500, "Samples of each network.", lower_bound=2)
     flags.DEFINE_integer("test", 64, "Real test digits that are inpainted and given a likelihood.", lower_bound=2)
