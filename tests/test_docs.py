@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import jax
 import pytest
@@ -65,6 +66,24 @@ def test_links_lead_somewhere(name):
         if anchor:
             titles = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles]
+
+
+def test_what_the_page_of_papers_names_is_there():
+    from asyncpatch_jax.pretrained import settings
+    from launch.shared import inpainters
+
+    text = (ROOT / "docs" / "papers.md").read_text()
+    for name in set(re.findall(r"`(launch(?:\.[a-z_0-9]+)+)", text)):
+        assert ROOT.joinpath(*name.split(".")).with_suffix(".py").is_file(), name
+    for path in set(re.findall(r"configs/\w+\.py", text)):
+        assert (ROOT / path).is_file(), path
+    methods = set(re.findall(r"--method=(\w[\w+-]*)", text))
+    assert methods <= {*inpainters.METHODS, *get_args(settings.Method)}
+    # a row says how it is done, or what stops it
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| what it shows")]
+    assert len(rows) > 25
+    for row in rows:
+        assert re.search(r"`(launch|--)|what stops you", row), row
 
 
 def test_commands_that_texts_name_can_be_run():
