@@ -200,8 +200,9 @@ What the rows say:
 
 - **With the time field what is left is the size of the steps**, and goes with it.
 - **Replacement (Score-SDE) keeps its bias, however many steps it takes**: its network is asked about an image all of
-  whose pixels are at one time, and answers as if the known ones were as uncertain as the others. RePaint buys the bias
-  off with calls: ten times as many leave a quarter of the mean's error.
+  whose pixels are at one time, and answers as if the known ones were as uncertain as the others. A Langevin correction
+  before each step lessens it, and makes the spread too wide. RePaint buys the bias off with calls: ten times as many
+  leave a quarter of the mean's error.
 - **DDNM without fresh noise, and so DeqIR, comes to the truth as steps become many**, but slowly: after 500 it is much
   farther away than the time field after 100. With fresh noise its mean does and its spread does not: `eta` is a share
   of all noise at every step, however small the step. DDRM alike.
