@@ -17,11 +17,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from asyncpatch_jax import sharding
+from asyncpatch_jax.metrics import inception
 from asyncpatch_jax.metrics.similarity import PSNR
 from asyncpatch_jax.models import DiT, UNet, attention
 from asyncpatch_jax.pretrained.folders.loading import load_component, load_pretrained
 from asyncpatch_jax.pretrained.folders.saving import save_component
 from asyncpatch_jax.pretrained.networks import flux
+from asyncpatch_jax.pretrained.networks import inception as networks_inception
 from asyncpatch_jax.pretrained.networks.axes import logical_axes
 from asyncpatch_jax.training import checksums, policies
 from asyncpatch_jax.training.checkpoints import Checkpoints
@@ -32,7 +34,7 @@ from launch.policy import iteration, subjects
 from launch.shared import build, cli, pictures, programs
 from launch.shared.generate import generate
 from launch.shared.plans import plan
-from tests import test_attention, test_kernels, test_launch
+from tests import drawn, test_attention, test_kernels, test_launch
 from tests.policy_runs import begun, config_of
 
 FOLDERS = Path(os.environ["ASYNCPATCH_TESTS_FOLDERS"])  # of `tiny_folders`, whose libraries are not imported here
@@ -472,3 +474,22 @@ def test_a_policy_is_trained_and_used_over_a_mesh(tmp_path, monkeypatch):
     (entry,) = evaluate.parse(f"tpm={tmp_path / 'eight'}", subject)
     schedule = entry.follow(subject.base, subject.ask(np.zeros(8, np.int32)).known)
     assert all(leaf.sharding.device_set == {*jax.devices()} for leaf in jax.tree.leaves(schedule.params))
+
+
+def test_features_of_inception_stay_where_their_images_are():
+    """No device asks another for anything, and what it says of an image is the same on all of them."""
+    module = networks_inception.from_config({"shrink": 16})
+    drawn_ones = drawn.params(module, *networks_inception.example(module))
+    mesh = mesh_of((8, 1, 1))
+    positive = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: abs(leaf) if path[-1].key == "running_var" else leaf, drawn_ones
+    )
+    params = jax.device_put(positive, sharding.replicated(mesh))
+    images = jax.device_put(np.tile(np.asarray(drawn.normal(4, 75, 75, 3)), (4, 1, 1, 1)), sharding.batch(mesh))
+    compiled = inception._apply.lower(module, params, images).compile()
+    assert not re.search("all-|collective", compiled.as_text())
+    found = compiled(params, images)
+    assert found.sharding.is_equivalent_to(sharding.batch(mesh), 2)
+    rows = np.asarray(found).reshape(4, 4, -1)
+    CLOSE(rows, np.broadcast_to(rows[:1], rows.shape), atol=1e-6)
+    assert np.abs(rows[0, 0] - rows[0, 1]).max() > 1e-3

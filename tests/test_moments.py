@@ -98,8 +98,13 @@ def _bad_files():
         "a symmetric sigma": {"mu": mean, "sigma": np.array([[1, 0.5], [0, 1]])},
         "without negative eigenvalues in .*, got -1": {"mu": mean, "sigma": np.diag([1.0, -1.0])},
         "floats as mu in .*, got int64": {"mu": np.zeros(2, int), "sigma": covariance},
-        "numbers as mu in .*Object arrays cannot be loaded": {"mu": np.array([None] * 2), "sigma": covariance},
+        "an array as mu in .*Object arrays cannot be loaded": {"mu": np.array([None] * 2), "sigma": covariance},
         "a count of at least 2 images in .*, got 1": {"mu": mean, "sigma": covariance, "count": np.array(1)},
+        "an array as resize in .*Object arrays cannot be loaded": {
+            "mu": mean,
+            "sigma": covariance,
+            "resize": np.array(None),
+        },
         "one number or text as count": {"mu": mean, "sigma": covariance, "count": np.array([5, 6])},
         "mu and sigma in .*, got something else": {"arr_0": images},
     }
@@ -126,6 +131,16 @@ def test_files_that_are_no_images(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match="got something else"):
         read_images(path)
+    for read, content in (
+        (read_images, {"arr_0": np.arange(3000).reshape(10, 10, 10, 3).astype(np.uint8)}),
+        (read_statistics, {"mu": np.arange(9.0), "sigma": np.diag(np.arange(9.0))}),
+    ):
+        np.savez_compressed(path, **content)
+        damaged = bytearray(path.read_bytes())
+        damaged[60:90] = b"x" * 30
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="got"):
+            read(path)
     for read in (read_images, read_statistics):
         with pytest.raises(ValueError, match="got no file"):
             read(tmp_path / "nothing.npz")

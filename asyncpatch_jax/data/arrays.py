@@ -1,6 +1,7 @@
 """Images in one array of an `.npz`, as ADM's evaluator reads them: `arr_0`, uint8 [n, h, w, 3]."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def read_images(path: str | Path) -> UInt8[np.ndarray, "n h w 3"]:
             else:
                 with archive.open(member) as stream:
                     images = np.lib.format.read_array(stream, allow_pickle=False)
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"expected an .npz with images as {NAME} in {path}, got something else: {error}") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
         raise ValueError(f"expected uint8 [n, h, w, 3] as {NAME} in {path}, got {images.dtype} {list(images.shape)}")

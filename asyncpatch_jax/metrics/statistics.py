@@ -5,6 +5,7 @@ besides of how many images, which features and which resize rule they are; what 
 """
 
 import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,11 +92,15 @@ def write_statistics(path: epath.PathLike, moments: Moments, features: Features,
         )
 
 
-def _numbers(content: Any, name: str, path: epath.Path) -> Float[np.ndarray, "..."]:
+def _array(content: Any, name: str, path: epath.Path) -> np.ndarray:
     try:
-        values = content[name]
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"expected numbers as {name} in {path}, got what cannot be read: {error}") from error
+        return content[name]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"expected an array as {name} in {path}, got what cannot be read: {error}") from error
+
+
+def _numbers(content: Any, name: str, path: epath.Path) -> Float[np.ndarray, "..."]:
+    values = _array(content, name, path)
     if values.dtype.kind != "f":
         raise ValueError(f"expected floats as {name} in {path}, got {values.dtype}")
     values = values.astype(np.float64)
@@ -108,7 +113,7 @@ def _note(content: Any, name: str, path: epath.Path) -> str | None:
     """What a file says beside its numbers, in words; None if it does not."""
     if name not in content:
         return None
-    value = content[name]
+    value = _array(content, name, path)
     if value.shape != () or value.dtype.kind not in "Ui":
         raise ValueError(f"expected one number or text as {name} in {path}, got {value.dtype} {list(value.shape)}")
     return str(value)
