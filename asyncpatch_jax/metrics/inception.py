@@ -135,9 +135,9 @@ def read_inception(
 
 
 def _check(images: Any) -> None:
-    kind, shape = getattr(images, "dtype", None), getattr(images, "shape", ())
+    kind, shape = getattr(images, "dtype", None), list(getattr(images, "shape", []))
     if kind != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3):
-        raise ValueError(f"expected images of 8 bits [n, h, w, 3] or grey ones, got {kind} {list(shape)}")
+        raise ValueError(f"expected images of 8 bits [n, h, w, 3] or grey ones, got {kind} {shape}")
 
 
 def _features(

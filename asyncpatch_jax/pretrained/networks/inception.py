@@ -5,8 +5,7 @@ padding, and the pool of its very last block takes the maximum. Names of paramet
 Batch norms apply what they have learned; nothing here trains.
 """
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -81,8 +80,8 @@ class Block(nn.Module):
     dtype: Any
 
     def conv(self, name: str, width: int, *window: int, **settings: Any) -> BasicConv:
-        window = (window * 2)[:2] if window else (1, 1)
-        return BasicConv(width // self.shrink, window, dtype=self.dtype, name=name, **settings)
+        shape = (window[0], window[-1]) if window else (1, 1)
+        return BasicConv(width // self.shrink, shape, dtype=self.dtype, name=name, **settings)
 
     def smaller(self, name: str, width: int) -> BasicConv:
         return self.conv(name, width, 3, stride=2, padding="VALID")
@@ -179,14 +178,19 @@ class InceptionV3(Block):
         x = self.conv("Conv2d_2a_3x3", 32, 3, padding="VALID")(x)
         x = _halved(self.conv("Conv2d_2b_3x3", 64, 3)(x))
         x = self.conv("Conv2d_4a_3x3", 192, 3, padding="VALID")(self.conv("Conv2d_3b_1x1", 80)(x))
-        a, b, c, d, e = (partial(kind, self.shrink, self.dtype) for kind in (BlockA, BlockB, BlockC, BlockD, BlockE))
-        blocks = [
-            *(a(pooled, name=f"Mixed_5{letter}") for letter, pooled in (("b", 32), ("c", 64), ("d", 64))),
-            b(name="Mixed_6a"),
-            *(c(i, name=f"Mixed_6{letter}") for letter, i in (("b", 128), ("c", 160), ("d", 160), ("e", 192))),
-            d(name="Mixed_7a"),
-            e(False, name="Mixed_7b"),
-            e(True, name="Mixed_7c"),
+        both = self.shrink, self.dtype
+        blocks: list[Callable[[jax.Array], jax.Array]] = [
+            BlockA(*both, 32, name="Mixed_5b"),
+            BlockA(*both, 64, name="Mixed_5c"),
+            BlockA(*both, 64, name="Mixed_5d"),
+            BlockB(*both, name="Mixed_6a"),
+            BlockC(*both, 128, name="Mixed_6b"),
+            BlockC(*both, 160, name="Mixed_6c"),
+            BlockC(*both, 160, name="Mixed_6d"),
+            BlockC(*both, 192, name="Mixed_6e"),
+            BlockD(*both, name="Mixed_7a"),
+            BlockE(*both, False, name="Mixed_7b"),
+            BlockE(*both, True, name="Mixed_7c"),
         ]
         x = _halved(x)
         for block in blocks:
