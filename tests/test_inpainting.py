@@ -130,13 +130,22 @@ class Reference:
         a, s = self.weights(t)
         return self.m * (a * self.y + s * self.draw(k)) + (1 - self.m) * x
 
-    def run(self, method, grid):
+    def start(self, grid):
         z = self.draw(0)
         a, s = self.weights(grid[0])
-        x = self.m * (a * self.y + s * z) + (1 - self.m) * z
+        return self.m * (a * self.y + s * z) + (1 - self.m) * z
+
+    def moves(self, method, grid):
+        """Each step as a function of x."""
         places = len(grid) - 1 - method.path(len(grid) - 1)
         for self.i, (here, then) in enumerate(itertools.pairwise(places)):
-            x = getattr(self, type(method).__name__)(method, x, grid[here], grid[here + 1], grid[then])
+            step, t, s, up = getattr(self, type(method).__name__), grid[here], grid[here + 1], grid[then]
+            yield lambda x, step=step, t=t, s=s, up=up: step(method, x, t, s, up)
+
+    def run(self, method, grid):
+        x = self.start(grid)
+        for move in self.moves(method, grid):
+            x = move(x)
         return self.m * self.y + (1 - self.m) * x
 
     def ScoreSDE(self, method, x, t, s, _):
@@ -321,21 +330,27 @@ def test_the_shared_gradient_is_that_of_the_distance():
 
 # --------------------------------------------------------------------------------------- which of them are exact
 def law_of(method, steps):
-    """The exact law of what a method with affine steps makes of the hole: of no noise, and of each draw alone."""
+    """The exact law of what a method with affine steps makes of the hole: mean and covariance, moved step by step."""
     n, free = gaussian.SIZE, ~np.isin(np.arange(gaussian.SIZE), gaussian.KNOWN)
-    count = 1 + 3 * (len(method.path(steps)) - 1)
-    pixels = np.zeros((1 + count * n, n))
+    # a row without noise, one for each pixel that x is moved by, and one for each number of a step's three draws
+    rows, one = 1 + 4 * n, np.eye(n)
+    pixels, grid = np.zeros((rows, n)), np.linspace(1, 0, steps + 1)
     pixels[:, ~free] = gaussian.VALUES
 
     def draw(i, k):
-        z = np.zeros_like(pixels)
-        first = 1 + (0 if i < 0 else 1 + 3 * i + k) * n
-        z[first : first + n] = np.eye(n)
+        z = np.zeros((rows, n))
+        z[1 + n * (k + 1) : 1 + n * (k + 2)] = one
         return z
 
-    x = Reference(FLOW, gaussian.COVARIANCE, np.broadcast_to(~free, pixels.shape), pixels, draw)
-    x = x.run(method, np.linspace(1, 0, steps + 1))[:, free]
-    return Law(x[0], (x[1:] - x[0]).T @ (x[1:] - x[0]))
+    reference = Reference(FLOW, gaussian.COVARIANCE, np.broadcast_to(~free, pixels.shape), pixels, draw)
+    x = reference.start(grid)
+    mean, moved = x[0], x[1 + n : 1 + 2 * n] - x[0]
+    covariance = moved.T @ moved
+    for move in reference.moves(method, grid):
+        x = move(mean + np.concatenate([np.zeros((1, n)), one, np.zeros((3 * n, n))]))
+        mean, slope, fresh = x[0], x[1 : 1 + n] - x[0], x[1 + n :] - x[0]
+        covariance = slope.T @ covariance @ slope + fresh.T @ fresh
+    return Law(mean[free], covariance[np.ix_(free, free)])
 
 
 TRUTH = posterior(gaussian.COVARIANCE, gaussian.KNOWN, np.asarray(gaussian.VALUES))
