@@ -124,6 +124,8 @@ def published(tmp_path_factory):
     root, found = tmp_path_factory.mktemp("lpips"), {}
     for kind in ("alex", "vgg", "squeeze"):
         net = tiny.randomised(Reference(kind), 0)
+        for param in net.features.parameters():  # else ReLUs leave little for the last layers to tell images apart
+            param.data *= 1.6 if param.ndim > 1 else 0.1
         for lin in net.lins:
             lin.data.abs_()
         torch.save(net.trunk(), root / f"{kind}.pth")
@@ -161,7 +163,7 @@ def test_distances_are_the_package_s(published, kind):
     np.testing.assert_allclose(
         metric(a, b, holes), [m[0][h[..., 0]].mean() for m, h in zip(fine, holes, strict=True)], rtol=1e-4
     )
-    assert whole.std() > 1e-3
+    assert min(float(one.mean()) for one in maps) > 0.003 * whole.mean()  # every layer has a say
     assert metric.name == {"alex": "LPIPS-Alex", "vgg": "LPIPS-VGG", "squeeze": "LPIPS-Squeeze"}[kind]
     assert metric.weights.file == str(folder / "model.safetensors")
 

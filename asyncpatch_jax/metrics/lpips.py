@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
@@ -75,6 +76,7 @@ def read_features(
         ValueError: as `read_lpips`.
     """
     component, _ = _read(folder, mesh, dtype)
+    trunk = Trunk(component.config["trunk"], dtype)
 
     def features(images: Shaped[np.ndarray, "..."], *, batch: int = BATCH) -> Float[np.ndarray, "n d"]:
         check_images("features", images)
@@ -83,7 +85,7 @@ def read_features(
 
         def call(part: Any) -> Float[Array, "n d"]:
             part = part if mesh is None else jax.device_put(part, sharding.batch(mesh))
-            return _features(component.module, component.params, part)
+            return _features(trunk, component.params, part)
 
         return np.concatenate(batched(call, images, batch=size))[: len(images)]
 
@@ -106,13 +108,14 @@ def _read(folder: epath.PathLike, mesh: Mesh | None, dtype: Any) -> tuple[Compon
     return component, made_for
 
 
-def _distance(module: LPIPS, params: Any, images: Array, references: Array, where: Array | None) -> Float[Array, "b"]:
+def _distance(
+    module: nn.Module, params: Any, images: Array, references: Array, where: Array | None
+) -> Float[Array, "b"]:
     found: Any = module.apply({"params": params}, images, references, where)
     return found
 
 
 @partial(jax.jit, static_argnums=0)
-def _features(module: LPIPS, params: Any, images: Shaped[Array, "n h w _c"]) -> Float[Array, "n d"]:
-    trunk = Trunk(module.trunk, module.dtype)
+def _features(trunk: Trunk, params: Any, images: Shaped[Array, "n h w _c"]) -> Float[Array, "n d"]:
     taps: Any = trunk.apply({"params": params["features"]}, in_range(images))
     return taps[-1].astype(jnp.float32).mean((1, 2))

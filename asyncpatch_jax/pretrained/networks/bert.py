@@ -107,9 +107,8 @@ def from_config(config: Mapping[str, Any], layers: int, dtype: Any = jnp.float32
     if not 0 <= layers <= given.num_hidden_layers:
         raise ValueError(f"expected a layer from 0 to {given.num_hidden_layers}, got {layers}")
     first = (given.pad_token_id or 0) + 1 if given.model_type == "roberta" else 0
-    size = {**encoder(given, dtype), "layers": layers}
-    shape = {"positions": given.max_position_embeddings, "types": given.type_vocab_size}
-    return Bert(given.vocab_size, first=first, eps=given.layer_norm_eps, **shape, **size)
+    tables = {"positions": given.max_position_embeddings, "types": given.type_vocab_size, "first": first}
+    return Bert(given.vocab_size, eps=given.layer_norm_eps, **{**encoder(given, dtype), **tables, "layers": layers})
 
 
 def kept(name: str, layers: int) -> str | None:

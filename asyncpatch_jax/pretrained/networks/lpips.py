@@ -106,7 +106,7 @@ class Trunk(nn.Module):
         return taps
 
     def _convolved(self, x: jax.Array, name: str, width: int, size: int, stride: int, padding: int) -> jax.Array:
-        settings = {"strides": (stride, stride), "padding": padding, "dtype": self.dtype, "name": name}
+        settings: Any = {"strides": (stride, stride), "padding": padding, "dtype": self.dtype, "name": name}
         # what a TPU rounds to bfloat16 otherwise moves a distance by more than a thousandth
         return nn.relu(FastConv(width, (size, size), precision="highest", **settings)(x))
 
@@ -146,7 +146,7 @@ class LPIPS(nn.Module):
         for k, (a, b) in enumerate(zip(trunk(images), trunk(others), strict=True)):
             apart = (_normalised(a.astype(wide(self.dtype))) - _normalised(b.astype(wide(self.dtype)))) ** 2
             if self.heads:
-                kernel = {"use_bias": False, "dtype": apart.dtype, "precision": "highest"}
+                kernel: Any = {"use_bias": False, "dtype": apart.dtype, "precision": "highest"}
                 apart = nn.Conv(1, (1, 1), name=f"lin{k}.model.1", **kernel)(apart)
             else:
                 apart = apart.sum(-1, keepdims=True)
