@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from asyncpatch_jax import keys as keys_lib
+from asyncpatch_jax import timefield
 from asyncpatch_jax.data import Dataset, batches
-from asyncpatch_jax.denoiser import reference_of
+from asyncpatch_jax.denoiser import bind, reference_of
 from asyncpatch_jax.models import DiT, UNet
 from asyncpatch_jax.process import RectifiedFlow
 from asyncpatch_jax.sampling import DDIM, linear
@@ -244,7 +245,16 @@ def test_what_needs_several_times_in_an_image_or_another_training_is_refused():
 
 def test_a_supervised_run_makes_whole_images_and_draws_its_pages(tmp_path, monkeypatch):
     """As programs that are traced: what they compute is that of a hole without an edge."""
-    run, drawn_as = supervised_run(), []
+    run, drawn_as, told = supervised_run(), [], []
+
+    def bound(*network):
+        denoise = bind(*network)
+
+        def seen(x, times):
+            told.append(timefield.dense(times.told).shape[1:3])
+            return denoise(x, times)
+
+        return seen
 
     def traced(net, params, schedule, inputs, **how):
         result = jax.eval_shape(functools.partial(generate, net, **how), params, schedule, inputs)
@@ -252,9 +262,11 @@ def test_a_supervised_run_makes_whole_images_and_draws_its_pages(tmp_path, monke
         return jax.device_put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), result))
 
     monkeypatch.setattr(pictures, "generate", traced)
+    monkeypatch.setattr("launch.shared.generate.bind", bound)
     paths = pictures.write_all(tmp_path, run, build.dataset(run.config), keys_lib.of_seed(0))
     assert [path.name for path in paths] == ["samples.png", "inpainting.png"]
     assert drawn_as == [True, False]
+    assert set(told) == {(1, 1)}
     assert pictures.complete(tmp_path, run)
 
 

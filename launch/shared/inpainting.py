@@ -91,7 +91,7 @@ def inpaint(
         return fill(net, run.params, method, inputs, hole, grid)
 
     inputs = pictures.inputs(run, keys, images.astype(np.float32) / 127.5 - 1, label)
-    if scale or isinstance(method, Supervised):
+    if scale or graded:  # in part, a supervised network changes pixels by a schedule and no method
         inputs = inputs._replace(hint=(levels > 0).astype(jnp.float32))
     if scale:
         inputs = inputs._replace(input_guidance=jnp.full(len(images), scale, jnp.float32))
