@@ -47,7 +47,7 @@ def _with_mask(record: dict[str, Any], rng: np.random.Generator, *, kinds: Seque
     shape = record["image"].shape[:2]
     if rng.random() < whole:
         return {**record, "mask": np.ones((*shape, 1), np.float32)}
-    return {**record, "mask": masks_lib.draw_one(kinds[rng.integers(len(kinds))], rng, shape)}
+    return {**record, "mask": masks_lib.draw_one(kinds[int(rng.integers(len(kinds)))], rng, shape)}
 
 
 def _to_floats(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

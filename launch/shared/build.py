@@ -228,7 +228,7 @@ def loss(config: ConfigDict, model: nn.Module, sampler: times_lib.TimeSampler | 
         raise ValueError(
             f"expected config.model.log_variance and config.loss.uncertainty > 0 to train {config.optim.only!r} alone"
         )
-    static = {
+    static: dict[str, Any] = {
         "model": model,
         "process": process(config),
         "kind": kind(config),

@@ -63,8 +63,8 @@ def plan(name: str, run: build.Run) -> Plan:
         fine = build.field_grid(run.config)
         region = by_rank(perlin_noise(jax.random.key(0), fine, max(fine) / 2), 0.5)
         halves = build.grid(run.config, -(-steps // 2), run.process)
-        schedule = Autoregressive(region.astype(jnp.int32)[None, :, :, None], halves, 2)
-        return Plan(schedule, schedule.num_steps)
+        phases = Autoregressive(region.astype(jnp.int32)[None, :, :, None], halves, 2)
+        return Plan(phases, phases.num_steps)
     if name == "uncertainty":
         return Plan(UncertaintyGuided(grid, judged), steps)
     if name == "dual_loop":
