@@ -114,7 +114,12 @@ def test_the_page_names_what_numbers_depend_on():
     config = test_launch.run().config
     images = np.zeros((2, 8, 8, 1), np.uint8)
     results = Results(
-        config, images, {"square": np.ones((2, 8, 8, 1), np.float32)}, 9, {"hole RMSE": "an error", "FID": "a distance"}
+        config,
+        "test",
+        images,
+        {"square": np.ones((2, 8, 8, 1), np.float32)},
+        9,
+        {"hole RMSE": "an error", "FID": "a distance"},
     )
     for distance in (1.0, 3.0):
         results.add_made("perlin", {"FID": distance})
@@ -129,4 +134,5 @@ def test_the_page_names_what_numbers_depend_on():
     assert "| synchronous + dps | 7 | 2 | 0.250 |" in text
     assert f"| square | 1.00 | {inpainting_scores.digest(np.ones(128))} |" in text
     assert "dps:step_size=0.3" in text
+    assert "of its split test" in text
     assert json.dumps(config.train.steps) in text.replace(",", "")

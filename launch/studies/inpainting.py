@@ -227,7 +227,7 @@ def run(config: ConfigDict) -> None:
     # the same programs are compiled for every seed
     jax.config.update("jax_compilation_cache_dir", str(runs / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    split = "test" if config.data.name in build.HELD_OUT else None
+    split = values.split or ("test" if config.data.name in build.HELD_OUT else None)
     images, label = some(config, split, values.test)
     size = images.shape[1:3]
     task = Task(images, label, {name: saved_masks(runs / "masks", name, len(images), size) for name in values.masks})
@@ -236,7 +236,7 @@ def run(config: ConfigDict) -> None:
         untrained = build.untrained(configured(config, name, 0, runs), build.dataset(config))
         for text in methods(name, config.sample.steps).values():
             inpainters.method(untrained, text)
-    results = Results(config, task.images, task.holes, len(reference), scores.names)
+    results = Results(config, split, task.images, task.holes, len(reference), scores.names)
     for seed in range(values.seeds):
         for name in names:
             folder, ways = runs / f"{name}_{seed}", methods(name, config.sample.steps)
@@ -265,6 +265,8 @@ if __name__ == "__main__":
     flags.DEFINE_list("masks", ["extrema", "square", "thin", "wide"], "Kinds of holes.")
     flags.DEFINE_integer("seeds", 3, "Networks of each kind.", lower_bound=1)
     flags.DEFINE_integer("num", 2000, "Images that each network makes.", lower_bound=2)
+    about = "Split whose images are filled and compared with, such as validation of tfds; test where a set has one."
+    flags.DEFINE_string("split", None, about)
     flags.DEFINE_integer("test", 256, "Images whose holes are filled.", lower_bound=2)
     flags.DEFINE_integer("reference", 10_000, "Real images that sets of images are compared with.", lower_bound=2)
     flags.DEFINE_integer("tune", 64, "Training images on which step sizes are chosen.", lower_bound=1)

@@ -40,11 +40,13 @@ class Results:
     def __init__(
         self,
         config: ConfigDict,
+        split: str | None,
         images: UInt8[np.ndarray, "n h w c"],
         holes: dict[str, Float[np.ndarray, "n h w 1"]],
         reference: int,
         scores: dict[str, str],
     ):
+        self.split = split  # None: of what was trained on
         self.config, self.images, self.holes, self.reference, self.scores = config, images, holes, reference, scores
         self.tuned: dict[str, str] = {}
         self.made: dict[str, list[dict[str, float]]] = defaultdict(list)
@@ -95,6 +97,7 @@ def text(command: str, results: Results) -> str:
     """The page."""
     config, how = results.config, results.config.sample
     count = len(next(iter(results.made.values())))
+    seen = f"of its split {results.split}" if results.split else "out of those that were trained on"
     sets = [name for name in results.scores if name in next(iter(results.made.values()))[0]]
     parts = [
         f"""# {TITLE}
@@ -107,9 +110,9 @@ Networks of {count} seed{"s" * (count > 1)} each, alike in all but what they wer
 ([training times](training_times.md)), fill the same holes: the one of synchronous times by methods for ordinary
 networks ([inpainting](inpainting.md)), the others by their own. Numbers are mean ± standard deviation over the seeds.
 Data: {config.data.name}, {config.data.size}x{config.data.size}, {len(results.images)} images (hash
-{digest(results.images)}) that were {"not " * (config.data.name != "folder")}trained on; sets are compared with
-{results.reference:,} real ones. Training: {config.train.steps:,} steps of {config.train.batch}. Sampling: {how.solver}
-with eta {how.eta}, {how.steps} steps, guidance {how.guidance}; methods with settings of their own use those.
+{digest(results.images)}) {seen}; sets are compared with {results.reference:,} real ones of these.
+Training: {config.train.steps:,} steps of {config.train.batch}. Sampling: {how.solver} with eta {how.eta}, {how.steps}
+steps, guidance {how.guidance}; methods with settings of their own use those.
 
 {table(["score", "is"], results.scores.items())}
 
