@@ -12,7 +12,6 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from asyncpatch_jax.data import masks
 from asyncpatch_jax.files import write_json, writing
 from asyncpatch_jax.keys import of_seed
-from asyncpatch_jax.sampling import Inpaint, repaint, repaint_cost, sample, start
+from asyncpatch_jax.sampling import repaint_cost
 from asyncpatch_jax.sampling.batches import batched
-from asyncpatch_jax.sampling.paste import paste_back
+from asyncpatch_jax.sampling.inpainting import AsyncPatch, RePaint
 from asyncpatch_jax.texts import read_text
 from asyncpatch_jax.types import Image
 from launch import elbo, judge, train
 from launch.shared import build, cli, digits_judge, outputs, pictures, plans
-from launch.shared.generate import Inputs, Net, denoiser, generate
+from launch.shared.generate import fill
 
 TITLE = "Results on digits"
 TIMES = ("synchronous", "perlin", "patchwise", "asyncpatch")
@@ -62,29 +61,17 @@ def trained(config: ConfigDict, times: str, seed: int, folder: Path) -> build.Ru
     return run
 
 
-@partial(jax.jit, static_argnames=("net", "num_steps"))
-def _repainted(net: Net, params: Any, grid: Float[Array, "s"], mask: Image, inputs: Inputs, *, num_steps: int) -> Image:
-    schedule, solver = repaint(net.process, grid, inputs.known, mask)
-    x = start(net.process, schedule, inputs.keys, inputs.known)
-    return sample(denoiser(net, params, inputs), solver, schedule, inputs.keys, x, num_steps=num_steps)[0].x
-
-
 def inpainted(run: build.Run, images: Image, label: Any, mask: Image, seed: int, repaint_steps: int) -> Image:
     """The images with their holes filled, known pixels untouched; by RePaint if `repaint_steps` is not 0."""
     inputs = pictures.inputs(run, of_seed(seed), images, label)
-    net = pictures.net(run)
+    grid = build.grid(run.config, repaint_steps or run.config.sample.steps, run.process)
+    method = RePaint() if repaint_steps else AsyncPatch(build.solver(run.config, run.process))
 
     def call(part: Any) -> Image:
         inputs, hole = part
-        if repaint_steps:
-            grid = build.grid(run.config, repaint_steps, run.process)
-            calls, _ = repaint_cost(repaint_steps)
-            return _repainted(net, run.params, grid, hole, inputs, num_steps=calls)
-        grid = build.grid(run.config, run.config.sample.steps, run.process)
-        return generate(net, run.params, Inpaint(hole, grid), inputs, num_steps=len(grid) - 1).images
+        return fill(pictures.net(run), run.params, method, inputs, hole, grid)
 
-    filled = np.concatenate(batched(call, (inputs, jnp.asarray(mask)), batch=_BATCH))[: len(images)]
-    return np.asarray(paste_back(jnp.asarray(filled), jnp.asarray(images), jnp.asarray(mask)))
+    return np.concatenate(batched(call, (inputs, jnp.asarray(mask)), batch=_BATCH))[: len(images)]
 
 
 def measure(run: build.Run, seed: int) -> Row:
