@@ -71,7 +71,8 @@ def main(workdir: str, folder: str, prompts: str) -> None:
     def told(*args: Any, **more: Any) -> Any:
         state, done = fit(*args, **more)
         sums = [float(np.abs(leaf.addressable_data(0)).sum()) for leaf in jax.tree.leaves(state.params)]
-        print("learned", done, *rewards, *sums, file=sys.stderr)  # the first process alone prints
+        # the first process alone prints; and in one piece, for both write to one pipe
+        sys.stderr.write(" ".join(map(str, ["learned", done, *rewards, *sums])) + "\n")
         return state, done
 
     with (

@@ -134,7 +134,7 @@ def test_prompts_come_in_new_orders_and_from_any_position():
         ({"grpo.prompts": 12}, "expected config.grpo.prompts <= 10 prompts, got 12"),
         ({"policy.patch": 3}, "multiples of 3"),
         ({"rewards": "hps_v2"}, "It needs"),
-        ({"rewards": "hsp"}, "expected a reward out of digits, digits_judge, scenes_judge, clip_score"),
+        ({"rewards": "hsp"}, "expected a reward out of digits, digits_judge, scenes_judge, clip, clip_score"),
         ({"rewards": "digits*x"}, "expected a number as the weight of digits, got 'x'"),
         ({"rewards": "digits, digits"}, "digits twice"),
         ({"rewards": "digits*0"}, "not all 0"),

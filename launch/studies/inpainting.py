@@ -1,4 +1,4 @@
-"""Make docs/results.md: how networks and methods fill holes, on any data, with spread over seeds.
+"""Make a page of results: how networks and methods fill holes, on any data, with spread over seeds.
 
   python -m launch.studies.inpainting --config=configs/fashion.py --config.data.path=FOLDER --lpips=weights/lpips_alex
   python -m launch.studies.inpainting --config=configs/fashion.py:smoke --out=smoke.md --seeds=2     # to see it work
@@ -260,7 +260,8 @@ def run(config: ConfigDict) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("runs", "runs/inpainting", "Folder for trained networks, masks, images and how long they took.")
-    flags.DEFINE_string("out", "docs/results.md", "Page to write; it is replaced, and so is its picture in images/.")
+    about = "Page to write; it is replaced, and so is its picture in images/ beside it."
+    flags.DEFINE_string("out", "runs/inpainting/results.md", about)
     flags.DEFINE_list("networks", None, "What is trained and measured; all unless given.")
     flags.DEFINE_list("masks", ["extrema", "square", "thin", "wide"], "Kinds of holes.")
     flags.DEFINE_integer("seeds", 3, "Networks of each kind.", lower_bound=1)

@@ -147,7 +147,7 @@ class LPIPS(nn.Module):
             apart = (_normalised(a.astype(wide(self.dtype))) - _normalised(b.astype(wide(self.dtype)))) ** 2
             if self.heads:
                 kernel: Any = {"use_bias": False, "dtype": apart.dtype, "precision": "highest"}
-                apart = nn.Conv(1, (1, 1), name=f"lin{k}.model.1", **kernel)(apart)
+                apart = FastConv(1, (1, 1), name=f"lin{k}.model.1", **kernel)(apart)
             else:
                 apart = apart.sum(-1, keepdims=True)
             total = total + (apart.mean((1, 2, 3)) if where is None else _mean_where(apart, where))
