@@ -106,6 +106,28 @@ def keep(protocol: str, folders: Sequence[Asked]) -> None:
             )
 
 
+def check_sizes(wanted: Mapping[str, str], folders: Sequence[Asked], reference: Reference | None) -> None:
+    """Refuse what a measure has no number for, before another one is worked on.
+
+    Raises:
+        ValueError: images that are too small, or one image where sets are compared.
+    """
+    for name, folder in wanted.items():
+        least = measures.smallest(name, folder)
+        for asked in folders:
+            height, width = min(asked.images.shapes, key=min)
+            if min(height, width) < least:
+                raise ValueError(
+                    f"expected images of {least} pixels a side or more in {asked.images.place} for {name}, got "
+                    f"{height} x {width}"
+                )
+    if reference is not None:
+        sets_of = [*(asked.images for asked in folders), *([reference.images] if reference.images else [])]
+        for images in sets_of:
+            if len(images.names) < 2:
+                raise ValueError(f"expected at least 2 images in {images.place} for fid or kid, got one")
+
+
 def score(
     wanted: Mapping[str, str],
     folders: Sequence[Asked],
@@ -120,7 +142,8 @@ def score(
         statistics: where those of the reference are written; "": nowhere.
     """
     found: dict[str, list[Number]] = {}
-    for name, folder in wanted.items():
+    # those of sets first: only they can find that the reference does not fit
+    for name, folder in sorted(wanted.items(), key=lambda item: item[0] not in measures.SETS):
         if name in found:
             continue
         loaded = MEASURES[name].load(folder, options)
@@ -153,6 +176,8 @@ def main(*places: str) -> None:
     if "bert" in wanted and not values.captions:
         vlm = wanted.get("qwen", str(Path(values.weights) / MEASURES["qwen"].folder))
         measures.check_folder("qwen", vlm)
+    if values.sample is not None and not values.prompts:
+        raise ValueError(f"expected --prompts=FILE to draw --sample={values.sample} from, got none")
     if values.captions and len(places) > 1:
         raise ValueError(f"expected one folder of images with --captions, got {len(places)}")
     if values.statistics:
@@ -163,6 +188,7 @@ def main(*places: str) -> None:
     if protocol:
         keep(values.protocol, folders)
     reference = reference_of(values, wanted, protocol.size if protocol else values.size)
+    check_sizes(wanted, folders, reference)
     if values.statistics and (reference is None or reference.statistics is not None):
         raise ValueError("expected --statistics with images as --reference, and fid or kid, got it without")
     settings = {"images": list(places), **{name: values[name].value for name in _RECORDED}, "resize": resize}

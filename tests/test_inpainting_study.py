@@ -2,13 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import digits
 from launch import train
 from launch.shared import build
-from launch.studies import inpainting_page, inpainting_scores
+from launch.studies import inpainting, inpainting_page, inpainting_scores
 from launch.studies.inpainting_page import Cell, Results
 from tests import mains, test_launch
 
@@ -72,6 +74,8 @@ def test_what_is_filled_is_kept_measured_and_written(tmp_path, monkeypatch, caps
     [
         ("--networks=synchronus", "expected --networks out of synchronous, "),
         ("--masks=oval", "expected --masks out of "),
+        ("--masks=", "expected --masks each once, at least one, got none"),
+        ("--networks=perlin,perlin", "expected --networks each once"),
     ],
 )
 def test_what_is_unknown_is_told_before_anything_is_trained(tmp_path, monkeypatch, capsys, flag, says):
@@ -82,10 +86,35 @@ def test_what_is_unknown_is_told_before_anything_is_trained(tmp_path, monkeypatc
     assert says in err
 
 
+def test_networks_differ_in_what_they_are_for_whatever_the_configuration_was_for(tmp_path):
+    config = digits.get_config()
+    config.supervised.update({"masks": "wide", "whole": 0.5})
+    found = {name: inpainting.configured(config, name, 3, tmp_path) for name in ("perlin", "supervised")}
+    assert found["perlin"].supervised.to_dict() == {"masks": None, "whole": None}
+    assert found["supervised"].supervised.to_dict() == {"masks": "square,thin,wide", "whole": None}
+
+
+def test_a_record_never_speaks_of_another_array(tmp_path, monkeypatch):
+    """Stopped between the two files, a later call for the first array makes it again."""
+    like = jax.ShapeDtypeStruct((1,), np.float32)
+
+    def kept(about, number):
+        return inpainting.kept(tmp_path, "x", {"of": about}, like, lambda: (np.full(1, number, np.float32), 0.5))
+
+    def stop(*what, **more):
+        raise KeyboardInterrupt
+
+    assert kept("a", 1.0) == (1.0, 0.5)
+    assert kept("a", 2.0) == (1.0, 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(inpainting, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            kept("b", 3.0)
+    assert kept("a", 4.0) == (4.0, 0.5)
+
+
 def test_settings_are_chosen_by_the_decisive_score(monkeypatch, tmp_path):
     """Of each method with a step size, that value whose holes are nearest to what was there."""
-    from launch.studies import inpainting
-
     best = {"mcg": 0.1, "dps": 0.3, "pigdm": 0.5}
 
     def filled(run, folder, text, how, task, mask, seed):

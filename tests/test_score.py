@@ -153,6 +153,42 @@ def test_distances_of_sets_to_images_and_to_their_statistics(command, tmp_path, 
     assert (code, "expected images as --reference for kid, got statistics alone" in err) == (1, True)
 
 
+def test_a_reference_that_does_not_fit_is_refused_before_any_image_is_seen(command, tmp_path, monkeypatch):
+    def work(given):
+        raise AssertionError("a network was called")
+
+    stand_in(monkeypatch, "fid", work, Features(INCEPTION, "the rule", "", work, 6))
+    stand_in(monkeypatch, "aesthetic", work)
+    some = folder(tmp_path / "some", pictures(0))
+    for name, width, more, said in (
+        ("narrow", 5, {}, "expected reference statistics of 6 features"),
+        ("other", 6, {"resize": np.array("another")}, "of the resize rule 'the rule', got 'another'"),
+    ):
+        file = tmp_path / f"{name}.npz"
+        np.savez(file, mu=np.zeros(width), sigma=np.eye(width), **more)
+        # whatever else is asked for first
+        asked = ("--metrics=aesthetic,fid", f"--reference={file}", f"--out={tmp_path / 'out'}")
+        code, _, err = command(some, *asked)
+        assert (code, said in err, str(file) in err) == (1, True, True), err
+
+
+def test_one_prompt_says_nothing_of_others():
+    number = report.Number("", "", None, np.array([1.0, 2.0, 4.0]), 1.0)
+    assert report.summary([number], ["a", "a", "a"]).values == [bootstrap(number.values)]
+    assert report.summary([number], ["a", "a", "b"]).values == [bootstrap(number.values, ["a", "a", "b"])]
+
+
+def test_names_of_texts_may_have_dots(tmp_path):
+    images = images_lib.open_images(str(folder(tmp_path / "a", pictures(0, 2), ".5.png")))
+    file = tmp_path / "p.json"
+    for names in (("00.5", "01.5.png"), ("./00.5.png", "01.5")):
+        file.write_text(json.dumps(dict(zip(names, "ab", strict=True))))
+        assert images_lib.texts_of(images, str(file), None, 0) == ["a", "b"]
+    file.write_text(json.dumps({"": "a", "00.5": "b", "01.5": "c"}))
+    with pytest.raises(ValueError, match="expected the same names"):
+        images_lib.texts_of(images, str(file), None, 0)
+
+
 def test_each_image_is_scored_with_its_own_prompt(command, tmp_path, monkeypatch):
     texts = ["a cat", "a dog", "a cow"]
     stand_in(
@@ -184,7 +220,8 @@ def test_what_lacks_or_does_not_fit_is_said_before_any_work(command, tmp_path, m
     stand_in(monkeypatch, "ssim", work)
     stand_in(monkeypatch, "kid", work)
     few, some = folder(tmp_path / "few", pictures(0)[:-1]), folder(tmp_path / "some", pictures(0))
-    large = folder(tmp_path / "large", pictures(0, side=SIDE + 1))
+    large, small = (folder(tmp_path / name, pictures(0, side=side)) for name, side in (("large", 17), ("small", 10)))
+    one = folder(tmp_path / "one", pictures(0, 1))
     broken = folder(tmp_path / "broken", pictures(0))
     (broken / "03.png").write_bytes((broken / "03.png").read_bytes()[:200])
     hps = tmp_path / "weights" / "hps_v2.1"
@@ -216,6 +253,10 @@ def test_what_lacks_or_does_not_fit_is_said_before_any_work(command, tmp_path, m
         (some, ["--metrics=ssim", f"--pairs={few}"], f"got 1 only in {some} (05)"),
         (some, ["--metrics=ssim", f"--pairs={large}"], "of one size under one name"),
         (some, ["--metrics=ssim", f"--pairs={broken}"], "03.png"),
+        (small, ["--metrics=ssim", f"--pairs={small}"], f"11 pixels a side or more in {small} for ssim, got 10 x 10"),
+        (some, ["--metrics=kid", f"--reference={one}"], f"expected at least 2 images in {one} for fid or kid"),
+        (one, ["--metrics=kid", f"--reference={some}"], f"expected at least 2 images in {one} for fid or kid"),
+        (some, ["--metrics=ssim", f"--pairs={some}", "--sample=2"], "expected --prompts=FILE to draw --sample=2 from"),
         (some, ["--metrics=clip=x"], "there is no such folder"),
         (some, ["--metrics=kid", f"--reference={broken}"], "03.png"),
         (some, ["--metrics=kid", f"--reference={some}", "--protocol=fid-30k"], "expected 30,000 images of 256 x 256"),
@@ -242,6 +283,13 @@ def test_a_folder_of_weights_says_which_network_it_is_of(tmp_path, monkeypatch):
         assert asked[-1] == (read, str(where))
         assert loaded.call(measures.Given(pictures(0), None, None, ["a"], [])).shape == (1, 1)
         assert len(loaded.weights.sha256) == 64
+
+
+def test_the_smallest_images_of_a_trunk(tmp_path):
+    for kind, side in (("lpips_alex", 31), ("lpips_vgg", 16), ("lpips_squeeze", 17), ("squeezenet", 17)):
+        (tmp_path / "config.json").write_text(json.dumps({"_reward": kind}))
+        assert [measures.smallest(name, str(tmp_path)) for name in ("lpips", "lpips_hole")] == [side, side]
+    assert [measures.smallest(name, "") for name in ("psnr", "ssim")] == [1, 11]
 
 
 def test_batches_are_of_one_size_and_compile_one_shape():

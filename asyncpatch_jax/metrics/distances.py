@@ -82,17 +82,7 @@ def frechet_distance(features: Features, made: Moments, reference: Moments | Sta
         ValueError: statistics of other features or another resize rule, as far as their file says; of another
             dimension; fewer than two images.
     """
-    if isinstance(reference, Statistics):
-        for what, want, got in (
-            ("features", features.name, reference.features),
-            ("resize rule", features.resize, reference.resize),
-        ):
-            if got is not None and got != want:
-                raise ValueError(f"expected reference statistics of the {what} {want!r}, got {got!r}")
-    if reference.mean.shape != made.mean.shape:
-        raise ValueError(
-            f"expected reference statistics of {len(made.mean)} features ({features.name}), got {len(reference.mean)}"
-        )
+    check_reference(features, reference, len(made.mean))
     value = between(made.mean, made.covariance, reference.mean, reference.covariance)
     return Distance(
         "FID" if features.name == INCEPTION else "Frechet distance",
@@ -105,6 +95,28 @@ def frechet_distance(features: Features, made: Moments, reference: Moments | Sta
         reference.count,
         reference.sha256 if isinstance(reference, Statistics) else None,
     )
+
+
+def check_reference(features: Features, reference: Moments | Statistics, width: int | None) -> None:
+    """Refuse a reference that features cannot be compared with.
+
+    Args:
+        width: of the features; None where it is not known yet.
+
+    Raises:
+        ValueError: statistics of other features or another resize rule, as far as their file says; another dimension.
+    """
+    if isinstance(reference, Statistics):
+        for what, want, got in (
+            ("features", features.name, reference.features),
+            ("resize rule", features.resize, reference.resize),
+        ):
+            if got is not None and got != want:
+                raise ValueError(f"expected reference statistics of the {what} {want!r}, got {got!r}")
+    if width is not None and len(reference.mean) != width:
+        raise ValueError(
+            f"expected reference statistics of {width} features ({features.name}), got {len(reference.mean)}"
+        )
 
 
 def kernel_distance(

@@ -18,9 +18,11 @@ class Features(NamedTuple):
     weights: sha256 of the file with its parameters; "" if there is none.
     call: uint8 images of one size [n, h, w, 3] or [n, h, w, 1], any number of them, to float32 [n, d]. It runs on this
         process' devices, and knows nothing of other processes.
+    width: d, if it is known before a call.
     """
 
     name: str
     resize: str
     weights: str
     call: Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n d"]]
+    width: int | None = None

@@ -131,7 +131,7 @@ def read_inception(
         results = batched(partial(_features, module, resize, mesh, params), images, batch=-(-batch // parts) * parts)
         return np.concatenate(results)[: len(images)].astype(np.float32)
 
-    return Features(INCEPTION, RESIZES[resize].says, digest, call)
+    return Features(INCEPTION, RESIZES[resize].says, digest, call, module.width)
 
 
 def _check(images: Any) -> None:

@@ -16,7 +16,7 @@ from asyncpatch_jax.metrics.paired import Paired
 
 _RANGE = 2.0  # of images in [-1, 1]
 # Wang et al. 2004: a Gaussian of 1.5 pixels in a window of 11
-_SIDE, _SIGMA = 11, 1.5
+SIDE, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
 
 
@@ -40,9 +40,9 @@ def _rmse(params: Any, images: Array, references: Array, where: Array | None) ->
 
 
 def _ssim(params: Any, images: Array, references: Array, where: Array | None) -> Float[Array, "b"]:
-    if min(images.shape[1:3]) < _SIDE:
+    if min(images.shape[1:3]) < SIDE:
         got = f"{images.shape[1]} x {images.shape[2]}"
-        raise ValueError(f"expected images of {_SIDE} pixels a side or more for SSIM, got {got}")
+        raise ValueError(f"expected images of {SIDE} pixels a side or more for SSIM, got {got}")
     # means enter the formula themselves, so that the range must begin at 0
     x, y = (images + 1) / _RANGE, (references + 1) / _RANGE
     mean_x, mean_y, xx, yy, xy = jnp.split(_blurred(jnp.concatenate([x, y, x * x, y * y, x * y], -1)), 5, -1)
@@ -54,11 +54,11 @@ def _ssim(params: Any, images: Array, references: Array, where: Array | None) ->
 
 def _blurred(x: Float[Array, "b h w c"]) -> Float[Array, "b _h _w c"]:
     """Means under the Gaussian window, of the windows that lie wholly inside."""
-    place = np.arange(_SIDE) - _SIDE // 2
+    place = np.arange(SIDE) - SIDE // 2
     window = np.exp(-0.5 * (place / _SIGMA) ** 2)
     window /= window.sum()
     for axis in (1, 2):
-        length = x.shape[axis] - _SIDE + 1
+        length = x.shape[axis] - SIDE + 1
         parts = (float(w) * jax.lax.slice_in_dim(x, k, k + length, axis=axis) for k, w in enumerate(window))
         x = sum(parts, start=jnp.zeros((), x.dtype))
     return x

@@ -1,6 +1,7 @@
 """Images that are scored, each under a name, of a folder or of an array in a file: all looked at before any work."""
 
 import json
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -154,11 +155,16 @@ def _named(file: str, images: Images) -> list[str] | None:
         return None  # which the reader of prompts names, if there is no such file
     if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
         return None
-    texts = {composed(Path(name).with_suffix("").as_posix()): text for name, text in content.items()}
+    texts = {_plain(composed(name), images): text for name, text in content.items()}
     if not set(texts) & set(images.names):
         return None
     check_names(images, list(texts), file)
     return [texts[name] for name in images.names]
+
+
+def _plain(name: str, images: Images) -> str:
+    """A name without its suffix, unless all of it is an image's: what follows a dot need not be a suffix."""
+    return name if name in images.names else Path(os.path.splitext(name)[0]).as_posix()
 
 
 def _own_texts(images: Images) -> list[str]:

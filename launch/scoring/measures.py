@@ -21,8 +21,9 @@ from asyncpatch_jax.metrics.lpips import NAMES as LPIPS
 from asyncpatch_jax.metrics.lpips import read_lpips
 from asyncpatch_jax.metrics.paired import Paired, Weights, weights
 from asyncpatch_jax.metrics.preferences import read_reward
-from asyncpatch_jax.metrics.similarity import HOLE_RMSE, PSNR, SSIM
+from asyncpatch_jax.metrics.similarity import HOLE_RMSE, PSNR, SIDE, SSIM
 from asyncpatch_jax.metrics.text import RATING, bert_score, captions, qwen_score, read_bert, read_vlm
+from asyncpatch_jax.pretrained.networks.lpips import LEAST
 
 SYNTAX = "NAME or NAME=FOLDER (of its weights), separated by commas"
 _CLIP = "clip_score"  # the kind of a folder of CLIP
@@ -229,6 +230,16 @@ def check_folder(name: str, folder: str) -> None:
             raise ValueError(f"it is of {kind}")
     except (ValueError, OSError) as error:
         raise ValueError(f"expected the weights of {name} in {folder}: {error}\nIt needs {_needs(name)}") from error
+
+
+def smallest(name: str, folder: str) -> int:
+    """The side, in pixels, of the smallest images that a measure takes."""
+    if name == "ssim":
+        return SIDE
+    if not folder or not set(MEASURES[name].kinds) & set(LPIPS):
+        return 1
+    kind = kind_of(folder)
+    return next(side for trunk, side in LEAST.items() if trunk in kind)
 
 
 def kind_of(folder: str) -> str:

@@ -48,12 +48,12 @@ def summary(numbers: Sequence[Number], groups: Sequence[object] | None) -> Summa
 
 
 def _interval(values: Float[np.ndarray, "n"], groups: Sequence[object] | None) -> Interval | None:
-    """Of the finite values; None if there are none."""
+    """Of the finite values; None if there are none. Of one group, which says nothing of others, by its values."""
     kept = np.isfinite(values)
     if not kept.any():
         return None
     own = None if groups is None else [group for group, keep in zip(groups, kept, strict=True) if keep]
-    return bootstrap(values[kept], own)
+    return bootstrap(values[kept], own if own is not None and len(set(own)) > 1 else None)
 
 
 def table(places: Sequence[str], found: Mapping[str, Summary]) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from asyncpatch_jax.metrics.distances import Distance, frechet_distance, kernel_distance
+from asyncpatch_jax.metrics.distances import Distance, check_reference, frechet_distance, kernel_distance
 from asyncpatch_jax.metrics.features import Features
 from asyncpatch_jax.metrics.influence import frechet_influence, kernel_influence
 from asyncpatch_jax.metrics.moments import Moments, moments
@@ -48,12 +48,17 @@ def numbers(
         write: where the reference's statistics go; "": nowhere.
 
     Raises:
-        ValueError: statistics of other features; features that are not finite.
+        ValueError: statistics of other features, before any image is read; features that are not finite.
     """
     features = loaded.features
     assert features is not None  # only measures of sets come here
     kept: Float[np.ndarray, "m d"] | None = None
     sums: Moments | Statistics | None = reference.statistics
+    if sums is not None:
+        try:
+            check_reference(features, sums, features.width)
+        except ValueError as error:
+            raise ValueError(f"{error}, in {reference.place}") from error
     if reference.images is not None:
         asked = Asked(reference.images)
         if "kid" in names:

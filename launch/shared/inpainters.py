@@ -115,5 +115,9 @@ def method(run: build.Run, text: str = "") -> Inpainter:
     if len(settings) < len(pairs):
         raise ValueError(f"expected each setting of {name} once, got {text!r}")
     made = METHODS[name](run, settings)
-    made.calls(run.config.sample.steps)  # a jump of more levels than there are is told here
+    steps = run.config.sample.steps
+    try:
+        made.calls(steps)
+    except ValueError as error:  # a journey up, whatever the method calls it
+        raise ValueError(f"{error}, for {text} in {steps} steps (--steps, or {name}'s settings)") from error
     return made

@@ -88,6 +88,7 @@ def configured(config: ConfigDict, name: str, seed: int, folder: Path) -> Config
     config = config.copy_and_resolve_references()
     with config.ignore_type():
         config.times.update({key: None for key in config.times if key not in ("name", "grid")})
+        config.supervised.update({"masks": None, "whole": None})
         config.update_from_flattened_dict(NETWORKS[name])
     config.update({"seed": seed, "workdir": str(folder)})
     config.train.sample_every = 0
@@ -137,6 +138,7 @@ def kept(
     array, seconds = make()
     if first:
         folder.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)  # stopped between the two, an old record must not speak of a new array
         with writing(file, overwrite=True) as stream:
             np.savez_compressed(stream, arr_0=array)
         write_json(record, {"about": about, "seconds": seconds}, overwrite=True)
@@ -221,6 +223,8 @@ def run(config: ConfigDict) -> None:
     for what, given, known in (("networks", names, NETWORKS), ("masks", values.masks, masks.MASKS)):
         if unknown := [name for name in given if name not in known]:
             raise ValueError(f"expected --{what} out of {', '.join(known)}, got {', '.join(unknown)}")
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"expected --{what} each once, at least one, got {', '.join(given) or 'none'}")
     outputs.check_page(values.out, inpainting_page.TITLE)
     scores = inpainting_scores.read(values.lpips, values.inception)
     runs = Path(values.runs)
