@@ -218,6 +218,8 @@ def test_layouts_that_people_have_are_read_by_what_is_in_them(folder, name, cont
         ("p.csv", "style,prompt\noil,a cat\noil\n", "2 columns .style,prompt. without a prompt in row 3"),
         ("p.csv", "text,caption\na,b\n", "several that may have the prompts: text, caption"),
         ("p.parquet", "PAR1\0", "a table whose name ends in .parquet"),
+        ("p.yaml", "prompts:\n- a cat\n", "a file whose name ends in .yaml; write its prompts to a .txt file"),
+        ("p.MD", "| --- |\n| a cat |\n", "a file whose name ends in .MD"),
         ("p.txt", "", "got nothing"),
         ("p.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS"),
         # cut off

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
 
-from asyncpatch_jax.data.tables import by_content, by_header, by_keys, refuse, refuse_binary
+from asyncpatch_jax.data.tables import by_content, by_header, by_keys, refuse, refuse_by_name
 from asyncpatch_jax.schema import LFS, LFS_HELP, shown
 from asyncpatch_jax.texts import check_whole, composed, read_text, words
 
@@ -100,7 +100,7 @@ def words_at(prompt: str, item_idx: Sequence[int]) -> tuple[str, ...]:
 
 
 def _texts(file: epath.Path) -> list[str]:
-    refuse_binary(file)
+    refuse_by_name(file)
     text = read_text(file)
     if text.startswith(LFS):
         raise refuse(file, f"a pointer of Git LFS: {LFS_HELP}")

@@ -19,6 +19,7 @@ COLUMNS = ("prompt", "prompts", "text", "texts", "caption", "captions", "sentenc
 _SEPARATORS = {"commas": ",", "tabs": "\t", "semicolons": ";", "bars": "|"}
 _HEADERS = ("prompt", "prompts", "caption", "captions")  # which no prompt of one word is
 _BINARY = (".parquet", ".pq", ".arrow", ".feather", ".xls", ".xlsx", ".ods")
+_MARKED_UP = (".yaml", ".yml", ".toml", ".xml", ".html", ".htm", ".md")
 _TEXT = (".csv", ".tsv")
 _WANTED = (
     "a text a line, a JSON list of texts, COCO's captions_*.json, JSONL with a key, or a table with a column, out of "
@@ -31,12 +32,14 @@ def refuse(file: epath.Path, seen: str) -> ValueError:
     return ValueError(f"expected prompts in {file} ({_WANTED}), got {seen}")
 
 
-def refuse_binary(file: epath.Path) -> None:
-    """Say of a table that is no text what to write in its place, before it is read as text.
+def refuse_by_name(file: epath.Path) -> None:
+    """Say of a table that is no text, or of a text with a markup, what to write in its place, before it is read.
 
     Raises:
         ValueError: its name ends as that of one.
     """
+    if file.suffix.lower() in _MARKED_UP:
+        raise refuse(file, f"a file whose name ends in {file.suffix}; write its prompts to a .txt file, one a line")
     if file.suffix.lower() in _BINARY:
         raise refuse(file, f"a table whose name ends in {file.suffix}; write its column of prompts to a .csv file")
 
