@@ -130,6 +130,7 @@ def loss(
         ValueError: an argument of another kind, a grid that does not tile the image, an unknown kind, or uncertainty
             that is negative or without a log-variance head.
     """
+    check_settings(process, kind, weight, uncertainty)
     checks.images("x0", x0)
     cells: Any = tuple(grid) if isinstance(grid, tuple | list) else grid
     cells = timefield.grid_of(x0) if isinstance(cells, tuple) and not cells else cells
@@ -140,6 +141,18 @@ def loss(
     told = drawn_times(times, keys, cells)
     settings: Any = {"model": model, "process": process, "kind": kind, "weight": weight, "uncertainty": uncertainty}
     return loss_at(params, keys, x0, cond, Times(timefield.dense(told), told), **settings)
+
+
+def check_settings(process: Process, kind: Kind, weight: Weight, uncertainty: float) -> None:
+    """What losses share is told before anything is drawn.
+
+    Raises:
+        ValueError: an argument of another kind, an unknown kind of prediction, or a negative uncertainty.
+    """
+    check_process(process)
+    check_kind(kind)
+    checks.function("weight", weight, "(process, kind, t) -> weights, such as SiD2()")
+    checks.number("uncertainty", uncertainty, 0)
 
 
 def drawn_times(times: TimeSampler, keys: ImageKeys, grid: Grid) -> TimeField | FewTimes:
@@ -165,16 +178,11 @@ def loss_at(
     weight: Weight,
     uncertainty: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """`loss` of images that are noised to `times.level`, by a network that is told `times.told`.
+    """`loss` of images that are noised to `times.level`, by a network that is told `times.told`; settings are checked.
 
     Raises:
-        ValueError: as `loss`.
+        ValueError: uncertainty without a log-variance head.
     """
-    check_process(process)
-    check_kind(kind)
-    checks.images("x0", x0)
-    checks.function("weight", weight, "(process, kind, t) -> weights, such as SiD2()")
-    checks.number("uncertainty", uncertainty, 0)
     eps = keys_lib.normal(keys_lib.fold_in(keys, _NOISE), x0.shape[1:])
     dropout = {"dropout": keys_lib.fold_in(keys, _DROPOUT)[0]}
     noised = diffuse(process, x0, eps, times.level)

@@ -10,7 +10,7 @@ from asyncpatch_jax import checks, timefield
 from asyncpatch_jax import keys as keys_lib
 from asyncpatch_jax.denoiser import reference_of
 from asyncpatch_jax.process import Kind, Process
-from asyncpatch_jax.training.losses import Metrics, Weight, drawn_times, loss_at
+from asyncpatch_jax.training.losses import Metrics, Weight, check_settings, drawn_times, loss_at
 from asyncpatch_jax.training.times import TimeSampler
 from asyncpatch_jax.types import Condition, Image, Times
 
@@ -43,6 +43,7 @@ def supervised_loss(
     Raises:
         ValueError: as `loss`; no mask; or times of several cells.
     """
+    check_settings(process, kind, weight, uncertainty)
     checks.images("x0", x0)
     checks.mask("mask", mask)
     keys = keys_lib.per_image(key, x0.shape[0])
