@@ -22,7 +22,7 @@ from asyncpatch_jax.keys import of_seed
 from asyncpatch_jax.sampling import repaint_cost
 from launch.bench import cases, reference, text, versus
 from launch.bench.timing import compiled, interleaved, row, speed_row, table
-from launch.shared import build, cache, cli, outputs, pictures, trained
+from launch.shared import build, cache, cli, datasets, outputs, pictures, trained
 from launch.shared.generate import Inputs, image_keys
 from launch.shared.programs import Program
 
@@ -182,7 +182,7 @@ def network(config: ConfigDict, workdir: str | None, steps: int | None, *, fall_
     if workdir:
         run = build.load_run(workdir, fall_back=fall_back)
     else:
-        run = build.untrained(config, build.dataset(config))
+        run = build.untrained(config, datasets.dataset(config))
         run = run._replace(params=build.init_params(run.model, of_seed(config.seed), run.shape))
     if steps is not None:
         run.config.sample.steps = steps

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from asyncpatch_jax.files import check_writable, write_json
 from launch.compiler import aot, report, topology
-from launch.shared import build, cli, outputs, records
+from launch.shared import cli, datasets, outputs, records
 
 EFFORTS = ("O0", "O1", "O2", "O3", "default")
 _DOES_NOT_FIT, _FAILED = 2, 3
@@ -46,7 +46,7 @@ def classes(config: ConfigDict) -> int:
         return getattr(features.get("label"), "num_classes", 1)
     if data.name == "folder" and not data.path:
         raise ValueError("expected --config.data.path=DIRECTORY to count its classes, or --classes=N")
-    return build.dataset(config).num_classes
+    return datasets.dataset(config).num_classes
 
 
 def request(config: ConfigDict, program: str, where: topology.Topology, **more: Any) -> dict[str, Any]:

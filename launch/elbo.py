@@ -27,7 +27,7 @@ from asyncpatch_jax.sampling.batches import batched
 from asyncpatch_jax.timefield import Grid
 from asyncpatch_jax.training.elbo import Diagonal, Elbo, Path, RandomEnvironment, Raster, bits_per_dim, elbo
 from asyncpatch_jax.types import Condition, Image, ImageKeys
-from launch.shared import build, cli, inputs, outputs, pictures, plans, trained
+from launch.shared import build, cli, datasets, inputs, outputs, pictures, plans, trained
 from launch.shared.generate import Net, image_keys
 
 
@@ -112,7 +112,7 @@ def held_out(run: build.Run, folder: str | None, split: str) -> tuple[Dataset, l
                 f"expected --images=FOLDER of images that were not trained on, or --split=train, got --split={split}, "
                 "which the folder that was trained on does not have"
             )
-        return build.dataset(run.config, split), list(range(max(run.num_classes, 1)))
+        return datasets.dataset(run.config, split), list(range(max(run.num_classes, 1)))
     data = sources.folder(folder, run.shape[0], run.shape[2], run.config.data.on_error)
     if not run.num_classes:
         return data, [0] * data.num_classes

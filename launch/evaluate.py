@@ -38,7 +38,7 @@ from asyncpatch_jax.types import Condition
 from launch.policy import pages, rewarding, subjects
 from launch.policy.rewarding import Rewards
 from launch.policy.subjects import Subject
-from launch.shared import build, cli, inputs, outputs, prompt_files, seeding, trained
+from launch.shared import cli, datasets, inputs, outputs, prompt_files, seeding, trained
 from launch.shared.records import recorded
 
 RESIDUAL = "residual"
@@ -166,7 +166,7 @@ def real_images(folder: str, denoiser: str, subject: Subject) -> UInt8[np.ndarra
         source = sources.folder(folder, height, channels, "raise").source
     elif (there := recorded(denoiser)) is not None:
         config = ConfigDict(there["config"])
-        source = build.dataset(config, "test" if config.data.name in build.HELD_OUT else None).source
+        source = datasets.dataset(config, "test" if config.data.name in datasets.HELD_OUT else None).source
     else:
         return None
     # folders are sorted, often by class

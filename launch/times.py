@@ -9,7 +9,7 @@ from jaxtyping import Num
 
 from asyncpatch_jax import keys, timefield, viz
 from asyncpatch_jax.training import times
-from launch.shared import cli, outputs, seeding
+from launch.shared import cli, markdown, outputs, seeding
 
 DESCRIPTION = """Draw time fields of every sampler of training times and write them as one PNG: a row for each sampler.
 
@@ -69,13 +69,13 @@ def table(size: int, seed: int) -> str:
     if size < 1:
         raise ValueError(f"expected --size of at least 1, got {size}")
     titles = ("sampler", "E m", "sd m", "within", "m < .1", "m > .9", "even", "inpainting-like", "exactly clean")
-    lines = [titles, ["---"] * len(titles)]
+    lines = []
     for name, sampler in SAMPLERS.items():
         draw = jax.jit(lambda key, sampler=sampler: timefield.dense(sampler(key, _AT_ONCE, (size, size))))
         parts = jax.random.split(keys.of_seed(seed), _FIELDS // _AT_ONCE)
         found = shares(np.concatenate([np.asarray(draw(key)) for key in parts]))
         lines.append([name, *(f"{v:.3f}" for v in found[:3]), *(f"{100 * v:.1f} %" for v in found[3:])])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown.table(titles, lines)
 
 
 def picture(size: int, draws: int, seed: int) -> np.ndarray:

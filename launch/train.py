@@ -26,7 +26,7 @@ from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.records import differences, shortened, summary
 from asyncpatch_jax.training.step import TrainState, create
 from asyncpatch_jax.training.stored import listed
-from launch.shared import build, cli, fitting, pictures, programs, records
+from launch.shared import build, cli, datasets, fitting, pictures, programs, records
 
 # what may change between two starts of a run, since it does not change what is learned; what the data is, is compared
 # in place of where it lies
@@ -48,10 +48,10 @@ def run(config: ConfigDict) -> None:
     check_same(config)
     if config.train.init and not listed(epath.Path(config.workdir) / "checkpoints"):
         records.record_of(config.train.init, fall_back=config.train.fall_back)
-    data = build.dataset(config)
+    data = datasets.dataset(config)
     mesh = build.mesh(config)
     network = build.untrained(config, data)._replace(mesh=mesh)
-    shown = build.dataset(config, "test") if config.data.name in build.HELD_OUT else data
+    shown = datasets.dataset(config, "test") if config.data.name in datasets.HELD_OUT else data
     program = programs.training(config, network, mesh)
     like = program.args[0]
     batches = stream(config, data, mesh)
@@ -152,7 +152,7 @@ def stream(config: ConfigDict, data: Dataset, mesh: Mesh) -> Any:
     """This process's part of endless batches. Raises ValueError if the data cannot fill one."""
     shard = sharding.process_shard(mesh)
     size = config.train.batch // shard[1]
-    holes = build.holes(config)
+    holes = datasets.holes(config)
     masks = holes._asdict() if holes else {}
     return dataset.batches(data, batch=size, seed=config.seed, shard=shard, augment=config.data.augment, **masks)
 

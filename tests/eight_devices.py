@@ -31,7 +31,7 @@ from asyncpatch_jax.training.step import adam, create
 from asyncpatch_jax.types import Condition, FewTimes, Spans
 from launch import evaluate, train_tpm
 from launch.policy import iteration, subjects
-from launch.shared import build, cli, pictures, programs
+from launch.shared import build, cli, datasets, pictures, programs
 from launch.shared.generate import generate
 from launch.shared.plans import plan
 from tests import drawn, test_attention, test_kernels, test_launch
@@ -88,7 +88,7 @@ def case(name):
         "sample.guidance": 2.0,
     }
     config.update_from_flattened_dict({**common, **NETWORKS[name]})
-    run = build.untrained(config, build.dataset(config))
+    run = build.untrained(config, datasets.dataset(config))
     leaves, tree = jax.tree.flatten(run.params)
     rng = np.random.default_rng(0)
     values = [rng.normal(0.5 if leaf.ndim < 2 else 0, 0.2, leaf.shape).astype(np.float32) for leaf in leaves]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from launch import train
-from launch.shared import build, cli, plans, programs
+from launch.shared import build, cli, datasets, plans, programs
 from launch.shared.meanings import meanings
 from tests import mains
 
@@ -98,7 +98,7 @@ def test_the_step_of_a_smoke_run_fits_its_network_and_its_images(name, images):
     config = load(name, "smoke")
     if name == "folder":
         config.data.path = str(images)
-    data, mesh = build.dataset(config), build.mesh(config)
+    data, mesh = datasets.dataset(config), build.mesh(config)
     program = programs.training(config, build.untrained(config, data), mesh)
     train.check(config, program)
     state, asked, _ = program.args
@@ -287,12 +287,12 @@ def test_settings_that_make_no_sense_are_refused(name, changed, message):
     config.data.path = "somewhere"
     config.update_from_flattened_dict(changed)
     with pytest.raises(ValueError, match=message):
-        build.untrained(config, build.dataset(config))
+        build.untrained(config, datasets.dataset(config))
 
 
 def test_cells_that_are_judged_are_made_of_those_of_the_training_fields():
     config = load("digits")
-    data = build.dataset(config, "test")
+    data = datasets.dataset(config, "test")
     assert plans.cells(build.untrained(config, data)) == (8, 8)
     config.times.grid = (4, 2)
     assert plans.cells(build.untrained(config, data)) == (4, 2)

@@ -9,7 +9,7 @@ from PIL import Image
 from asyncpatch_jax.process import RectifiedFlow
 from asyncpatch_jax.sampling import Heun, inpainting
 from configs import digits
-from launch.shared import build, inpainters
+from launch.shared import build, datasets, inpainters
 from launch.studies import gaussian
 from tests import drawn, mains
 
@@ -22,7 +22,7 @@ def run(times="asyncpatch", **sample):
         config.model = {"name": "dit", "preset": "", "dtype": "float32", "log_variance": False}
         config.model.update(patch=4, width=8, depth=1, heads=1)
     config.sample.update({"steps": 3, **sample})
-    made = build.untrained(config, build.dataset(config, "test"))
+    made = build.untrained(config, datasets.dataset(config, "test"))
     return made._replace(params=drawn.params_like(made.params))
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs import digits
 from launch import train
-from launch.shared import build
+from launch.shared import build, datasets
 from launch.studies import inpainting, inpainting_page, inpainting_scores
 from launch.studies.inpainting_page import Cell, Results
 from tests import mains, test_launch
@@ -44,7 +44,7 @@ def test_what_is_filled_is_kept_measured_and_written(tmp_path, monkeypatch, caps
     for mask in ("square", "thin"):
         with np.load(tmp_path / "runs" / "masks" / f"{mask}.npz") as archive:
             hole = archive["arr_0"]
-        source = build.dataset(test_launch.run().config, "test").source
+        source = datasets.dataset(test_launch.run().config, "test").source
         places = np.linspace(0, len(source) - 1, 4).round()
         real = np.stack([source[int(i)]["image"] for i in places])
         errors = []

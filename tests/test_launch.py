@@ -15,7 +15,7 @@ from asyncpatch_jax.data import masks
 from configs import digits
 from launch import elbo
 from launch.policy import rewarding, subjects
-from launch.shared import build, pictures, plans, records
+from launch.shared import build, datasets, pictures, plans, records
 from tests import mains
 
 
@@ -27,7 +27,7 @@ def run(log_variance=True):
         config.model = {"name": "dit", "preset": "", "dtype": "float32", "log_variance": log_variance}
         config.model.update(patch=2, width=8, depth=1, heads=2)
     config.sample.steps = 3
-    made = build.untrained(config, build.dataset(config, "test"))
+    made = build.untrained(config, datasets.dataset(config, "test"))
     params = build.init_params(made.model, jax.random.key(0), made.shape)
     rng = np.random.default_rng(1)
     noisy = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.1, leaf.shape).astype(np.float32), jax.device_get(params))
@@ -50,7 +50,7 @@ def folder_of(path):
     """A new folder at `path` that stands for the tiny network's: what it is trained on, and no weights."""
     path.mkdir()
     config = run().config
-    records.write(path, records.record(config, build.dataset(config, "test")))
+    records.write(path, records.record(config, datasets.dataset(config, "test")))
     return path
 
 
@@ -71,7 +71,7 @@ def _digit(i=0):
 
 @functools.cache
 def run_data():
-    return build.dataset(run().config, "test").source
+    return datasets.dataset(run().config, "test").source
 
 
 def _hole(size=(8, 8)):
@@ -405,7 +405,7 @@ def test_texture_refuses_before_it_works(command, tmp_path, arguments, message):
 def test_pages_show_the_run(tmp_path):
     tiny = _copy(run())
     tiny.config.sample.steps = 2
-    paths = pictures.write_all(tmp_path, tiny, build.dataset(tiny.config, "test"), jax.random.key(0))
+    paths = pictures.write_all(tmp_path, tiny, datasets.dataset(tiny.config, "test"), jax.random.key(0))
     names = ["samples.png", "inpainting.png", "autoregressive.png", "autoregressive.gif"]
     assert [path.name for path in paths] == [*names, "uncertainty.png", "uncertainty.gif"]
     # rows start below the column names; in the first row every mask is a square of half the side
@@ -418,7 +418,7 @@ def test_pages_show_the_run(tmp_path):
         assert np.array_equal(original[~hole], inpainted[~hole])
         assert np.array_equal(original[~hole], hidden[~hole])
         assert (hidden[hole][:, 0] < hidden[hole][:, 2]).all()  # striped in blue
-    assert pictures.write_all(tmp_path, tiny, build.dataset(tiny.config, "test"), jax.random.key(0)) == paths
+    assert pictures.write_all(tmp_path, tiny, datasets.dataset(tiny.config, "test"), jax.random.key(0)) == paths
 
 
 def test_elbo_reports_three_paths_with_their_errors(command, tmp_path):

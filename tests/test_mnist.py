@@ -9,7 +9,7 @@ from PIL import Image
 
 from asyncpatch_jax.data import batches, fashion_mnist, folder, idx, mnist_digits, read_idx
 from configs.base import settings
-from launch.shared import build
+from launch.shared import datasets
 
 RNG = np.random.default_rng(0)
 IMAGES = {"train": RNG.integers(0, 256, (12, 28, 28), np.uint8), "t10k": RNG.integers(0, 256, (5, 28, 28), np.uint8)}
@@ -120,12 +120,12 @@ def test_labels_that_do_not_fit_are_refused(there):
 def test_the_setting_reads_it_and_an_error_says_how_to_get_it(there):
     config = settings()
     config.data.update({"name": "fashion_mnist", "path": str(there), "size": 16})
-    assert build.dataset(config, "test").shape == (16, 16, 1)
+    assert datasets.dataset(config, "test").shape == (16, 16, 1)
     config.data.name = "idx"
-    assert build.dataset(config).class_names == tuple("0123456789")
+    assert datasets.dataset(config).class_names == tuple("0123456789")
     config.data.channels = 3
     with pytest.raises(ValueError, match="= 1 for idx, got 3"):
-        build.dataset(config)
+        datasets.dataset(config)
     (there / "t10k-labels-idx1-ubyte").unlink()
     get = "apt-get download dataset-fashion-mnist && dpkg-deb -x"
     for path, split in ((there / "nowhere", "train"), (there, "test")):
@@ -146,7 +146,7 @@ def test_digits_of_a_package_are_split_class_by_class(monkeypatch):
     config.data.update({"name": "mnist_digits", "size": 28})
     seen = {}
     for split in ("train", "test"):
-        records = list(build.dataset(config, split).source)
+        records = list(datasets.dataset(config, split).source)
         seen[split] = [int(record["image"][0, 0, 0]) for record in records]
         assert [record["label"] for record in records] == [i // 10 for i in seen[split]]
     assert seen["test"] == [i for i in range(100) if i % 5 == 4]

@@ -13,7 +13,7 @@ from asyncpatch_jax.data import sources
 from asyncpatch_jax.data.dataset import hashed
 from asyncpatch_jax.training.records import digest, sealed, unsealed
 from launch import train
-from launch.shared import build, records
+from launch.shared import datasets, records
 from tests.test_train import begun, small
 
 
@@ -105,7 +105,7 @@ def test_a_run_goes_on_on_its_data_alone(animals, tmp_path):
     shutil.move(animals, tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "elsewhere" / "birds")
     config = small(run, **{**settings, "data.path": f"{tmp_path / 'elsewhere'}/", "data.on_error": "skip"})
-    train.check_same(config, build.dataset(config))
+    train.check_same(config, datasets.dataset(config))
     with pytest.raises(ValueError, match=r"data.size: 8 -> 16"):
         train.check_same(small(run, **{**settings, "data.size": 16}))
 
@@ -113,13 +113,13 @@ def test_a_run_goes_on_on_its_data_alone(animals, tmp_path):
 def test_a_start_that_fails_is_in_nobodys_way(tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(build, "dataset", lambda *_: pytest.fail("the data was looked through"))
+        patch.setattr(datasets, "dataset", lambda *_: pytest.fail("the data was looked through"))
         with pytest.raises(FileNotFoundError, match="expected a trained run in nothing"):
             train.run(small(run, **{"train.init": "nothing"}))
     assert not (run / "run.json").exists()
     train.check_same(small(run))
     # nor is one that an earlier version recorded
-    records.write(run, records.record(small(run, **{"train.init": "nothing"}), build.dataset(small(run))))
+    records.write(run, records.record(small(run, **{"train.init": "nothing"}), datasets.dataset(small(run))))
     train.check_same(small(run))
 
 

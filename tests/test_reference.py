@@ -12,7 +12,7 @@ from asyncpatch_jax.models import UNet
 from asyncpatch_jax.types import Condition
 from configs import digits
 from launch.bench import reference, versus
-from launch.shared import build
+from launch.shared import build, datasets
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_a_comparison_starts_from_equal_networks(monkeypatch):
     config.model.update({"base": 32, "multipliers": (1,), "blocks": 1, "attention": (0,), "head_dim": 32})
     config.sample.steps = 2
     config.times.name = "synchronous"  # compiles fastest
-    run = build.untrained(config, build.dataset(config, "test"))
+    run = build.untrained(config, datasets.dataset(config, "test"))
     run = run._replace(params=jax.device_put(_params(run.model, run.shape)))
     report = versus.compare(run, 2, 1, compile_torch=False)
     assert report["parameters"][0] == report["parameters"][1]
@@ -108,7 +108,7 @@ def test_a_comparison_starts_from_equal_networks(monkeypatch):
 
 def test_what_has_no_counterpart_is_refused(monkeypatch):
     config = digits.get_config()
-    run = build.untrained(config, build.dataset(config, "test"))
+    run = build.untrained(config, datasets.dataset(config, "test"))
     reference.check(run)
     for wrong in (
         _unet(norm="rms"),

@@ -21,7 +21,7 @@ from asyncpatch_jax.training.losses import Uniform
 from asyncpatch_jax.training.times import Independent, Synchronous
 from asyncpatch_jax.types import Condition, Prediction
 from launch import train
-from launch.shared import build, inpainters, inpainting, pictures, plans, programs
+from launch.shared import build, datasets, inpainters, inpainting, pictures, plans, programs
 from launch.shared.generate import generate, image_keys
 from launch.studies import gaussian
 from tests import drawn
@@ -190,7 +190,7 @@ HOLES = {"supervised.masks": "square,thin,wide"}
 def supervised_run():
     """As it is loaded, with random parameters."""
     config = small("nowhere", **HOLES, **{"sample.steps": 3})
-    run = build.untrained(config, build.dataset(config))
+    run = build.untrained(config, datasets.dataset(config))
     return run._replace(params=drawn.params_like(run.params))
 
 
@@ -263,7 +263,7 @@ def test_a_supervised_run_makes_whole_images_and_draws_its_pages(tmp_path, monke
 
     monkeypatch.setattr(pictures, "generate", traced)
     monkeypatch.setattr("launch.shared.generate.bind", bound)
-    paths = pictures.write_all(tmp_path, run, build.dataset(run.config), keys_lib.of_seed(0))
+    paths = pictures.write_all(tmp_path, run, datasets.dataset(run.config), keys_lib.of_seed(0))
     assert [path.name for path in paths] == ["samples.png", "inpainting.png"]
     assert drawn_as == [True, False]
     assert set(told) == {(1, 1)}
@@ -281,12 +281,12 @@ def test_a_supervised_run_makes_whole_images_and_draws_its_pages(tmp_path, monke
 )
 def test_settings_of_a_supervised_run_fit_each_other(more, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        build.holes(small(tmp_path, **more))
+        datasets.holes(small(tmp_path, **more))
 
 
 def test_the_step_of_a_supervised_run_takes_the_batches_that_come(tmp_path):
     config = small(tmp_path, **HOLES)
-    data, mesh = build.dataset(config), build.mesh(config)
+    data, mesh = datasets.dataset(config), build.mesh(config)
     program = programs.training(config, build.untrained(config, data), mesh)
     train.check(config, program)
     batch = next(train.stream(config, data, mesh))

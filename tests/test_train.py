@@ -14,7 +14,7 @@ import pytest
 
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from launch import train
-from launch.shared import build, cli, pictures, records
+from launch.shared import build, cli, datasets, pictures, records
 from tests import OLDER_EMITTERS, mains
 from tests.programs import Program
 
@@ -47,10 +47,10 @@ def small(workdir, **more):
 def leaves(workdir, step):
     """Every array of a checkpoint's state."""
     config = small(workdir)
-    network = build.untrained(config, build.dataset(config))
+    network = build.untrained(config, datasets.dataset(config))
     like = jax.eval_shape(lambda: train.create(jax.tree.map(jnp.zeros_like, network.params), build.optimizer(config)))
     with Checkpoints(Path(workdir) / "checkpoints", read_only=True) as checkpoints:
-        stream = train.stream(config, build.dataset(config), build.mesh(config))
+        stream = train.stream(config, datasets.dataset(config), build.mesh(config))
         state = checkpoints.restore(like, stream, step)
     return jax.tree.map(np.asarray, jax.tree.leaves(state)), stream.get_state()
 
@@ -110,7 +110,7 @@ def drawn_parameters(monkeypatch):
 
 def begun(workdir, config, data=None):
     """A folder as a run leaves it, but for the network, which is a number."""
-    record = records.record(config, data or build.dataset(config))
+    record = records.record(config, data or datasets.dataset(config))
     with Checkpoints(workdir / "checkpoints", record=record) as checkpoints:
         checkpoints.save(1, train.create({"w": jnp.zeros(1)}, build.optimizer(config)), Position())
     records.write(workdir, record)

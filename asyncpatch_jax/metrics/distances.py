@@ -70,6 +70,11 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+def distance_name(features: Features) -> str:
+    """What a Frechet distance of these features may be called."""
+    return "FID" if features.name == INCEPTION else "Frechet distance"
+
+
 def frechet_distance(features: Features, made: Moments, reference: Moments | Statistics) -> Distance:
     """The Frechet distance of Gaussians (Heusel et al. 2017) between made images and a reference.
 
@@ -85,7 +90,7 @@ def frechet_distance(features: Features, made: Moments, reference: Moments | Sta
     check_reference(features, reference, len(made.mean))
     value = between(made.mean, made.covariance, reference.mean, reference.covariance)
     return Distance(
-        "FID" if features.name == INCEPTION else "Frechet distance",
+        distance_name(features),
         value,
         None,
         features.name,

@@ -15,14 +15,15 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.data import masks
 from asyncpatch_jax.models import TPM, UNet
 from asyncpatch_jax.pretrained.plans import Background
-from asyncpatch_jax.sampling import Graded, Inpaint, Synchronous, Table, repaint, sample, start
+from asyncpatch_jax.sampling import Graded, Inpaint, Synchronous, Table
+from asyncpatch_jax.sampling.inpainting import RePaint
 from asyncpatch_jax.sampling.schedules.masks import Fixed
 from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
 from asyncpatch_jax.training import policies
 from asyncpatch_jax.training.step import TrainState, create
 from asyncpatch_jax.types import Condition, FewTimes, Image
 from launch.shared import build, fields, programs
-from launch.shared.generate import Inputs, Net, denoiser, generate
+from launch.shared.generate import Inputs, Net, fill, generate
 from launch.shared.inpainting import field
 from launch.shared.plans import Plan, cells, plan
 from launch.shared.programs import Program
@@ -71,8 +72,8 @@ def schedules(run: build.Run) -> dict[str, Case]:
         cases["sync, classifier-free"] = _planned(plan("sync", run), guidance=2.0)
     jump = min(10, steps - 1)
     if jump >= 2:
-        schedule, _ = repaint(run.process, grid, jnp.zeros((1, *run.shape)), mask, jump)
-        cases[f"repaint, jumps of {jump}"] = Case(schedule.num_steps, partial(_repainted, grid, mask, jump))
+        method = RePaint(jump)
+        cases[f"repaint, jumps of {jump}"] = Case(method.calls(steps), partial(_repainted, method, mask, grid))
     return cases
 
 
@@ -113,12 +114,8 @@ def _planned(chosen: Plan, **more: Any) -> Case:
     return Case(chosen.num_steps, images)
 
 
-def _repainted(grid: Array, mask: Array, jump: int, net: Net, params: Any, inputs: Inputs) -> Image:
-    mask = jnp.broadcast_to(mask, (len(inputs.known), *mask.shape[1:]))
-    schedule, solver = repaint(net.process, grid, inputs.known, mask, jump)
-    x = start(net.process, schedule, inputs.keys, inputs.known)
-    denoise = denoiser(net, params, inputs)
-    return sample(denoise, solver, schedule, inputs.keys, x, num_steps=schedule.num_steps)[0].x
+def _repainted(method: RePaint, mask: Array, grid: Array, net: Net, params: Any, inputs: Inputs) -> Image:
+    return fill(net, params, method, inputs, mask, grid)
 
 
 @jax.jit

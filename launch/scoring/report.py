@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from asyncpatch_jax.metrics.intervals import Interval, bootstrap
 from asyncpatch_jax.metrics.paired import Weights
+from launch.shared import markdown
 
 _DIGITS = 16  # of a hash, in tables
 
@@ -63,7 +64,7 @@ def table(places: Sequence[str], found: Mapping[str, Summary]) -> str:
         [one.numbers[0].title, *map(_text, one.values), *(_text(value, "+") for value in one.differences)]
         for one in found.values()
     ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+    return markdown.table(head, lines)
 
 
 def notes(found: Mapping[str, Summary]) -> str:

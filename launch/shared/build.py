@@ -15,9 +15,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from asyncpatch_jax import sharding
-from asyncpatch_jax.data import MASKS, mnist, prepared, sources
 from asyncpatch_jax.data.dataset import Dataset
-from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.models import DiT, UNet, dit, unet
 from asyncpatch_jax.process import KINDS, Cosine, Discrete, Kind, Process, RectifiedFlow
 from asyncpatch_jax.sampling import solvers
@@ -29,11 +27,9 @@ from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import LossFn, adam, learning_rate
 from asyncpatch_jax.training.supervised import supervised_loss
 from asyncpatch_jax.types import Condition
+from launch.shared import datasets
 from launch.shared.records import record_of
 
-_GREY = ("digits", "mnist_digits", "fashion_mnist", "idx")
-HELD_OUT = (*_GREY, "photos")  # data sets with a part that no run is trained on
-DATA = (*HELD_OUT, "folder", "tfds")
 PROCESSES = {"rectified_flow": RectifiedFlow, "cosine": Cosine, "discrete": Discrete}
 MODELS = {"unet": (UNet, unet.PRESETS), "dit": (DiT, dit.PRESETS)}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -73,76 +69,6 @@ def _given(what: str, target: type, settings: Mapping[str, Any]) -> dict[str, An
     return given
 
 
-def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
-    """The data set of `config.data`; `split` instead of the configured one.
-
-    Raises:
-        ValueError: unknown name, or what the source raises.
-    """
-    data = config.data
-    split = split or data.split
-    if data.name not in DATA:
-        raise ValueError(f"expected config.data.name out of {', '.join(DATA)}, got {data.name!r}")
-    if data.channels not in (1, 3):
-        raise ValueError(f"expected config.data.channels = 1 (grey) or 3 (RGB), got {data.channels}")
-    if data.name in _GREY and data.channels != 1:
-        raise ValueError(f"expected config.data.channels = 1 for {data.name}, got {data.channels}")
-    if data.name in ("idx", "folder", "tfds") and not data.path:
-        raise ValueError(f"expected --config.data.path=DIRECTORY for the data set {data.name!r}, got none")
-    if data.name == "digits":
-        return sources.digits(split, data.size)
-    if data.name == "photos":
-        return sources.photos(data.size, data.channels, split)
-    if data.name == "mnist_digits":
-        return mnist.mnist_digits(split, data.size)
-    if data.name == "fashion_mnist":
-        return mnist.fashion_mnist(data.path, split, data.size)
-    if data.name == "idx":
-        return mnist.idx(data.path, split, data.size, prefix=data.dataset)
-    most = data.get("max_pixels", MAX_PIXELS)  # runs of before have none
-    if data.name == "tfds":
-        return prepared.tfds(data.dataset, data.path, split, data.size, data.channels, most)
-    if split != "train":
-        raise ValueError(
-            f"expected the split train of a folder, which has no other, got {split!r}; for images that were not "
-            "trained on give another folder as config.data.path"
-        )
-    return sources.folder(data.path, data.size, data.channels, data.on_error, most)
-
-
-class Holes(NamedTuple):
-    """What the holes are that a supervised run learns from."""
-
-    masks: tuple[str, ...]
-    whole: float  # share of images that are all hole
-
-
-def holes(config: ConfigDict) -> Holes | None:
-    """Of `config.supervised`; None for the run of an ordinary network.
-
-    Raises:
-        ValueError: an unknown mask, a share outside of 0 ... 1 or without masks, or fields of several times.
-    """
-    settings = config.get("supervised") or {}  # runs of before have none
-    masks, whole = settings.get("masks"), settings.get("whole")
-    if not masks:
-        if whole is not None:
-            raise ValueError(f"expected config.supervised.masks for config.supervised.whole={whole}, got none")
-        return None
-    kinds = tuple(name.strip() for name in masks.split(","))
-    if not set(kinds) <= set(MASKS):
-        raise ValueError(f"expected config.supervised.masks out of {', '.join(MASKS)}, got {masks!r}")
-    if config.times.name != "synchronous":
-        raise ValueError(
-            "expected --config.times.name=synchronous with config.supervised.masks, as holes have one time each, got "
-            f"{config.times.name!r}"
-        )
-    whole = 0.1 if whole is None else whole
-    if not 0 <= whole <= 1:
-        raise ValueError(f"expected config.supervised.whole in 0 ... 1, got {whole}")
-    return Holes(kinds, whole)
-
-
 def model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The network of `config.model`: its preset, with what is set beside it. One class is no class.
 
@@ -157,7 +83,7 @@ def model(config: ConfigDict, num_classes: int) -> nn.Module:
     shape = _choose("config.model.preset", preset, presets) if preset else {}
     settings["dtype"] = _choose("config.model.dtype", settings["dtype"], DTYPES)
     settings["num_classes"] = num_classes if num_classes > 1 else 0
-    if holes(config):
+    if datasets.holes(config):
         settings["reference"] = config.data.channels + 1
     for name in ("base", "multipliers", "blocks", "head_dim", "patch", "width", "depth", "heads", "mlp_ratio"):
         value = settings.get(name)
@@ -236,7 +162,7 @@ def loss(config: ConfigDict, model: nn.Module, sampler: times_lib.TimeSampler | 
         "weight": weight(config),
         "uncertainty": uncertainty,
     }
-    supervised, grid = holes(config), field_grid(config)
+    supervised, grid = datasets.holes(config), field_grid(config)
     rate, null = settings.label_dropout, model.num_classes
 
     def loss_fn(params: Any, keys: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from asyncpatch_jax import sharding
 from asyncpatch_jax.training.step import create, jit_step, train_step
-from launch.shared import build, pictures
+from launch.shared import build, datasets, pictures
 from launch.shared.generate import generate
 from launch.shared.plans import plan
 
@@ -59,7 +59,7 @@ def training(config: ConfigDict, run: build.Run, mesh: Mesh) -> Program:
         "image": jax.ShapeDtypeStruct((size, *run.shape), jnp.float32),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
-    if build.holes(config):
+    if datasets.holes(config):
         images["mask"] = jax.ShapeDtypeStruct((size, *run.shape[:2], 1), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     args = (

@@ -11,7 +11,6 @@ RePaint. Runs go to --runs and stay there, each beside its numbers: what is fini
 import json
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from asyncpatch_jax.sampling.inpainting import AsyncPatch, RePaint
 from asyncpatch_jax.texts import read_text
 from asyncpatch_jax.types import Image
 from launch import elbo, judge, train
-from launch.shared import build, cli, digits_judge, outputs, pictures, plans
+from launch.shared import build, cli, datasets, digits_judge, markdown, outputs, pictures, plans
 from launch.shared.generate import fill
 
 TITLE = "Results on digits"
@@ -81,7 +80,7 @@ def measure(run: build.Run, seed: int) -> Row:
     named = digits_judge.accuracy(images, label)
     row: Row = {"generation": {"distance": digits_judge.distance(images), "named": named}}
 
-    source = build.dataset(run.config, "test").source
+    source = datasets.dataset(run.config, "test").source
     records = [source[int(i)] for i in np.linspace(0, len(source) - 1, values.test).round()]
     pixels = np.stack([record["image"] for record in records])
     x0 = pixels.astype(np.float32) / 127.5 - 1
@@ -106,19 +105,6 @@ def measure(run: build.Run, seed: int) -> Row:
     return row
 
 
-def _spread(values: Iterator[float], digits: int = 3) -> str:
-    """Mean ± standard deviation over seeds."""
-    numbers = np.array(list(values))
-    if len(numbers) < 2:
-        return f"{numbers.mean():.{digits}f}"
-    return f"{numbers.mean():.{digits}f} ± {numbers.std(ddof=1):.{digits}f}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def page(config: ConfigDict, command: str, rows: dict[str, list[Row]]) -> str:
     """The page in Markdown; `rows` holds the numbers of each seed by training times."""
     values = flags.FLAGS
@@ -127,18 +113,18 @@ def page(config: ConfigDict, command: str, rows: dict[str, list[Row]]) -> str:
     generation = [
         [
             named[name],
-            _spread(row["generation"]["distance"] for row in seeds),
-            _spread((100 * row["generation"]["named"] for row in seeds), 1),
+            markdown.spread(row["generation"]["distance"] for row in seeds),
+            markdown.spread((100 * row["generation"]["named"] for row in seeds), 1),
         ]
         for name, seeds in rows.items()
     ]
     inpainting = [
-        [named[name], *(_spread(row["inpainting"][mask][kind] for row in seeds) for mask in MASKS)]
+        [named[name], *(markdown.spread(row["inpainting"][mask][kind] for row in seeds) for mask in MASKS)]
         for kind in ("distance", "error")
         for name, seeds in rows.items()
     ]
     likelihood = [
-        [name, *(_spread(row["elbo"][path] for row in seeds) for path in PATHS)] for name, seeds in rows.items()
+        [name, *(markdown.spread(row["elbo"][path] for row in seeds) for path in PATHS)] for name, seeds in rows.items()
     ]
     half, seeds = len(rows), values.seeds
     train_settings, how = config.train, config.sample
@@ -165,7 +151,7 @@ gets {real_named:.1%} of the real test digits right.
 
 {values.num} class-conditional samples; "named" is the share of them that the classifier names as what was asked for.
 
-{_table(["training times", "distance", "named, %"], generation)}
+{markdown.table(["training times", "distance", "named, %"], generation)}
 
 ## Inpainting
 
@@ -173,24 +159,24 @@ gets {real_named:.1%} of the real test digits right.
 ({values.repaint_steps} levels, jumps of 10, 10 times: {calls} model calls and {renoised} re-noisings an image); the
 others take {how.steps} model calls, the known pixels at time 0. Distance as above:
 
-{_table(["training times", *MASKS], inpainting[:half])}
+{markdown.table(["training times", *MASKS], inpainting[:half])}
 
 Error: root mean square over the hole against the true pixels, which lie in [-1, 1]; a sharp guess costs more than a
 blurred one:
 
-{_table(["training times", *MASKS], inpainting[half:])}
+{markdown.table(["training times", *MASKS], inpainting[half:])}
 
 ## Likelihood
 
 Upper bounds in bits per dimension of the digits' {LEVELS} grey levels, {values.test} real test digits, {values.samples}
 random times for each image and path; lower is better, and {np.log2(LEVELS):.2f} is what knowing nothing costs.
 
-{_table(["training times", *PATHS], likelihood)}
+{markdown.table(["training times", *PATHS], likelihood)}
 """
 
 
 def _real_test(config: ConfigDict) -> Float[np.ndarray, "b h w c"]:
-    source = build.dataset(config, "test").source
+    source = datasets.dataset(config, "test").source
     places = np.linspace(0, len(source) - 1, flags.FLAGS.test).round()
     return np.stack([source[int(i)]["image"] for i in places]).astype(np.float32) / 127.5 - 1
 

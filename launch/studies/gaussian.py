@@ -37,7 +37,7 @@ from asyncpatch_jax.sampling.inpainting import (
     ScoreSDE,
 )
 from asyncpatch_jax.types import Denoiser, Image, Prediction, Times
-from launch.shared import cli, outputs, seeding
+from launch.shared import cli, markdown, outputs, seeding
 
 TITLE = "Inpainting methods where the truth is known"
 PROCESS = RectifiedFlow()
@@ -178,7 +178,7 @@ def page(command: str, found: list[tuple[Row, int, Score]], samples: int) -> str
         ]
         for row, steps, score in found
     ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
+    table = markdown.table(head, lines)
     return f"""# {TITLE}
 
 Written by `{command}`.

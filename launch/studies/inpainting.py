@@ -34,7 +34,7 @@ from asyncpatch_jax.sampling.inpainting import Inpainter
 from asyncpatch_jax.texts import read_text
 from asyncpatch_jax.viz import to_uint8
 from launch import judge, train
-from launch.shared import build, cli, inpainters, outputs
+from launch.shared import build, cli, datasets, inpainters, outputs
 from launch.shared.generate import image_keys
 from launch.shared.inpainting import inpaint
 from launch.studies import inpainting_page, inpainting_scores
@@ -111,7 +111,7 @@ def trained(config: ConfigDict) -> build.Run:
 
 def some(config: ConfigDict, split: str | None, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Images of a split and their classes, at even distances."""
-    source = build.dataset(config, split).source
+    source = datasets.dataset(config, split).source
     records = [source[int(i)] for i in np.linspace(0, len(source) - 1, min(count, len(source))).round()]
     return np.stack([one["image"] for one in records]), np.array([one["label"] for one in records], np.int32)
 
@@ -231,13 +231,13 @@ def run(config: ConfigDict) -> None:
     # the same programs are compiled for every seed
     jax.config.update("jax_compilation_cache_dir", str(runs / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    split = values.split or ("test" if config.data.name in build.HELD_OUT else None)
+    split = values.split or ("test" if config.data.name in datasets.HELD_OUT else None)
     images, label = some(config, split, values.test)
     size = images.shape[1:3]
     task = Task(images, label, {name: saved_masks(runs / "masks", name, len(images), size) for name in values.masks})
     reference = some(config, split, values.reference)[0]
     for name in names:  # a method that does not go with the number of steps is told before hours of training
-        untrained = build.untrained(configured(config, name, 0, runs), build.dataset(config))
+        untrained = build.untrained(configured(config, name, 0, runs), datasets.dataset(config))
         for text in methods(name, config.sample.steps).values():
             inpainters.method(untrained, text)
     results = Results(config, split, task.images, task.holes, len(reference), scores.names)

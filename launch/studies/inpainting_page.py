@@ -1,7 +1,6 @@
 """The page and the picture of the inpainting study."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from asyncpatch_jax import viz
 from asyncpatch_jax.files import writing
+from launch.shared import markdown
 from launch.studies.inpainting_scores import digest
 
 TITLE = "Results: filling holes"
@@ -63,18 +63,6 @@ class Results:
         self.first[row].setdefault(mask, cell)
 
 
-def spread(numbers: Iterable[float], digits: int = 3) -> str:
-    """Mean ± standard deviation over seeds."""
-    found = np.array(list(numbers))
-    more = f" ± {found.std(ddof=1):.{digits}f}" if len(found) > 1 else ""
-    return f"{found.mean():.{digits}f}{more}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
-
-
 def named(row: Row) -> str:
     """A network and its method, for a table."""
     return row[0] + (f" + {row[1]}" if row[1] else "")
@@ -99,6 +87,7 @@ def text(command: str, results: Results) -> str:
     count = len(next(iter(results.made.values())))
     seen = f"of its split {results.split}" if results.split else "out of those that were trained on"
     sets = [name for name in results.scores if name in next(iter(results.made.values()))[0]]
+    holes = [[name, f"{hole.mean():.2f}", digest(hole)] for name, hole in results.holes.items()]
     parts = [
         f"""# {TITLE}
 
@@ -114,11 +103,11 @@ Data: {config.data.name}, {config.data.size}x{config.data.size}, {len(results.im
 Training: {config.train.steps:,} steps of {config.train.batch}. Sampling: {how.solver} with eta {how.eta}, {how.steps}
 steps, guidance {how.guidance}; methods with settings of their own use those.
 
-{table(["score", "is"], results.scores.items())}
+{markdown.table(["score", "is"], results.scores.items())}
 
 Holes, drawn once and kept as files:
 
-{table(["holes", "mean area", "hash"], [[n, f"{h.mean():.2f}", digest(h)] for n, h in results.holes.items()])}""",
+{markdown.table(["holes", "mean area", "hash"], holes)}""",
     ]
     if results.tuned:
         parts.append(
@@ -127,22 +116,22 @@ Holes, drawn once and kept as files:
         )
     if sets:
         parts.append("## Generation")
-        rows = [[n, *(spread(one[s] for one in seeds) for s in sets)] for n, seeds in results.made.items()]
-        parts.append(table(["network", *sets], rows))
+        rows = [[n, *(markdown.spread(one[s] for one in seeds) for s in sets)] for n, seeds in results.made.items()]
+        parts.append(markdown.table(["network", *sets], rows))
     parts.append("## Inpainting")
     names = list(results.holes)
     for score in results.scores:
         rows = []
         for row, by_mask in results.filled.items():
             if score in next(iter(by_mask.values()))[0]:
-                rows.append([named(row), *(spread(one[score] for one in by_mask[mask]) for mask in names)])
-        parts += [f"{score}:", table(["network + method", *names], rows)]
+                rows.append([named(row), *(markdown.spread(one[score] for one in by_mask[mask]) for mask in names)])
+        parts += [f"{score}:", markdown.table(["network + method", *names], rows)]
     costs = []
     for row, cells in results.first.items():
         seconds = [one["seconds"] for found in results.filled[row].values() for one in found]
         cell = next(iter(cells.values()))
         costs.append([named(row), str(cell.calls), str(cell.gradients), f"{np.median(seconds):.3f}"])
-    parts += ["Cost of an image:", table(["network + method", "calls", "differentiated", "seconds"], costs)]
+    parts += ["Cost of an image:", markdown.table(["network + method", "calls", "differentiated", "seconds"], costs)]
     parts.append(f"## Pictures\n\nThe first seed's:\n\n![Real, known, and filled images]({PICTURE})")
     return "\n\n".join(parts) + "\n"
 

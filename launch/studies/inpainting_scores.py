@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from asyncpatch_jax.metrics.distances import frechet_distance
+from asyncpatch_jax.metrics.distances import distance_name, frechet_distance
 from asyncpatch_jax.metrics.features import Features
 from asyncpatch_jax.metrics.inception import read_inception
 from asyncpatch_jax.metrics.lpips import read_features, read_lpips
@@ -54,7 +54,7 @@ def read(lpips: str | None, inception: str | None) -> Scores:
         features = read_inception(inception)
     if features:
         called = f"{features.name}; {features.resize}; weights {features.weights[:12]}"
-        names[_set_name(features)] = f"between sets of images, of features {called}"
+        names[distance_name(features)] = f"between sets of images, of features {called}"
 
     def paired(made: Images, real: Images, hole: Float[np.ndarray, "n h w 1"]) -> dict[str, Float[np.ndarray, "n"]]:
         found = {HOLE_RMSE.name: HOLE_RMSE(made, real, hole)}
@@ -71,13 +71,9 @@ def read(lpips: str | None, inception: str | None) -> Scores:
         if key not in known:  # the same for all that is compared with it
             known[key] = features.call(real)
         distance = frechet_distance(features, moments(features.call(made)), moments(known[key]))
-        return {_set_name(features): distance.value}
+        return {distance.name: distance.value}
 
     return Scores(names, pairs[-1].name, paired, sets)
-
-
-def _set_name(features: Features) -> str:
-    return "FID" if features.name == "Inception pool3" else "Fréchet distance"
 
 
 def enlarged(images: Shaped[np.ndarray, "n h w c"]) -> Shaped[np.ndarray, "n _h _w c"]:

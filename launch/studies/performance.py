@@ -21,7 +21,7 @@ from asyncpatch_jax.files import write_json, writing
 from asyncpatch_jax.texts import read_text
 from launch import compile
 from launch.compiler import aot, report, topology
-from launch.shared import cli, fields
+from launch.shared import cli, fields, markdown
 
 NETWORKS = {
     "UNet 60M": "configs/imagenet64_60m.py",
@@ -153,7 +153,7 @@ def size_table(cases: list[Case], runs: Path) -> str:
                 f"{answer['seconds']['compile']:.0f}",
             ]
         )
-    return _markdown(titles, rows)
+    return markdown.table(titles, rows)
 
 
 def _refusal(answer: dict[str, Any]) -> str:
@@ -184,12 +184,7 @@ def price_table(cases: list[Case], runs: Path) -> str:
             pairs = ((found.flops, plain.flops), (found.bytes, plain.bytes), (found.cycles, plain.cycles))
             row += [f"{a / b:.3f}" for a, b in pairs] + [f"{temporaries:.3f}"]
         rows.append([*row, f"{found.flops / 1e9:.4g}", f"{found.bytes / 1e9:.4g}"])
-    return _markdown(titles, rows)
-
-
-def _markdown(titles: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [list(titles), ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown.table(titles, rows)
 
 
 def fill(page: str, tables: dict[str, str]) -> str:

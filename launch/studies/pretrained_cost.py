@@ -28,7 +28,7 @@ from asyncpatch_jax.pretrained.networks import autoencoder
 from launch.compiler import aot, report, topology
 from launch.compiler.pretrained_programs import TOKENS
 from launch.compiler.topology import GIB
-from launch.shared import cli, outputs
+from launch.shared import cli, markdown, outputs
 
 _FAMILIES = {"sd1.5": "sd", "sd2.1": "sd", "sdxl": "sdxl", "sd3.5": "sd3", "flux": "flux", "flux-kontext": "kontext"}
 _DOES_NOT_FIT, _FAILED = 2, 3
@@ -191,7 +191,7 @@ def call_table(one: Subject, answers: dict[str, dict[str, Any]]) -> str:
                 f"{_stored(one) / GIB:.2f} GiB" if "maps" in title else "",
             ]
         )
-    return _markdown(titles, rows)
+    return markdown.table(titles, rows)
 
 
 def run_table(one: Subject, answers: dict[str, dict[str, Any]]) -> str:
@@ -205,7 +205,7 @@ def run_table(one: Subject, answers: dict[str, dict[str, Any]]) -> str:
         memory, found = answer["memory"], report.bounds(answer, one.where)
         sizes = [f"{memory[name] / GIB:.2f} GiB" for name in ("arguments", "temporaries", "peak")]
         rows.append([title, *sizes, f"{memory['peak'] / one.where.chip.hbm:.0%}", f"{found.least:.3g} s"])
-    return _markdown(titles, rows)
+    return markdown.table(titles, rows)
 
 
 def _failure(answer: dict[str, Any], width: int) -> list[str]:
@@ -228,11 +228,6 @@ def _stored(one: Subject) -> float:
         return 4.0 * batch * heads / tensor * (side // 4) ** 2 * text
     tokens = (side // 2) ** 2 * (2 if one.family == "kontext" else 1) + text
     return 4.0 * batch * config["num_attention_heads"] / tensor * tokens**2
-
-
-def _markdown(titles: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [list(titles), ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def section(one: Subject, timeout: float) -> tuple[str, dict[str, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from asyncpatch_jax.files import writing
 from asyncpatch_jax.metrics.alignment import Verdict
 from asyncpatch_jax.metrics.intervals import Interval, bootstrap
 from asyncpatch_jax.pretrained.pipelines import Made
-from launch.shared import scenes_judge
+from launch.shared import markdown, scenes_judge
 
 TITLE = "Text to image on captioned scenes"
 _TITLES = {"sd": "UNet with cross-attention", "sd3": "MM-DiT"}
@@ -69,10 +69,6 @@ def _difference(cells: Sequence[Any], base: Sequence[Any], of: Callable[[Verdict
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
-
-
 def _alignment(verdict: Verdict) -> float:
     return verdict.alignment
 
@@ -105,7 +101,7 @@ def method_table(result: Results) -> str:
             ]
         )
     head = ["method", "alignment", "against DM", "all true", "against DM"]
-    return _table([*head, "objects", "relation", "sizes", "place", "s / image"], rows)
+    return markdown.table([*head, "objects", "relation", "sizes", "place", "s / image"], rows)
 
 
 def verdict_text(result: Results) -> str:
@@ -131,7 +127,7 @@ def kind_table(result: Results) -> str:
         [name, *(f"{scores(cells, _alignment)[:, columns[kind]].mean():.1f}" for kind in kinds)]
         for name, cells in result.cells.items()
     ]
-    return _table(["method", *(f"{kind} ({len(columns[kind])})" for kind in kinds)], rows)
+    return markdown.table(["method", *(f"{kind} ({len(columns[kind])})" for kind in kinds)], rows)
 
 
 def guidance_table(result: Results) -> str:
@@ -140,7 +136,7 @@ def guidance_table(result: Results) -> str:
     for scale, cell in result.tried.items():
         alignment, strict = scenes_judge.summary(cell.verdicts)
         rows.append([f"{scale:g}", f"{100 * alignment:.1f}", f"{100 * strict:.1f}"])
-    return _table(["guidance", "alignment", "all true"], rows)
+    return markdown.table(["guidance", "alignment", "all true"], rows)
 
 
 def examples(result: Results) -> np.ndarray:

@@ -17,7 +17,7 @@ from asyncpatch_jax.pretrained.folders.presets import PRESETS
 from launch.compiler import aot, report, topology
 from launch.compiler.report import Bounds
 from launch.compiler.topology import GIB, Topology
-from launch.shared import cli
+from launch.shared import cli, markdown
 
 _PIXELS, _IMAGES, _MINIBATCH, _ITERATIONS = 512, 16, 4, 4000
 _PROGRAMS = ("network", "module", "rollout", "update")
@@ -75,7 +75,7 @@ def section(name: str, answers: dict[str, dict[str, Any]]) -> str:
         size = f"{answer['parameters'] / 1e6:,.1f} M" if program in ("network", "module") else ""
         flops, least = answer["model_flops"] / 1e12, found[program].least
         lines.append([program, size, f"{flops:.4g}", *sizes, f"{least:.3g} s"])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+    table = markdown.table(head, lines)
     return f"""## {name}
 
 {_IMAGES} images of {_PIXELS} px, {place.steps} steps, {place.topology} (data {place.mesh[0]} x fsdp {place.mesh[1]}),

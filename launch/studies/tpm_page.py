@@ -16,6 +16,7 @@ from asyncpatch_jax.metrics.spectrum import residual
 from launch.policy import pages
 from launch.policy.pages import Made
 from launch.policy.subjects import Subject
+from launch.shared import markdown
 
 PLAIN, TPM, LIFTED, SPATIAL, PAPER = (
     *("synchronous", "TPM", "TPM, lifted bound"),
@@ -128,7 +129,7 @@ def table(study: Study, rows: Sequence[Row]) -> str:
         if study.distance is not None:
             line.append(f"{np.mean([study.distance(one.images) for one in row.made]):.3f}")
         lines.append(line)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+    return markdown.table(head, lines)
 
 
 def verdict(study: Study, rows: Sequence[Row]) -> str:
