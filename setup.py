@@ -25,7 +25,6 @@ TRAIN = [
     "importlib_resources>=6.5",  # tensorflow-datasets imports it without requiring it
     "tensorflow-cpu>=2.21",
     "tensorboard>=2.20",
-    "clu>=0.0.12",
     "ml_collections>=1.1",
     "absl-py>=2.3",
     "tqdm>=4.67",

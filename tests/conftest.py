@@ -9,6 +9,8 @@ import tempfile
 import weakref
 from pathlib import Path
 
+import pytest
+
 from tests import OLDER_EMITTERS
 
 # in the environment, so that the programs that tests start have them too: no search for an accelerator, and a compiler
@@ -63,6 +65,18 @@ def pytest_configure(config):
     jax.devices()
     os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_EMITTERS, "")
     flax.core.scope.jax = _Remembering(jax)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session):
+    """Those that run tests end once they have told all: to search gigabytes of programs for garbage, and then to take
+    them apart one by one, takes many seconds.
+    """
+    gc.freeze()
+    result = yield
+    if hasattr(session.config, "workerinput"):
+        os._exit(0)
+    return result
 
 
 # tests that start programs of their own take longest. They come first: a long one that comes last leaves a core idle

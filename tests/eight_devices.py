@@ -4,10 +4,7 @@ import dataclasses
 import functools
 import os
 import re
-import sys
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import jax
 import jax.numpy as jnp
@@ -433,8 +430,6 @@ def test_a_policy_is_trained_and_used_over_a_mesh(tmp_path, monkeypatch):
     """
     monkeypatch.setattr(build, "load_run", lambda *where, **more: test_launch.run())
     monkeypatch.setattr(policies, "init", lambda module, key, shape: begun(module, shape))
-    # what TensorBoard is told has tests elsewhere, and its writer imports TensorFlow
-    monkeypatch.setitem(sys.modules, "clu", SimpleNamespace(metric_writers=MagicMock()))
     folder = test_launch.folder_of(tmp_path / "digits")
     rewards, steps, combine, update = [], [], train_tpm.combine, iteration.update
 

@@ -5,7 +5,7 @@ import functools
 import os
 import sys
 from typing import Any
-from unittest.mock import Mock, patch
+from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -60,7 +60,6 @@ def begun(module: TPM, shape: tuple[int, int, int]) -> Any:
 def main(workdir: str, folder: str, prompts: str) -> None:
     """Of two processes: train by a reward that each would give otherwise; say of what and what was learned."""
     processes.start()
-    sys.modules["clu"] = Mock()  # its writers come with TensorFlow
     fit, scores, rewards = loop.fit, train_tpm.Trainer.scores, []
 
     def scored(*args: Any) -> Any:
@@ -70,6 +69,7 @@ def main(workdir: str, folder: str, prompts: str) -> None:
 
     def told(*args: Any, **more: Any) -> Any:
         state, done = fit(*args, **more)
+        assert "tensorflow" not in sys.modules  # its import takes seconds
         sums = [float(np.abs(leaf.addressable_data(0)).sum()) for leaf in jax.tree.leaves(state.params)]
         # the first process alone prints; and in one piece, for both write to one pipe
         sys.stderr.write(" ".join(map(str, ["learned", done, *rewards, *sums])) + "\n")

@@ -18,6 +18,7 @@ from launch import train
 from launch.shared import build, cli, processes
 from tests import OLDER_EMITTERS
 from tests.programs import Program
+from tests.test_fitting import read_scalars
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -86,26 +87,20 @@ def watch(started, step=0, act=lambda: None):
 
 def losses(workdir):
     """The loss of every step, as TensorBoard has it."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util.tensor_util import make_ndarray
-
-    found = {}
-    for file in sorted(workdir.glob("events.out.tfevents.*")):
-        events = EventAccumulator(str(file), {"tensors": 0}).Reload()
-        found |= {event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors("loss")}
-    return found
+    return {event.step: event.value for event in read_scalars(workdir)["loss"]}
 
 
 def test_two_processes_are_one_through_kills_other_meshes_and_other_numbers_of_processes(tmp_path, capsys):
     two, one = tmp_path / "two", tmp_path / "one"
 
-    # one is killed, and the other cannot go on
-    pair = start(two, 1)
+    # parameters split within and between processes; one is killed, and the other cannot go on
+    split = {"mesh.data": 1, "mesh.fsdp": -1}
+    pair = start(two, 2, **split)
     text = watch(pair, 5, lambda: [process.kill() for process in reversed(pair)])
     assert [process.returncode for process in pair] == [-signal.SIGKILL] * 2, text
 
-    # parameters split within and between processes; one is asked to stop
-    pair = start(two, 2, **{"mesh.data": 1, "mesh.fsdp": -1})
+    # one is asked to stop
+    pair = start(two, 2, **split)
 
     def interrupt():
         # one lock of both, which names the first

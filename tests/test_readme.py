@@ -67,7 +67,7 @@ def test_a_strangers_program_learns(stranger):
     program = stranger / "own" / "program.py"
     learns = next(block for block in blocks if "optax" in block)
     assert "range(200)" in learns
-    program.write_text(checks + learns.replace("range(200)", "range(100)"))  # half of it is enough to see it
+    program.write_text(checks + learns.replace("range(200)", "range(50)"))  # a quarter of it is enough to see it
     said = _run([stranger / "venv" / "bin" / "python", program], cwd=stranger / "own")
     shape, loss, spread = re.fullmatch(r"(\(.*\)) loss (\S+) spread within an image (\S+)\n", said).groups()
     assert shape == "(4, 8, 8, 1)"

@@ -95,7 +95,7 @@ def squares(values, size, mean, amount):
 @cache
 def on_squares(size=None, low=0.0):
     """Fields of 64^2 cells; for no size, of 1, 2, 4, ..., 64 alike."""
-    rng = np.random.default_rng(size)
+    rng = np.random.default_rng(size or 0)
     sizes = 2 ** rng.integers(0, 7, 3000) if size is None else np.full(3000, size)
     mean, amount = rng.random(3000, np.float32), rng.uniform(low, 1, 3000).astype(np.float32)
     return squares(rng.random((3000, 64, 64), np.float32), sizes.astype(np.int32), mean, amount)

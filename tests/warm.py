@@ -1,7 +1,5 @@
 """What programs import, for those that `programs.py` starts: imported once, with no thread and no device of JAX."""
 
-import importlib
-
 import grain  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import sklearn.datasets  # noqa: F401
@@ -9,5 +7,3 @@ import tqdm  # noqa: F401
 
 from asyncpatch_jax.training import checkpoints, loop  # noqa: F401
 from launch.shared import build, cli, pictures, programs, records  # noqa: F401
-
-importlib.import_module("clu.metric_writers")  # TensorFlow, for which `cli` has set what it looks at

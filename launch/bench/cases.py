@@ -172,7 +172,9 @@ def train_steps(run: build.Run, only: str = "") -> tuple[TrainState, dict[str, A
             config.times.update({setting: None for setting in config.times if setting not in ("name", "grid")})
         config.times.name = name
         steps[name] = programs.training(config, run, mesh).fn
-    return create(jax.tree.map(jnp.copy, run.params), build.optimizer(run.config)), steps
+    optimizer = build.optimizer(run.config)
+    # the steps are given the state for good, and shall not take the run's own parameters
+    return jax.jit(lambda params: create(jax.tree.map(jnp.copy, params), optimizer))(run.params), steps
 
 
 FIELDS: dict[str, int | str] = {

@@ -81,11 +81,11 @@ def _bare(run: build.Run) -> build.Run:
     config.model.log_variance = False
     config.sample.update({"solver": "euler", "grid": "linear"})
     params = {name: leaf for name, leaf in run.params.items() if name != "log_variance"}
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    moved = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    model = run.model.clone(log_variance=False)
-    return run._replace(config=config, model=model, params=jax.tree.unflatten(tree, moved))
+    rng = np.random.default_rng(0)
+    moved = jax.tree.map(
+        lambda leaf: leaf + np.float32(0.02) * rng.standard_normal(leaf.shape, np.float32), jax.device_get(params)
+    )
+    return run._replace(config=config, model=run.model.clone(log_variance=False), params=jax.device_put(moved))
 
 
 def _difference(run: build.Run, net: Any, device: str) -> float:

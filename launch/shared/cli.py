@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# before anything imports TensorFlow (clu does): it shall neither talk nor reach for the accelerator
+# before anything imports TensorFlow (a folder in a bucket does): it shall neither talk nor reach for the accelerator
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 

@@ -1,6 +1,10 @@
 """A training as people watch it: the loop of steps with a bar, and its scalars in TensorBoard files."""
 
-from collections.abc import Callable
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -11,6 +15,50 @@ from tqdm import tqdm
 from asyncpatch_jax.training import loop
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import Metrics, TrainState
+
+
+class Scalars:
+    """A TensorBoard file of scalars, begun by the first of them; a training does not wait for a distant folder.
+
+    Without TensorFlow, whose import takes longer than that of all else together. What went wrong in writing is raised
+    by the next call.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._thread, self._records = epath.Path(folder), ThreadPoolExecutor(1), None
+        self._last: Future | None = None
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        events = [Event(wall_time=time.time(), step=step, summary=summary)]
+        if self._last is None:
+            events.insert(0, Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.flush()
+        self._last = self._thread.submit(self._append, [event.SerializeToString() for event in events])
+
+    def _append(self, events: Sequence[bytes]) -> None:
+        if self._records is None:
+            from tensorboard.summary.writer.record_writer import RecordWriter
+
+            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+            self._records = RecordWriter((self._folder / name).open("wb"))
+        for event in events:
+            self._records.write(event)
+        self._records.flush()
+
+    def flush(self) -> None:
+        """Return once all is in the file."""
+        if self._last is not None:
+            self._last.result()
+
+    def close(self) -> None:
+        self.flush()
+        self._thread.shutdown()
+        if self._records is not None:
+            self._records.close()
 
 
 def fit(
@@ -36,12 +84,8 @@ def fit(
     Raises:
         FloatingPointError, OSError: as `training.loop.fit`.
     """
-    # late, as it takes seconds: TensorFlow comes with it
-    from clu import metric_writers
-
     train, first_process = config.train, jax.process_index() == 0
-    files = [metric_writers.SummaryWriter(str(epath.Path(config.workdir)))] if first_process else []
-    writer = metric_writers.AsyncWriter(metric_writers.MultiWriter(files))
+    writer = Scalars(config.workdir) if first_process else None
     first = int(state.step) + 1
     bar = tqdm(
         total=train.steps,
@@ -61,11 +105,13 @@ def fit(
     def on_log(done: int, metrics: dict[str, float]) -> None:
         shown = said(done, metrics)
         metrics[f"{unit}s_per_second"] = bar.format_dict["rate"] or 0.0
-        writer.write_scalars(done, metrics)
+        if writer:
+            writer.write(done, metrics)
         bar.set_postfix(shown, refresh=False)
 
     def on_sample(done: int, state: TrainState) -> None:
-        writer.flush()  # from here on, a signal ends this process at once
+        if writer:
+            writer.flush()  # from here on, a signal ends this process at once
         if done == train.steps:
             bar.close()
         draw(done, state)
@@ -85,5 +131,6 @@ def fit(
             on_log=on_log,
             on_sample=on_sample,
         )
-    writer.close()
+    if writer:
+        writer.close()
     return finished
