@@ -24,6 +24,7 @@ TRAIN = [
     "tensorflow-datasets>=4.9.10",
     "importlib_resources>=6.5",  # tensorflow-datasets imports it without requiring it
     "tensorflow-cpu>=2.21",
+    "pyarrow>=21",  # Parquet tables of pictures
     "tensorboard>=2.20",
     "ml_collections>=1.1",
     "absl-py>=2.3",

@@ -1,5 +1,6 @@
 """Images in: data sets and their batches, image files, inpainting masks."""
 
+from asyncpatch_jax.data.captions import captioned
 from asyncpatch_jax.data.dataset import Augment, Dataset, Source, batches
 from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.data.folders import Folder, scan_folder
@@ -19,6 +20,7 @@ __all__ = [
     "Folder",
     "Source",
     "batches",
+    "captioned",
     "check_pixels",
     "digits",
     "draw",

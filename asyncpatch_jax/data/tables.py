@@ -91,6 +91,24 @@ def by_header(text: str, file: epath.Path) -> list[str] | None:
     return None
 
 
+def header_of(text: str, separator: str, where: object) -> tuple[list[str], list[list[str]]]:
+    """The names in a table's first row, and the rows below it, each of as many fields.
+
+    Raises:
+        ValueError: a row of another length, or a table without one.
+    """
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True) if row]
+    except csv.Error as error:
+        raise ValueError(f"expected a table in {where}, got an error: {error}") from error
+    if not rows:
+        raise ValueError(f"expected a table with a header in {where}, got nothing")
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(rows[0]):
+            raise ValueError(f"expected {len(rows[0])} columns in {where}, got {len(row)} in row {number}")
+    return rows[0], rows[1:]
+
+
 def by_keys(rows: Sequence[object], file: epath.Path) -> list[str]:
     """The prompts of JSON objects, such as GenEval's `{"tag": ..., "include": [...], "prompt": ...}`, one each.
 
