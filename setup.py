@@ -29,6 +29,7 @@ TRAIN = [
     "ml_collections>=1.1",
     "absl-py>=2.3",
     "tqdm>=4.67",
+    "safetensors>=0.6",  # what autoencoders are kept in
     "zstandard>=0.23",  # JAX packs what it keeps of compiled programs with it, several times as fast as without
     "matplotlib>=3.10",
     "scikit-learn>=1.7",

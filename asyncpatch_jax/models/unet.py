@@ -42,7 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 _CONV = ("window", "window", "channels", "channels")
-_AXES = {
+# of networks of such blocks, between a convolution "stem" and one "out"
+BLOCK_AXES: dict[str, tuple[str | None, ...]] = {
     **AXES,
     "stem/kernel": _CONV,
     "conv_in/kernel": ("window", "window", "channels", "hidden"),
@@ -50,8 +51,8 @@ _AXES = {
     "conv_out/kernel": ("window", "window", "hidden", "channels"),
     "skip/kernel": ("channels", "channels"),
     "out/kernel": _CONV,
-    "log_variance/kernel": _CONV,
 }
+_AXES = {**BLOCK_AXES, "log_variance/kernel": _CONV}
 
 Changed = Float[Array, "b _h _w _d"]  # of another resolution or width
 
@@ -72,17 +73,19 @@ class ResBlock(nn.Module):
     norm: NormKind
     dropout: float
     dtype: Any
+    window: int = 3  # side of both convolutions'
 
     @nn.compact
     def __call__(self, x: Features, times: LevelTimes, seed: Seed | None) -> Changed:
         change = {"": lambda h: h, "down": _downsample, "up": _upsample}[self.resample]
+        window, zeros = (self.window, self.window), nn.initializers.zeros
         h = nn.silu(Norm(self.norm, self.dtype, name="norm_in")(x))
-        h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv_in")(change(h))
+        h = Conv(self.features, window, dtype=self.dtype, name="conv_in")(change(h))
         h = constrain(h, "batch", None, None, None)  # what comes next looks at all channels of a pixel
         h = ModulatedNorm(self.norm, self.dtype, name="norm_out")(h, times)
         h = constrain(h, "batch", None, None, None)
         h = Dropout(self.dropout, name="dropout")(h, seed)
-        h = Conv(self.features, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(h)
+        h = Conv(self.features, window, kernel_init=zeros, dtype=self.dtype, name="conv_out")(h)
         x = change(x)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="skip")(x)
