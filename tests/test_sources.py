@@ -213,6 +213,7 @@ def test_folder_of_mixed_images(tmp_path):
         assert len(folder(tmp_path, 8, on_error="skip").source) == 2
 
 
+SAID = [["a cat", " eine Katze, groß"], ["x"], ["", "y"], ["z"], ["u"], [" "]]
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
 
 
@@ -226,6 +227,7 @@ def write_tfds(
     image=None,
     label=None,
     values=None,
+    said=(),
 ):
     """A data set in the standard layout: six 8x8 images in "train", two of them again in "test".
 
@@ -236,11 +238,15 @@ def write_tfds(
     features = {"image": image or tensorflow_datasets.features.Image(shape=(8, 8, 3))}
     if labelled:
         features["label"] = label or tensorflow_datasets.features.ClassLabel(names=["cat", "dog"])
+    if said:
+        texts = tensorflow_datasets.features.Sequence({"text": tensorflow_datasets.features.Text()})
+        features |= {"captions": texts, "note": tensorflow_datasets.features.Text()}
     images, labels = values or (PIXELS, [i % 2 for i in range(6)])
 
     def examples(indices):
         for i in indices:
-            yield i, {"image": images[i], "label": labels[i]} if labelled else {"image": images[i]}
+            record = {"image": images[i], **({"label": labels[i]} if labelled else {})}
+            yield i, {**record, "captions": {"text": said[i]}, "note": f"note {i}"} if said else record
 
     tensorflow_datasets.dataset_builders.store_as_tfds_dataset(
         name=name,
@@ -259,6 +265,7 @@ def prepared(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("tfds")
     write_tfds(data_dir, config="8x8")
     write_tfds(data_dir, name="rooms", labelled=False)
+    write_tfds(data_dir, name="told", labelled=False, said=SAID)
     write_tfds(data_dir, name="old", file_format="tfrecord")
     shutil.copytree(data_dir / "old", data_dir / "bags")
     info = data_dir / "bags" / "1.0.0" / "dataset_info.json"
@@ -279,6 +286,16 @@ def test_tfds_reads_what_was_written(prepared, name):
     assert tfds(name, prepared, size=4, channels=1).source[0]["image"].shape == (4, 4, 1)
     (item,) = take(batches(dataset, batch=6, seed=0), 1)
     np.testing.assert_array_equal(np.sort(item["label"]), [0, 0, 0, 1, 1, 1])
+
+
+def test_tfds_reads_texts(prepared):
+    dataset = tfds("told", prepared, size=8, text="captions/text")
+    assert [dataset.source[i]["texts"] for i in (0, 2)] == [("a cat", "eine Katze, groß"), ("y",)]
+    assert tfds("told", prepared, size=8, text="note").source[3]["texts"] == ("note 3",)
+    with pytest.raises(ValueError, match=r"a text as captions/text in record 5 of .*told.*, got none"):
+        dataset.source[5]
+    with pytest.raises(ValueError, match=r"a feature of texts out of captions/text, note in .*told.*, got 'captions'"):
+        tfds("told", prepared, size=8, text="captions")
 
 
 def test_a_truncated_tfrecord_is_an_error(prepared, tmp_path):

@@ -26,13 +26,14 @@ class _Records:
     size: int
     channels: int
     max_pixels: int
+    text: str  # the feature with texts; "": none
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.parse(self.examples[index])
-        label = int(record.get("label", 0))
+        label = 0 if self.text else int(record.get("label", 0))
         if not 0 <= label < self.num_classes:
             hint = "; -1 stands for labels that are kept secret: take another split" if label == -1 else ""
             raise ValueError(
@@ -40,7 +41,14 @@ class _Records:
             )
         stream = io.BytesIO(record["image"])
         stream.name = f"record {index} of {self.where}"
-        return {"image": read_image(stream, self.size, self.channels, max_pixels=self.max_pixels), "label": label}
+        found = {"image": read_image(stream, self.size, self.channels, max_pixels=self.max_pixels), "label": label}
+        if self.text:
+            said: Any = functools.reduce(lambda value, key: value[key], self.text.split("/"), record)
+            texts = tuple(one.decode().strip() for one in np.ravel(said))
+            found["texts"] = tuple(filter(None, texts))
+            if not found["texts"]:
+                raise ValueError(f"expected a text as {self.text} in record {index} of {self.where}, got none")
+        return found
 
 
 def tfds(
@@ -50,6 +58,8 @@ def tfds(
     size: int = 64,
     channels: int = 3,
     max_pixels: int = MAX_PIXELS,
+    *,
+    text: str = "",
 ) -> Dataset:
     """A prepared TensorFlow Datasets set, e.g. "imagenet_resized/64x64" or "lsun/bedroom"; TensorFlow reads none of it.
 
@@ -58,6 +68,10 @@ def tfds(
     ("train", "validation", "train[:90%]", ...). Images become size x size centre squares, as in `folder`. array_record
     is the format made for this; tfrecord, which TFDS writes unless told otherwise, is read from local disks after a
     pass over the lengths of its records.
+
+    Args:
+        text: the feature of one text or several, such as "captions/text" of coco_captions: a record then has "texts",
+            as those of `captions.captioned`, and no label.
 
     Raises:
         ValueError: not prepared there, or in a format that this cannot read (with the command that helps); a damaged
@@ -71,26 +85,58 @@ def tfds(
     builder = tensorflow_datasets.builder_from_directory(_version_folder(name, data_dir))
     features = dict(builder.info.features.items())
     where = str(builder.data_dir)
-    names = _class_names(name, features, where)
+    if text:
+        _check_text(text, features, where)
+    names = (name,) if text else _class_names(name, features, where)
     # our own decoder reads the bytes, so that every source treats modes and sizes alike
     decoders = {"image": tensorflow_datasets.decode.SkipDecoding()}
     parse = functools.partial(builder.info.features.deserialize_example_np, decoders=decoders)
-    records = _Records(_examples(builder, name, split), parse, where, len(names), size, channels, max_pixels)
+    records = _Records(_examples(builder, name, split), parse, where, len(names), size, channels, max_pixels, text)
     if len(records):
         records[0]  # what is wrong with all of them shall show now
     return Dataset(records, len(names), names, (size, size, channels), hashed([f"{builder.info.full_name} {split}"]))
+
+
+def _check_text(text: str, features: Mapping[str, Any], where: str) -> None:
+    """Refuse what is no feature of texts, and name those that are."""
+    from tensorflow_datasets import features as kinds
+
+    _check_image(features, where)
+    texts = []
+
+    def look(path: str, feature: Any) -> None:
+        if isinstance(feature, kinds.Sequence):
+            look(path, feature.feature)
+        elif isinstance(feature, Mapping | kinds.FeaturesDict):
+            for name, below in feature.items():
+                look(f"{path}/{name}" if path else name, below)
+        elif isinstance(feature, kinds.Text):
+            texts.append(path)
+
+    look("", features)
+    if text not in texts:
+        raise ValueError(
+            f"expected a feature of texts out of {', '.join(sorted(texts)) or 'none'} in {where}, got {text!r}"
+        )
+
+
+def _check_image(features: Mapping[str, Any], where: str) -> None:
+    from tensorflow_datasets import features as kinds
+
+    image = features.get("image")
+    if not isinstance(image, kinds.Image) or isinstance(image, kinds.LabeledImage):
+        got = f"a {type(image).__name__}" if image else f"only {', '.join(features)}"
+        raise ValueError(f"expected an 'image' feature of pictures in {where}, got {got}")
+    if image.np_dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"expected images of uint8 or uint16 in {where}, got {np.dtype(image.np_dtype)}")
 
 
 def _class_names(name: str, features: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The classes of a data set; refuses features that this module would misread."""
     from tensorflow_datasets import features as kinds
 
-    image, label = features.get("image"), features.get("label")
-    if not isinstance(image, kinds.Image) or isinstance(image, kinds.LabeledImage):
-        got = f"a {type(image).__name__}" if image else f"only {', '.join(features)}"
-        raise ValueError(f"expected an 'image' feature of pictures in {where}, got {got}")
-    if image.np_dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"expected images of uint8 or uint16 in {where}, got {np.dtype(image.np_dtype)}")
+    _check_image(features, where)
+    label = features.get("label")
     if label is None:
         return (name,)
     if not isinstance(label, kinds.ClassLabel):
