@@ -47,6 +47,10 @@ def settings(arg: str = "", known: tuple[str, ...] = ("smoke",)) -> ConfigDict:
     data.channels = 1  # 1: grey, 3: colour
     data.augment = "none"  # none; flip: mirrored, or not, at random
     data.on_error = "raise"  # folder: raise, or skip what is no readable image
+    data.autoencoder = ""  # folder of one, to train on its latents; size and channels above are those of images then
+    data.latents = ""  # "": images themselves; a folder that launch.encode fills; online: encoded while it trains
+    data.factor = placeholder(int)  # latents: pixels to a side of a cell; the autoencoder's
+    data.latent_channels = placeholder(int)  # latents: their channels; the autoencoder's
     data.max_pixels = 89_478_485  # folder, tfds: larger images are refused, as they may be decompression bombs
 
     config.model = model = ConfigDict()

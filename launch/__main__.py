@@ -8,7 +8,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parent
 GROUPS = {
-    "Train": ("launch.train", "launch.train_tpm"),
+    "Train": ("launch.train", "launch.encode", "launch.train_tpm"),
     "Make images with a run": ("launch.sample", "launch.inpaint", "launch.texture"),
     "Make images with a public checkpoint": ("launch.text2image", "launch.check_checkpoint"),
     "Measure": (

@@ -26,12 +26,13 @@ from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.records import differences, shortened, summary
 from asyncpatch_jax.training.step import TrainState, create
 from asyncpatch_jax.training.stored import listed
-from launch.shared import build, cli, datasets, fitting, pictures, programs, records
+from launch.shared import autoencoders, build, cli, datasets, fitting, pictures, programs, records
 
 # what may change between two starts of a run, since it does not change what is learned; what the data is, is compared
 # in place of where it lies
 _FREE = (
     *("workdir", "mesh", "sample", "model.remat", "model.scan", "data.path", "data.on_error", "data.max_pixels"),
+    *("data.autoencoder", "data.latents", "data.factor", "data.latent_channels"),
     *("train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep", "train.fall_back"),
 )
 
@@ -48,13 +49,16 @@ def run(config: ConfigDict) -> None:
     check_same(config)
     if config.train.init and not listed(epath.Path(config.workdir) / "checkpoints"):
         records.record_of(config.train.init, fall_back=config.train.fall_back)
-    data = datasets.dataset(config)
     mesh = build.mesh(config)
-    network = build.untrained(config, data)._replace(mesh=mesh)
-    shown = datasets.dataset(config, "test") if config.data.name in datasets.HELD_OUT else data
+    autoencoder = autoencoders.chosen(config, mesh)
+    source = autoencoders.training_data(config, autoencoder)
+    there = records.trained(config.workdir, config.train.fall_back) or {}
+    data, autoencoder = autoencoders.measured(config, source, autoencoder, there.get("data"))
+    network = build.untrained(config, data)._replace(mesh=mesh, autoencoder=autoencoder)
+    shown = datasets.dataset(config, "test") if config.data.name in datasets.HELD_OUT else source
     program = programs.training(config, network, mesh)
     like = program.args[0]
-    batches = stream(config, data, mesh)
+    batches = stream(config, source, mesh)
     check(config, program)
     workdir = epath.Path(config.workdir)
     record, settings = records.record(config, data), config.train
@@ -128,7 +132,7 @@ def _fit(
     return fitting.fit(
         state,
         batches,
-        lambda state, batch: program.fn(state, sharding.place_batch(network.mesh, batch), everywhere),
+        lambda state, batch: program.fn(state, seen(network, sharding.place_batch(network.mesh, batch)), everywhere),
         config,
         checkpoints,
         unit="step",
@@ -146,6 +150,14 @@ def samples_folder(workdir: epath.Path, step: int) -> epath.Path:
 def _write_pages(folder: epath.Path, run: build.Run, shown: Dataset, key: jax.Array) -> None:
     for path in pictures.write_all(folder, run, shown, key):
         print(f"wrote {path}")
+
+
+def seen(network: build.Run, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """A batch as the step takes it: images that are not encoded yet become latents, on the devices that they are on."""
+    if batch["image"].shape[1:] == network.shape:
+        return batch
+    masks = {"mask": network.unknown(batch["mask"])} if "mask" in batch else {}
+    return {**batch, **masks, "image": network.encoded(batch["image"], whole=False)}
 
 
 def stream(config: ConfigDict, data: Dataset, mesh: Mesh) -> Any:

@@ -1,8 +1,9 @@
 """Images in: data sets and their batches, image files, inpainting masks."""
 
 from asyncpatch_jax.data.captions import captioned
-from asyncpatch_jax.data.dataset import Augment, Dataset, Source, batches
+from asyncpatch_jax.data.dataset import Augment, Dataset, Latents, Source, batches
 from asyncpatch_jax.data.decoding import MAX_PIXELS
+from asyncpatch_jax.data.encoded import latents
 from asyncpatch_jax.data.folders import Folder, scan_folder
 from asyncpatch_jax.data.images import check_pixels, read_image, resize
 from asyncpatch_jax.data.masks import MASKS, Convention, draw, outpaint, read_mask
@@ -18,6 +19,7 @@ __all__ = [
     "Convention",
     "Dataset",
     "Folder",
+    "Latents",
     "Source",
     "batches",
     "captioned",
@@ -27,6 +29,7 @@ __all__ = [
     "fashion_mnist",
     "folder",
     "idx",
+    "latents",
     "mnist_digits",
     "outpaint",
     "photo",

@@ -16,11 +16,30 @@ Augment = Literal["none", "flip"]
 
 @runtime_checkable
 class Source(Protocol):
-    """Grain's random-access protocol; a record is {"image": uint8 [h, w, c], "label": int}."""
+    """Grain's random-access protocol; a record is {"image": uint8 [h, w, c], "label": int}.
+
+    Of latents, images are float32 [h, w, z], and may have beside them as "mirrored" those of the mirrored image.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class Latents(NamedTuple):
+    """What latents are of.
+
+    autoencoder: hash of the one that made them.
+    factor: pixels to a side of a cell.
+    shift, scale: by channel; what is read is (latents - shift) * scale.
+    flips: whether mirrored images have theirs.
+    """
+
+    autoencoder: str
+    factor: int
+    shift: Any  # Float[np.ndarray, "z"]
+    scale: Any  # Float[np.ndarray, "z"]
+    flips: bool
 
 
 class Dataset(NamedTuple):
@@ -31,6 +50,7 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]  # h, w, c of every image
     names: str = ""  # `hashed` names of its records, which tell it from others wherever it lies; "": nobody knows
+    latents: Latents | None = None  # None: images are pixels
 
 
 def hashed(names: Iterable[str]) -> str:
@@ -40,20 +60,32 @@ def hashed(names: Iterable[str]) -> str:
 
 
 def _flip(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    return {**record, "image": record["image"][:, ::-1]} if rng.random() < 0.5 else record
+    # mirrored latents are not those of the mirrored image
+    mirrored = record["mirrored"] if "mirrored" in record else record["image"][:, ::-1]
+    return {**record, "image": mirrored} if rng.random() < 0.5 else record
 
 
-def _with_mask(record: dict[str, Any], rng: np.random.Generator, *, kinds: Sequence[str], whole: float) -> Any:
-    shape = record["image"].shape[:2]
+def _with_mask(
+    record: dict[str, Any], rng: np.random.Generator, *, kinds: Sequence[str], whole: float, factor: int
+) -> Any:
+    """With a mask that is drawn on pixels; a cell of latents with anything of a hole in it is all hole."""
+    h, w = (side * factor for side in record["image"].shape[:2])
     if rng.random() < whole:
-        return {**record, "mask": np.ones((*shape, 1), np.float32)}
-    return {**record, "mask": masks_lib.draw_one(kinds[int(rng.integers(len(kinds)))], rng, shape)}
+        mask = np.ones((h, w, 1), np.float32)
+    else:
+        mask = masks_lib.draw_one(kinds[int(rng.integers(len(kinds)))], rng, (h, w))
+    return {**record, "mask": mask.reshape(h // factor, factor, w // factor, factor, 1).max((1, 3))}
+
+
+def _without_mirrored(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "mirrored"}
 
 
 def _to_floats(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    image = batch["image"]
     return {
         **batch,
-        "image": batch["image"].astype(np.float32) / np.float32(127.5) - np.float32(1),
+        "image": image.astype(np.float32) / np.float32(127.5) - np.float32(1) if image.dtype == np.uint8 else image,
         "label": batch["label"].astype(np.int32),
     }
 
@@ -72,6 +104,8 @@ def batches(
 ) -> Any:
     """An endless Grain iterator of {"image": float32 [batch, h, w, c] in [-1, 1], "label": int32 [batch]}.
 
+    Latents come as their source has them. Flips of them are those that were encoded.
+
     With `masks`, each record also has a "mask" [h, w, 1], 1 in the hole, of a kind that is drawn out of these
     (`masks.MASKS`); a share `whole` of them is all hole.
 
@@ -84,8 +118,9 @@ def batches(
     The iterator has `get_state()` and `set_state(state)`, and Grain's checkpoint handlers take it.
 
     Raises:
-        ValueError: more images per step (all hosts) than the data set has, unknown augment or mask, shard outside
-            0 <= index < count, batch < 1, seed, start or threads < 0, whole outside of 0 ... 1.
+        ValueError: more images per step (all hosts) than the data set has, unknown augment or mask, flips of latents
+            that have none, shard outside 0 <= index < count, batch < 1, seed, start or threads < 0, whole outside of
+            0 ... 1.
     """
     index, count = shard
     images = len(dataset.source)
@@ -95,10 +130,13 @@ def batches(
         raise ValueError(f"expected a batch of 1 ... {images // count} ({images} images, {count} hosts), got {batch}")
     if augment not in ("none", "flip"):
         raise ValueError(f"expected augment = 'none' or 'flip', got {augment!r}")
+    factor = dataset.latents.factor if dataset.latents else 1
+    if augment == "flip" and dataset.latents and not dataset.latents.flips:
+        raise ValueError("expected latents that were encoded with augment = 'flip' for this augment, got others")
     if min(seed, start, threads) < 0:
         raise ValueError(f"expected seed, start and threads >= 0, got {seed}, {start} and {threads}")
     for name in masks:
-        masks_lib.draw(name, 0, 1, dataset.shape[:2])
+        masks_lib.draw(name, 0, 1, (dataset.shape[0] * factor, dataset.shape[1] * factor))
     checks.number("whole (the share of masks that are all hole)", whole, 0, 1)
     import grain
 
@@ -107,7 +145,9 @@ def batches(
         # before the split into hosts: here a record's generator is that of its place in the common stream
         records = records.random_map(_flip)
     if masks:
-        records = records.random_map(partial(_with_mask, kinds=tuple(masks), whole=whole))
+        records = records.random_map(partial(_with_mask, kinds=tuple(masks), whole=whole, factor=factor))
+    if dataset.latents:
+        records = records.map(_without_mirrored)
     steps = records.repeat().batch(batch, drop_remainder=True)[index::count].map(_to_floats)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterator = iter(steps.to_iter_dataset(options))

@@ -1,4 +1,5 @@
 from . import folders as folders, networks as networks, text as text
+from .autoencoders import Autoencoder as Autoencoder, read_autoencoder as read_autoencoder
 from .binding import bind as bind
 from .folders.inspection import inspect as inspect
 from .folders.loading import (

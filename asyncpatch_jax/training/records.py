@@ -82,12 +82,21 @@ _Count = Annotated[int, Meta(ge=0, le=2**24)]
 _Shape = Annotated[tuple[Annotated[int, Meta(ge=1, le=2**16)], ...], Meta(min_length=3, max_length=3)]
 
 
+class _Latents(Struct, frozen=True):
+    """What a run's record says of the latents that it learned in."""
+
+    autoencoder: str
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
 class _Data(Struct, frozen=True):
     """What a run's record says of its data; how many images and a hash of their names, since records have it."""
 
     num_classes: _Count
     class_names: tuple[str, ...]
     shape: _Shape
+    latents: _Latents | None = None
 
 
 class _Policy(Struct, frozen=True):

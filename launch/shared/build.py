@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from asyncpatch_jax import sharding
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.models import DiT, UNet, dit, unet
+from asyncpatch_jax.pretrained.autoencoders import Autoencoder, unknown_cells
 from asyncpatch_jax.process import KINDS, Cosine, Discrete, Kind, Process, RectifiedFlow
 from asyncpatch_jax.sampling import solvers
 from asyncpatch_jax.sampling.schedules import grids
@@ -27,7 +28,7 @@ from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import LossFn, adam, learning_rate
 from asyncpatch_jax.training.supervised import supervised_loss
 from asyncpatch_jax.types import Condition
-from launch.shared import datasets
+from launch.shared import autoencoders, datasets
 from launch.shared.records import record_of
 
 PROCESSES = {"rectified_flow": RectifiedFlow, "cosine": Cosine, "discrete": Discrete}
@@ -84,7 +85,7 @@ def model(config: ConfigDict, num_classes: int) -> nn.Module:
     settings["dtype"] = _choose("config.model.dtype", settings["dtype"], DTYPES)
     settings["num_classes"] = num_classes if num_classes > 1 else 0
     if datasets.holes(config):
-        settings["reference"] = config.data.channels + 1
+        settings["reference"] = (config.data.get("latent_channels") or config.data.channels) + 1
     for name in ("base", "multipliers", "blocks", "head_dim", "patch", "width", "depth", "heads", "mlp_ratio"):
         value = settings.get(name)
         if value is not None and not np.size(value):
@@ -113,15 +114,16 @@ def times(config: ConfigDict) -> times_lib.TimeSampler:
 
 
 def field_grid(config: ConfigDict) -> Grid:
-    """Cells of a training field; one per pixel unless configured.
+    """Cells of a training field; one per pixel, or cell of latents, unless configured.
 
     Raises:
         ValueError: the grid does not tile the images.
     """
-    size = config.data.size
+    factor = config.data.get("factor") or 1
+    size, what = config.data.size // factor, "pixels" if factor == 1 else "latents"
     grid = tuple(config.times.grid) or (size, size)
     if len(grid) != 2 or any(cells < 1 or size % cells for cells in grid):
-        raise ValueError(f"expected config.times.grid = (rows, columns) that tile {size}x{size} pixels, got {grid}")
+        raise ValueError(f"expected config.times.grid = (rows, columns) that tile {size}x{size} {what}, got {grid}")
     return grid
 
 
@@ -215,8 +217,35 @@ class Run(NamedTuple):
     step: int
     num_classes: int  # 0: trained without classes
     class_names: tuple[str, ...]
-    shape: tuple[int, int, int]  # h, w, c of the images
+    shape: tuple[int, int, int]  # h, w, c of the images, or of their latents: what the network is shown
     mesh: Mesh | None = None  # devices that batches are spread over; None: the default device
+    autoencoder: Autoencoder | None = None  # what lies between pixels and the network; None: nothing does
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """h, w, c of the images."""
+        if self.autoencoder is None:
+            return self.shape
+        h, w = (side * self.autoencoder.factor for side in self.shape[:2])
+        return h, w, self.autoencoder.channels
+
+    def encoded(
+        self, images: Float[Any, "b h w c"], mask: Float[Any, "b h w 1"] | None = None, *, whole: bool = True
+    ) -> Float[Any, "b _h _w _c"]:
+        """Images in [-1, 1] as the network is shown them: themselves, or their latents (`Autoencoder.encode`).
+
+        Args:
+            mask: 1 where an autoencoder must not look.
+        """
+        return images if self.autoencoder is None else self.autoencoder.encode(images, mask, whole=whole)
+
+    def decoded(self, x: Float[Any, "b _h _w _c"]) -> Float[Any, "b h w c"]:
+        """Images in about [-1, 1] of what the network makes."""
+        return x if self.autoencoder is None else self.autoencoder.decode(x)
+
+    def unknown(self, mask: Float[Any, "b h w 1"]) -> Float[Any, "b _h _w 1"]:
+        """A mask of pixels on what the network is shown: a cell of latents with anything unknown is unknown."""
+        return mask if self.autoencoder is None else unknown_cells(mask, self.autoencoder.factor)
 
 
 def mesh(config: ConfigDict) -> Mesh:
@@ -245,6 +274,7 @@ def untrained(config: ConfigDict, data: Dataset) -> Run:
         ValueError: a setting that does not make sense, or a network that does not fit the images.
     """
     network = model(config, data.num_classes)
+    data = datasets.seen(config, data)
     params = _shapes(network, data.shape)
     names, classes = data.class_names, network.num_classes
     return Run(config, network, process(config), kind(config), params, 0, classes, names, data.shape)
@@ -255,7 +285,12 @@ def _shapes(network: nn.Module, shape: tuple[int, int, int]) -> Any:
 
 
 def load_run(
-    workdir: epath.PathLike, step: int | None = None, mesh: Mesh | None = None, *, fall_back: bool = True
+    workdir: epath.PathLike,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    *,
+    fall_back: bool = True,
+    autoencoder: str | None = None,
 ) -> Run:
     """The run in a folder, with its averaged parameters at a step (default: the newest whole checkpoint).
 
@@ -263,11 +298,12 @@ def load_run(
 
     Args:
         fall_back: whether to use an older checkpoint, with a warning, if the newest is damaged.
+        autoencoder: the folder where that of a run in latents lies now; None: where it lay in training.
 
     Raises:
         FileNotFoundError: nothing was trained there, or no such checkpoint.
         DamagedError: the checkpoint is damaged, or all are.
-        ValueError: the checkpoint does not fit the network that the run's record describes.
+        ValueError: the checkpoint does not fit the network that the run's record describes, or no such autoencoder.
     """
     there = record_of(workdir, step, fall_back=fall_back)
     config = ConfigDict(there["config"])
@@ -275,7 +311,8 @@ def load_run(
     network = model(config, there["data"]["num_classes"])
     mesh = sharding.make_mesh() if mesh is None else mesh
     names, shapes = tuple(there["data"]["class_names"]), _shapes(network, shape)
-    run = Run(config, network, process(config), kind(config), shapes, 0, network.num_classes, names, shape, mesh)
+    coder = autoencoders.of_run(config, there["data"].get("latents"), mesh, autoencoder)
+    run = Run(config, network, process(config), kind(config), shapes, 0, network.num_classes, names, shape, mesh, coder)
     with Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True, fall_back=fall_back) as checkpoints:
         params, step = checkpoints.restore_ema(sharding.abstract(shapes, layout(run, mesh)), step)
     return run._replace(params=params, step=step)

@@ -50,6 +50,15 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
     return sources.folder(data.path, data.size, data.channels, data.on_error, most)
 
 
+def seen(config: ConfigDict, data: Dataset) -> Dataset:
+    """Images as a network that learns in latents sees them: of the latents' shape, by the configuration's numbers."""
+    factor, channels = config.data.get("factor"), config.data.get("latent_channels")
+    if data.latents or not (factor and channels):  # runs of before have neither
+        return data
+    h, w, _ = data.shape
+    return data._replace(shape=(h // factor, w // factor, channels))
+
+
 class Holes(NamedTuple):
     """What the holes are that a supervised run learns from."""
 

@@ -101,14 +101,15 @@ def waiting(what: str, limit: float | None = None) -> Iterator[None]:
         done.set()
 
 
-def together(what: str) -> None:
+def together(what: str, limit: float | None = None) -> None:
     """Wait until all processes have come here, so that what one does after it follows what the others did before.
 
     Args:
         what: all are about to do, such as "write to FOLDER".
+        limit: seconds, as `waiting` takes it.
     """
     if jax.process_count() > 1:
-        with waiting(f"the other processes, {jax.process_count()} in all, to {what}"):
+        with waiting(f"the other processes, {jax.process_count()} in all, to {what}", limit):
             multihost_utils.sync_global_devices(what)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -22,8 +23,18 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def record(config: ConfigDict, data: Dataset) -> dict[str, Any]:
-    """What a run is, as its checkpoints and run.json have it."""
-    about = {"num_classes": data.num_classes, "class_names": data.class_names, "shape": data.shape}
+    """What a run is, as its checkpoints and run.json have it.
+
+    Args:
+        data: as the network sees it.
+    """
+    about: dict[str, Any] = {"num_classes": data.num_classes, "class_names": data.class_names, "shape": data.shape}
+    if (found := data.latents) is not None:
+        about["latents"] = {
+            "autoencoder": found.autoencoder,
+            "shift": np.asarray(found.shift).tolist(),
+            "scale": np.asarray(found.scale).tolist(),
+        }
     return {"config": plain(config), "data": {**about, "images": len(data.source), "names": data.names}}
 
 
@@ -89,6 +100,9 @@ def other_data(there: Mapping[str, Any], data: Dataset) -> list[str]:
             lines.append(f"classes: {len(old)} -> {len(new)} {shortened(changed) or 'in another order'}")
     if list(there["shape"]) != list(data.shape):
         lines.append(f"shape of images: {tuple(there['shape'])} -> {data.shape}")
+    old, new = (there.get("latents") or {}).get("autoencoder"), data.latents and data.latents.autoencoder
+    if old != new:
+        lines.append(f"latents of the autoencoder: {old} -> {new}")
     if there.get("images", len(data.source)) != len(data.source):
         lines.append(f"images: {there['images']} -> {len(data.source)}")
     elif there.get("names", data.names) != data.names:

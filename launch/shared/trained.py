@@ -34,9 +34,10 @@ def define_fall_back() -> None:
 
 
 def define_flags(*settings: str) -> None:
-    """Define --workdir, --checkpoint, --seed, --fall_back, and those of `config.sample` that are named."""
+    """Define --workdir, --checkpoint, --autoencoder, --seed, --fall_back, and the named ones of `config.sample`."""
     flags.DEFINE_string("workdir", None, "Folder of a trained run; --config's unless given.")
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint to use; the newest unless given.")
+    flags.DEFINE_string("autoencoder", None, "Of a run in latents: where its autoencoder lies now, if it was moved.")
     seeding.define("Seed of all noise.")
     define_fall_back()
     for name in settings:
@@ -53,7 +54,8 @@ def load() -> build.Run:
     """
     values = flags.FLAGS
     values.workdir = values.workdir or values.config.workdir
-    run = build.load_run(values.workdir, values.checkpoint, fall_back=values.fall_back)
+    where = {"fall_back": values.fall_back, "autoencoder": values.autoencoder}
+    run = build.load_run(values.workdir, values.checkpoint, **where)
     overrides = config_flags.get_override_values(values["config"])
     run.config.update_from_flattened_dict({name: v for name, v in overrides.items() if name.startswith("sample.")})
     given = values.flag_values_dict()
