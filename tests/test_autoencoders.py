@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from asyncpatch_jax import sharding
+from asyncpatch_jax.models import LocalisedAutoencoder
+from asyncpatch_jax.models import autoencoder as localised
 from asyncpatch_jax.pretrained import autoencoders
 from asyncpatch_jax.pretrained.networks import autoencoder as network
 from tests import drawn, tiny_autoencoder
@@ -51,6 +53,25 @@ def test_nothing_of_a_hole_is_seen(coder):
     np.testing.assert_allclose(encode(images, 0 * mask), coder.encode(images), atol=1e-6)
 
 
+def test_a_localised_autoencoder_is_told_the_mask(tmp_path):
+    module = LocalisedAutoencoder(channels=1, latent_channels=2, codes=8, base=4, multipliers=(1, 1), windows=(3, 1))
+    params = drawn.params_like(localised.shapes(module))
+    localised.save(tmp_path, module, params)
+    coder = autoencoders.read_autoencoder(tmp_path, sharding.make_mesh())
+    assert (coder.kind, coder.factor, coder.channels, coder.latent_channels) == ("LocalisedAutoencoder", 2, 1, 2)
+    images, mask = np.asarray(drawn.uniform(2, 4, 4, 1, low=-1)), np.zeros((2, 4, 4, 1), np.float32)
+    mask[:, 1:3, 1] = 1
+
+    @jax.jit
+    def direct(images, mask):
+        latents = module.apply({"params": params}, images, mask, method="encode")
+        return latents, module.apply({"params": params}, latents, None, method="decode")
+
+    latents, decoded = direct(images, mask)
+    np.testing.assert_allclose(coder.encode(images, mask), latents, atol=1e-6)
+    np.testing.assert_allclose(coder.decode(latents), decoded, atol=1e-6)
+
+
 def test_a_cell_with_anything_unknown_is_unknown():
     mask = np.zeros((2, 8, 8, 1), np.float32)
     mask[0, 2, 5], mask[1, 3:5, 3:5] = 1, 1
@@ -84,7 +105,7 @@ def test_a_hash_is_of_the_network_wherever_and_however_it_lies(vae, coder, tmp_p
 
 def test_what_is_no_autoencoder_or_does_not_fit_is_refused(coder, tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-    with pytest.raises(ValueError, match=r"config.json of AutoencoderKL.*got 'UNet2DConditionModel'"):
+    with pytest.raises(ValueError, match=r"AutoencoderKL or LocalisedAutoencoder, got 'UNet2D"):
         autoencoders.read_autoencoder(tmp_path)
     with pytest.raises(ValueError, match="expected a folder"):
         autoencoders.read_autoencoder(tmp_path / "nothing")

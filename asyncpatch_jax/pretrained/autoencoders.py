@@ -1,7 +1,7 @@
 """Autoencoders of either kind behind one interface: from images to what a network learns in, and back.
 
-A folder is one of diffusers' `AutoencoderKL` (the `vae/` of a pipeline, or the pipeline's own folder), or of any other
-kind that `READERS` has a line for.
+A folder is one of diffusers' `AutoencoderKL` (the `vae/` of a pipeline, or the pipeline's own folder), of our own
+`LocalisedAutoencoder`, or of any other kind that `READERS` has a line for.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
 from asyncpatch_jax import schema, sharding, timefield
+from asyncpatch_jax.models import autoencoder as localised
 from asyncpatch_jax.pretrained.folders import loading, tensors
 from asyncpatch_jax.types import Image
 
@@ -56,8 +57,17 @@ def _decode_kl(module: nn.Module, params: Any, latents: Image, mask: Mask | None
     return images
 
 
+def _masked(way: str, module: nn.Module, params: Any, x: Image, mask: Mask | None) -> Coded:
+    """A method of a module that knows masks. Latents are continuous; they are quantised when they are decoded."""
+    coded: Any = module.apply({"params": params}, x, mask, method=way)
+    return coded
+
+
 # by the _class_name in a config.json
-READERS: dict[str, Reader] = {"AutoencoderKL": Reader(_read_kl, _encode_kl, _decode_kl)}
+READERS: dict[str, Reader] = {
+    "AutoencoderKL": Reader(_read_kl, _encode_kl, _decode_kl),
+    localised.CLASS: Reader(localised.load, partial(_masked, "encode"), partial(_masked, "decode")),
+}
 
 
 @dataclass(frozen=True, eq=False)
