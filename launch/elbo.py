@@ -6,6 +6,8 @@
 
 Each is an upper bound; lower is better, and a network that is perfect at every field attains the same on all of them.
 The diagonal is ordinary diffusion, raster is autoregression, and in a random environment each cell has its own speed.
+For a run in latents they are of the latents, shifted and scaled as the network sees them, by their own dimensions:
+bits per latent dimension, a density's, which compare with those of the same autoencoder alone.
 Prints a table and writes it as JSON to --out. The images' classes are given to a network that was trained with classes:
 the sub-folders of --images, by their names; without sub-folders no class is given.
 """
@@ -29,6 +31,7 @@ from asyncpatch_jax.training.elbo import Diagonal, Elbo, Path, RandomEnvironment
 from asyncpatch_jax.types import Condition, Image, ImageKeys
 from launch.shared import build, cli, datasets, inputs, outputs, pictures, plans, trained
 from launch.shared.generate import Net, image_keys
+from launch.shared.inpainting import coded
 
 
 @partial(jax.jit, static_argnames=("net", "path", "num_samples", "levels"))
@@ -55,20 +58,22 @@ def bounds(
     seed: int = 0,
     levels: int = 256,
 ) -> list[dict[str, Any]]:
-    """Mean bits per dimension of the images along each path, with two standard errors of it.
+    """Mean bits per dimension of the images (or of their latents) along each path, with two standard errors of it.
 
     `error` is that over images like these, `error_of_draws` the part of it that comes from the random times and noises
     and would shrink with more samples.
 
     Raises:
-        ValueError: what `elbo` refuses, or fewer than two images.
+        ValueError: what `elbo` refuses, fewer than two images, or levels of latents, which have none.
     """
+    if levels and run.autoencoder is not None:
+        raise ValueError(f"expected levels = 0 for a run in latents, whose bound is of a density, got {levels}")
     if len(images) < 2:
         raise ValueError(f"expected at least 2 images for a standard error, got {len(images)}")
     x0 = images.astype(np.float32) / 255
     if levels:  # the bound is of data that lie on the levels: real digits have 17 of them, stored in 256
         x0 = np.round(x0 * (levels - 1)) / (levels - 1)
-    x0 = 2 * x0 - 1
+    x0 = coded(run, 2 * x0 - 1, np.zeros((*x0.shape[:3], 1), np.float32), batch=min(batch, len(images)))
     inputs = (image_keys(seed, len(images)), x0, label.astype(np.int32) if run.num_classes else None)
     rows = []
     for name, path in {
@@ -113,7 +118,7 @@ def held_out(run: build.Run, folder: str | None, split: str) -> tuple[Dataset, l
                 "which the folder that was trained on does not have"
             )
         return datasets.dataset(run.config, split), list(range(max(run.num_classes, 1)))
-    data = sources.folder(folder, run.shape[0], run.shape[2], run.config.data.on_error)
+    data = sources.folder(folder, run.pixels[0], run.pixels[2], run.config.data.on_error)
     if not run.num_classes:
         return data, [0] * data.num_classes
     unknown = [name for name in data.class_names if name not in run.class_names]
@@ -142,8 +147,12 @@ def main() -> None:
         raise ValueError(f"expected --num of at most {len(data.source)} images, got {count}")
     records = [data.source[int(i)] for i in np.linspace(0, len(data.source) - 1, count)]
     cells = plans.cells(run)
+    latents = run.autoencoder is not None
+    levels, what = values.levels, "latent dimension" if latents else "dimension"
+    if latents and not values["levels"].present:
+        levels = 0
     print(
-        f"bits per dimension of {count} images ({values.images or values.split}), "
+        f"bits per {what} of {count} images ({values.images or values.split}), "
         f"{values.samples} samples each, {cells[0]}x{cells[1]} cells"
     )
     check_writable(values.out)
@@ -155,11 +164,11 @@ def main() -> None:
         samples=values.samples,
         batch=values.batch,
         seed=values.seed,
-        levels=values.levels,
+        levels=levels,
     )
     where = {"folder": values.images} if values.images else {"split": values.split}
     about = {"workdir": values.workdir, "step": run.step, **where, "images": count}
-    settings = {"samples": values.samples, "cells": cells, "levels": values.levels, "seed": values.seed}
+    settings = {"samples": values.samples, "cells": cells, "levels": levels, "per": what, "seed": values.seed}
     write_json(
         values.out,
         {**about, **settings, "given_class": bool(run.num_classes) and classes != [run.num_classes], "paths": rows},
@@ -174,7 +183,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("split", "test", "Split of the run's data set.")
     flags.DEFINE_integer("num", 0, "Images, evenly over the split; 0 for all.", lower_bound=0)
     flags.DEFINE_integer("samples", 128, "Random times and noises for each image and path; even.", lower_bound=2)
-    flags.DEFINE_integer("levels", 256, "Values that a pixel can have, 2 or more; 0 for a density.", lower_bound=0)
+    about = "Values that a pixel can have, 2 or more; 0 for a density, as latents have."
+    flags.DEFINE_integer("levels", 256, about, lower_bound=0)
     flags.DEFINE_integer("batch", 64, "Images at a time.", lower_bound=1)
     flags.DEFINE_string("out", "elbo.json", "File to write.")
     flags.DEFINE_bool("overwrite", False, "Replace --out.")

@@ -10,8 +10,9 @@ same name, up to the suffix, are a pair. A photo comes back at its own size, and
 bit: the network is shown windows of its size around the holes, of a large hole scaled down. --detail=1 goes on to
 closer and closer looks, until each pixel of the network's is one of the photo's, for networks that have learned from
 such crops. --method fills holes with networks that were trained on synchronous times: docs/inpainting.md describes
-each. --thumbnail writes the whole photo at the network's own size instead. In a folder, made.json says how its
-images were made.
+each. --thumbnail writes the whole photo at the network's own size instead, and --raw what the network itself makes of
+such a photo: of latents, known pixels too come out of the autoencoder then. In a folder, made.json says how its images
+were made.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from asyncpatch_jax.data.channels import read_photo, with_channels
 from asyncpatch_jax.data.images import read_image
 from asyncpatch_jax.data.masks import read_mask
 from asyncpatch_jax.sampling.inpainting import Inpainter, Supervised
-from asyncpatch_jax.sampling.painting import Job, repaint, together
+from asyncpatch_jax.sampling.painting import Job, Shown, repaint, together
 from asyncpatch_jax.sampling.windows import plan
 from asyncpatch_jax.texts import composed
 from asyncpatch_jax.types import ImageKeys
@@ -39,7 +40,7 @@ from launch.shared.generate import image_keys
 # a network that has learned whole pictures wants to see much of one
 _ROOM = 4.0
 _RECORDED = (
-    *("image", "mask", "convention", "graded", "mask_values", "detail", "thumbnail", "feather", "label", "seed"),
+    *("image", "mask", "convention", "graded", "mask_values", "detail", "thumbnail", "raw", "feather", "label", "seed"),
     "method",
 )
 # how asyncpatch moves, and looks that change pixels in part
@@ -113,12 +114,12 @@ def read(task: Task, run: build.Run | None) -> Pair:
         ValueError: what `read_photo` and `read_mask` refuse.
     """
     values = flags.FLAGS
-    size = run.shape[0] if run is not None and values.thumbnail else None
+    size = run.pixels[0] if run is not None and values.thumbnail else None
     photo = read_photo(task.image_path, max_pixels=values.max_pixels)
     how = {"graded": values.graded, "mask_values": masks.mask_values(), "max_pixels": values.max_pixels}
     strength = read_mask(task.mask_path, photo.shape[:2], values.convention, size=size, **how)
     if run is not None and size is not None:
-        photo = read_image(task.image_path, size, run.shape[2], max_pixels=values.max_pixels)
+        photo = read_image(task.image_path, size, run.pixels[2], max_pixels=values.max_pixels)
     return Pair(photo, strength)
 
 
@@ -167,9 +168,12 @@ def paint(
     label: int,
 ) -> None:
     """Fill the holes of some photos together, and write each as soon as it is done."""
-    values, size = flags.FLAGS, run.shape[:2]
+    values, size, channels = flags.FLAGS, run.pixels[:2], run.pixels[2]
+    if values.raw:
+        write_raw(run, method, outs, pairs, keys, label)
+        return
     how = {"overlap": size[0] // 4, "room": _ROOM, "detail": values.detail}
-    jobs = [Job(with_channels(photo, run.shape[2]), plan(strength, size, **how)) for photo, strength in pairs]
+    jobs = [Job(with_channels(photo, channels), plan(strength, size, **how)) for photo, strength in pairs]
     batch = together(jobs, values.batch)
     with tqdm(total=sum(len(job.windows) for job in jobs), unit="window") as progress:
         fill = inpainting.painter(run, keys, label, batch=batch, method=method, on_windows=progress.update)
@@ -177,6 +181,30 @@ def paint(
             photo, strength = pairs[i]
             made = np.where(strength > 0, with_channels(canvas, photo.shape[2]), photo)
             viz.save_png(outs[i], made, overwrite=True)
+
+
+def write_raw(
+    run: build.Run,
+    method: Inpainter,
+    outs: Sequence[epath.Path],
+    pairs: Sequence[Pair],
+    keys: ImageKeys,
+    label: int,
+) -> None:
+    """Write what the network makes of photos of its own size, known pixels as they come out.
+
+    Raises:
+        ValueError: a photo of another size.
+    """
+    if wrong := [photo.shape for photo, _ in pairs if photo.shape[:2] != run.pixels[:2]]:
+        h, w = run.pixels[:2]
+        raise ValueError(
+            f"expected photos of {w}x{h} pixels for --raw, or --thumbnail, got {wrong[0][1]}x{wrong[0][0]}"
+        )
+    shown = [Shown(i, 0, with_channels(photo, run.pixels[2]), strength) for i, (photo, strength) in enumerate(pairs)]
+    fill = inpainting.painter(run, keys, label, batch=len(shown), method=method)
+    for out, made in zip(outs, fill(shown), strict=True):
+        viz.save_png(out, made, overwrite=True)
 
 
 if __name__ == "__main__":
@@ -193,6 +221,7 @@ if __name__ == "__main__":
     masks.define_flags()
     flags.DEFINE_float("detail", None, "Go on to closer looks, until a pixel shown is so many of the photo's.")
     flags.DEFINE_bool("thumbnail", False, "Write the photo's centre square at the network's own size instead.")
+    flags.DEFINE_bool("raw", False, "Write all that the network makes, known pixels too, of photos of its own size.")
     flags.DEFINE_float(
         "feather", 2.0, "Width of the seam inside a hole, in pixels of the network's; 0 for a plain cut."
     )

@@ -33,7 +33,7 @@ def generated(
         batch_keys, batch_label = part
         inputs = pictures.inputs(run, batch_keys, np.zeros((len(batch_label), *run.shape), np.float32), batch_label)
         args = pictures.net(run), run.params, chosen.schedule, inputs
-        return generate(*args, num_steps=chosen.num_steps, ahead=chosen.ahead).images
+        return run.decoded(generate(*args, num_steps=chosen.num_steps, ahead=chosen.ahead).images)
 
     return np.concatenate(batched(call, (keys, jnp.asarray(label)), batch=batch))[:count], label
 

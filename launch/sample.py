@@ -50,7 +50,7 @@ def sample_run(
     batch: int,
     follow: Callable[[Schedule, Condition], Schedule] | None = None,
 ) -> Result:
-    """Images of these labels along a schedule, `batch` at a time; the run of the first few is recorded.
+    """Images of these labels along a schedule, `batch` at a time; the run of the first few is recorded as it is.
 
     Args:
         follow: another schedule, made of the named one and of what is known of a batch.
@@ -64,7 +64,8 @@ def sample_run(
 
     def call(part: Inputs) -> Result:
         own = chosen if follow is None else follow(chosen, Condition(label=part.label))
-        return generate(pictures.net(run), run.params, own, part, num_steps=num_steps, ahead=ahead, watch=watch)
+        made = generate(pictures.net(run), run.params, own, part, num_steps=num_steps, ahead=ahead, watch=watch)
+        return made._replace(images=run.decoded(made.images))
 
     results = batched(
         call,
@@ -83,6 +84,7 @@ def names(count: int) -> list[str]:
 
 def write(
     folder: epath.PathLike,
+    run: build.Run,
     result: Result,
     label: Int[np.ndarray, "b"],
     seed: int,
@@ -110,7 +112,7 @@ def write(
     with writing(folder / "samples.npz") as stream:
         colours = np.stack([with_channels(image, 3) for image in images])
         np.savez_compressed(stream, images=images, arr_0=colours, labels=label, seed=seed)
-    viz.save_animation(folder / "animation.gif", pictures.animation(result, title))
+    viz.save_animation(folder / "animation.gif", pictures.animation(run, result, title))
 
 
 def main() -> None:
@@ -124,7 +126,7 @@ def main() -> None:
     settings |= {name: values[name].value for name in ("seed", "num", "labels", "tpm", "gamma")}
     with outputs.making(planned, settings) as folder:
         result = sample_run(run, values.schedule, label, values.seed, values.batch, follow)
-        write(folder, result, label, values.seed, f"{values.schedule}, {run.config.sample.steps} steps", settings)
+        write(folder, run, result, label, values.seed, f"{values.schedule}, {run.config.sample.steps} steps", settings)
     print(f"wrote grid.png, animation.gif, samples.npz and images/ ({len(label)} PNG files) into {values.out}")
 
 

@@ -85,7 +85,7 @@ def paint(
     Raises:
         ValueError: a canvas smaller than the network's images, or an overlap that leaves nothing to paint.
     """
-    size = run.shape[:2]
+    size = run.pixels[:2]
     if min(canvas.shape[0] - size[0], canvas.shape[1] - size[1]) < 0:
         raise ValueError(
             f"expected a canvas of {size[1]}x{size[0]} pixels or more (the network's images), got "
@@ -128,11 +128,11 @@ def main() -> None:
     method(run)  # what it cannot do is told before anything is written
     label = trained.label(run, values.label)
     if values.image:
-        image = source(values.image, run.shape[2], values.crop, values.max_pixels)
+        image = source(values.image, run.pixels[2], values.crop, values.max_pixels)
         canvas, known = expanded(image, margins)
     else:
-        canvas, known = np.zeros((height, width, run.shape[2]), np.uint8), np.zeros((height, width), bool)
-    overlap = run.shape[0] // 2 if values.overlap is None else values.overlap
+        canvas, known = np.zeros((height, width, run.pixels[2]), np.uint8), np.zeros((height, width), bool)
+    overlap = run.pixels[0] // 2 if values.overlap is None else values.overlap
     settings = {**trained.settings(run), "overlap": overlap}
     settings |= {name: values[name].value for name in ("seed", "num", "label", "image", "crop", "expand", "size")}
     with outputs.making(planned, settings) as folder:

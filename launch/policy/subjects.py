@@ -174,7 +174,9 @@ def of_run(run: build.Run, prompts: Sequence[str], choice: Choice, mesh: Mesh | 
     grid = build.grid(run.config, run.config.sample.steps, run.process)
     shift = run.config.sample.shift if run.config.sample.grid == "shifted" else 1.0
     behind = Background(tuple(np.asarray(grid).tolist()), shift)
-    return Subject(net, run.params, wanted, Synchronous(grid), behind, run.shape, ask, np.asarray)
+    return Subject(
+        net, run.params, wanted, Synchronous(grid), behind, run.shape, ask, lambda made: np.asarray(run.decoded(made))
+    )
 
 
 def of_folder(pretrained: Pretrained, prompts: Sequence[str], choice: Choice, mesh: Mesh | None = None) -> Subject:

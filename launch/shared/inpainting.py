@@ -19,7 +19,7 @@ from launch.shared.generate import Inputs, fill, generate
 
 
 def field(run: build.Run, mask: Float[np.ndarray, "b h w 1"]) -> TimeField:
-    """A mask on the cells of the run's training fields; a cell with anything to generate is one."""
+    """A mask of pixels on the cells of the run's training fields; a cell with anything to generate is one."""
     return timefield.resize(jnp.asarray(mask, jnp.float32), build.field_grid(run.config), "max")
 
 
@@ -62,6 +62,8 @@ def inpaint(
 ) -> UInt8[np.ndarray, "b h w c"]:
     """What the network makes of images whose cells change by so much (0: not at all), under the run's guidance.
 
+    Of latents, an autoencoder sees nothing of what is to be made anew, and decodes all: known pixels too are its own.
+
     Args:
         label: classes; `run.num_classes` for no class.
         method: how holes are filled; of strengths between 0 and 1, `AsyncPatch` alone.
@@ -79,7 +81,8 @@ def inpaint(
         raise ValueError(f"expected strengths of 0 and 1 for {type(method).__name__}, got some between them")
     net, levels = pictures.net(run), field(run, strengths)
     # a cell with anything to generate is generated whole: the seam is then followed from what is made beside it
-    holes = timefield.resize(levels, run.shape[:2]) if isinstance(method, AsyncPatch) else jnp.asarray(strengths)
+    whole = isinstance(method, AsyncPatch)
+    holes = timefield.resize(levels, run.shape[:2]) if whole else run.unknown(jnp.asarray(strengths))
     most = strengths.max((1, 2, 3), keepdims=True)
     if isinstance(method, Supervised) and ((strengths > 0) & (strengths < most)).any():
         raise ValueError("expected one strength in an image for a supervised run, which is told one time, got several")
@@ -87,13 +90,27 @@ def inpaint(
     def call(part: tuple[Inputs, TimeField, Image]) -> Image:
         inputs, level, hole = part
         if graded:
-            return generate(net, run.params, Graded(level, grid), inputs, num_steps=len(grid) - 1).images
-        return fill(net, run.params, method, inputs, hole, grid)
+            made = generate(net, run.params, Graded(level, grid), inputs, num_steps=len(grid) - 1).images
+        else:
+            made = fill(net, run.params, method, inputs, hole, grid)
+        return run.decoded(made)
 
-    inputs = pictures.inputs(run, keys, images.astype(np.float32) / 127.5 - 1, label)
+    # what changes in part is seen: it begins as what it is
+    known = coded(run, images.astype(np.float32) / 127.5 - 1, (strengths >= 1).astype(np.float32), batch=batch)
+    inputs = pictures.inputs(run, keys, known, label)
     if scale or graded:  # in part, a supervised network changes pixels by a schedule and no method
         inputs = inputs._replace(hint=(levels > 0).astype(jnp.float32))
     if scale:
         inputs = inputs._replace(input_guidance=jnp.full(len(images), scale, jnp.float32))
     made = np.concatenate(batched(call, (inputs, levels, holes), batch=batch))
     return viz.to_uint8(made[: len(images)])
+
+
+def coded(
+    run: build.Run, images: Float[np.ndarray, "b h w c"], mask: Float[np.ndarray, "b h w 1"], *, batch: int
+) -> Float[np.ndarray, "b _h _w _c"]:
+    """Images as the network is shown them, `batch` at a time; where the mask is 1, an autoencoder does not look."""
+    if run.autoencoder is None:
+        return images
+    parts = batched(lambda part: run.encoded(*part), (images, mask), batch=batch)
+    return np.concatenate(parts)[: len(images)]

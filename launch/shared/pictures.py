@@ -3,6 +3,8 @@
 Each page is a function from a run to an array; `write_all` makes and writes them.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -62,8 +64,8 @@ def samples(run: build.Run, key: Key[Array, "..."]) -> UInt8[np.ndarray, "_h _w 
     label = np.repeat(np.arange(rows, dtype=np.int32), _SAMPLES)
     schedule, num_steps, _ = plan("sync", run)
     batch = inputs(run, key, np.zeros((len(label), *run.shape), np.float32), label)
-    images = generate(net(run), run.params, schedule, batch, num_steps=num_steps).images
-    tiles = viz.tiles(images).reshape(rows, _SAMPLES, *viz.visible(run.shape[:2]), 3)
+    images = run.decoded(generate(net(run), run.params, schedule, batch, num_steps=num_steps).images)
+    tiles = viz.tiles(images).reshape(rows, _SAMPLES, *viz.visible(run.pixels[:2]), 3)
     return viz.page(tiles, row_names=run.class_names[:rows] if run.num_classes else ())
 
 
@@ -72,19 +74,21 @@ def inpaintings(run: build.Run, dataset: Dataset, key: Key[Array, "..."]) -> UIn
     places = np.linspace(0, len(dataset.source) - 1, len(_MASKS) * _INPAINTED).astype(int)
     records = [dataset.source[int(place)] for place in places]
     original = np.stack([record["image"] for record in records])
+    if dataset.latents:  # all that there is: their images are the originals
+        original = viz.to_uint8(run.decoded(original))
     label = np.array([record["label"] for record in records], np.int32)
-    mask = np.concatenate([masks.draw(name, 0, _INPAINTED, run.shape[:2]) for name in _MASKS])
+    mask = np.concatenate([masks.draw(name, 0, _INPAINTED, run.pixels[:2]) for name in _MASKS])
     known = original.astype(np.float32) / 127.5 - 1
 
     grid = build.grid(run.config, run.config.sample.steps, run.process)
     field = from_mask(jnp.asarray(mask), grid=build.field_grid(run.config))
-    batch = inputs(run, key, known, label)
+    batch = inputs(run, key, run.encoded(known, mask), label)
     if run.model.reference:
         batch = batch._replace(hint=field)
     result = generate(net(run), run.params, Inpaint(field, grid), batch, num_steps=len(grid) - 1)
-    images = viz.to_uint8(paste_back(result.images, jnp.asarray(known), jnp.asarray(mask)))
+    images = viz.to_uint8(paste_back(run.decoded(result.images), jnp.asarray(known), jnp.asarray(mask)))
 
-    hidden = viz.hatch(viz.tiles(original), viz.enlarge(mask > 0.5, viz.visible(run.shape[:2]))[..., 0])
+    hidden = viz.hatch(viz.tiles(original), viz.enlarge(mask > 0.5, viz.visible(run.pixels[:2]))[..., 0])
     columns = np.stack([viz.tiles(original), hidden, viz.tiles(images)], 1)  # [masks * images, 3, h, w, 3]
     return viz.page(
         columns.reshape(len(_MASKS), _INPAINTED * 3, *columns.shape[2:]),
@@ -98,17 +102,23 @@ def moments(count: int, most: int) -> Int[np.ndarray, "_s"]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
-def film(result: Result, title: str) -> UInt8[np.ndarray, "_h _w 3"]:
+def _recorded(run: build.Run, result: Result, shown: Int[np.ndarray, "_s"], count: int) -> tuple[Any, Any]:
+    """Some moments of the first images of a recorded run, and their fields."""
+    steps, fields = (np.asarray(part)[shown, :count] for part in (result.run, result.fields))
+    images = run.decoded(steps.reshape(-1, *steps.shape[2:]))
+    return np.asarray(images).reshape(*steps.shape[:2], *images.shape[1:]), fields
+
+
+def film(run: build.Run, result: Result, title: str) -> UInt8[np.ndarray, "_h _w 3"]:
     """A recorded run as a film strip."""
     shown = moments(len(result.run), _MOMENTS)
-    run, fields = (np.asarray(steps)[shown, :_RUNS] for steps in (result.run, result.fields))
-    return viz.film(run, fields, [f"step {i}" for i in shown], title)
+    return viz.film(*_recorded(run, result, shown, _RUNS), [f"step {i}" for i in shown], title)
 
 
-def animation(result: Result, title: str) -> UInt8[np.ndarray, "_s _h _w 3"]:
+def animation(run: build.Run, result: Result, title: str) -> UInt8[np.ndarray, "_s _h _w 3"]:
     """A recorded run as the frames of an animation, images above their time fields."""
     shown = moments(len(result.run), _FRAMES)
-    return viz.frames(np.asarray(result.run)[shown], np.asarray(result.fields)[shown], title)
+    return viz.frames(*_recorded(run, result, shown, result.run.shape[1]), title)
 
 
 def _films(run: build.Run) -> dict[str, str]:
@@ -160,6 +170,6 @@ def write_all(folder: epath.PathLike, run: build.Run, dataset: Dataset, key: Key
     for name, title in _films(run).items():
         result = watched(run, name, key, 2 * _RUNS)
         paths += [folder / f"{name}.png", folder / f"{name}.gif"]
-        viz.save_png(paths[-2], film(result, title), overwrite=True)
-        viz.save_animation(paths[-1], animation(result, title), overwrite=True)
+        viz.save_png(paths[-2], film(run, result, title), overwrite=True)
+        viz.save_animation(paths[-1], animation(run, result, title), overwrite=True)
     return paths

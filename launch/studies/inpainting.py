@@ -34,7 +34,7 @@ from asyncpatch_jax.sampling.inpainting import Inpainter
 from asyncpatch_jax.texts import read_text
 from asyncpatch_jax.viz import to_uint8
 from launch import judge, train
-from launch.shared import build, cli, datasets, inpainters, outputs
+from launch.shared import autoencoders, build, cli, datasets, inpainters, outputs
 from launch.shared.generate import image_keys
 from launch.shared.inpainting import inpaint
 from launch.studies import inpainting_page, inpainting_scores
@@ -191,13 +191,13 @@ def made(run: build.Run, folder: Path, count: int, seed: int) -> UInt8[np.ndarra
         images = to_uint8(judge.generated(run, "sync", count, min(flags.FLAGS.batch, count), seed)[0])
         return images, (time.perf_counter() - begin) / count
 
-    return kept(folder, "made", about, jax.ShapeDtypeStruct((count, *run.shape), np.uint8), make)[0]
+    return kept(folder, "made", about, jax.ShapeDtypeStruct((count, *run.pixels), np.uint8), make)[0]
 
 
 def tuned(run: build.Run, folder: Path, config: ConfigDict, scores: inpainting_scores.Scores) -> dict[str, str]:
     """The best of `TUNED` on training images: a method's text by its name."""
     images, label = some(config, None, flags.FLAGS.tune)
-    task = Task(images, label, {_TUNE_MASK: masks.draw(_TUNE_MASK, 1, len(images), run.shape[:2])})
+    task = Task(images, label, {_TUNE_MASK: masks.draw(_TUNE_MASK, 1, len(images), run.pixels[:2])})
     best = {}
     for name, (setting, values) in TUNED.items():
         found = {}
@@ -227,6 +227,7 @@ def run(config: ConfigDict) -> None:
             raise ValueError(f"expected --{what} each once, at least one, got {', '.join(given) or 'none'}")
     outputs.check_page(values.out, inpainting_page.TITLE)
     scores = inpainting_scores.read(values.lpips, values.inception)
+    autoencoders.chosen(config, None)  # the sizes of its latents are settings of every network
     runs = Path(values.runs)
     # the same programs are compiled for every seed
     jax.config.update("jax_compilation_cache_dir", str(runs / "compiled"))
