@@ -17,6 +17,7 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.metrics import inception
 from asyncpatch_jax.metrics.similarity import PSNR
 from asyncpatch_jax.models import DiT, UNet, attention
+from asyncpatch_jax.pretrained import autoencoders
 from asyncpatch_jax.pretrained.folders.loading import load_component, load_pretrained
 from asyncpatch_jax.pretrained.folders.saving import save_component
 from asyncpatch_jax.pretrained.networks import flux
@@ -31,7 +32,7 @@ from launch.policy import iteration, subjects
 from launch.shared import build, cli, datasets, pictures, programs
 from launch.shared.generate import generate
 from launch.shared.plans import plan
-from tests import drawn, test_attention, test_kernels, test_launch
+from tests import drawn, test_attention, test_kernels, test_launch, tiny_autoencoder
 from tests.policy_runs import begun, config_of
 
 FOLDERS = Path(os.environ["ASYNCPATCH_TESTS_FOLDERS"])  # of `tiny_folders`, whose libraries are not imported here
@@ -412,6 +413,21 @@ def test_flux(monkeypatch):
         for pair in ((out, expected), (found["maps"], aux["maps"])):
             ours, theirs = map(np.asarray, pair)
             assert np.abs(ours - theirs).max() <= share * np.abs(theirs).max()
+
+
+def test_an_autoencoder_codes_a_batch_where_it_is(tmp_path, monkeypatch):
+    """In parts too, which each device has of its own images; and whole on every device if asked."""
+    folder, images = tiny_autoencoder.folder(tmp_path / "vae"), np.asarray(drawn.uniform(32, 4, 4, 1, low=-1))
+    alone = np.asarray(autoencoders.read_autoencoder(folder, mesh_of((1, 1, 1))).encode(images))
+    monkeypatch.setattr(autoencoders, "_AT_ONCE", 2 * 16)  # of the four that a device has
+    mesh = mesh_of((4, 2, 1))
+    coder = autoencoders.read_autoencoder(folder, mesh)
+    spread = coder.encode(sharding.place_batch(mesh, images), whole=False)
+    assert spread.sharding.is_equivalent_to(sharding.batch(mesh), 4)
+    whole = coder.encode(images)
+    assert whole.sharding.is_fully_replicated
+    for found in (spread, whole):
+        CLOSE(found, alone, atol=1e-5)
 
 
 def bright(images, prompts):

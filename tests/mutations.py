@@ -53,6 +53,18 @@ MUTATIONS = [
         ("timefield.py", "noisy = field > 0", "noisy = field >= 0", "timefield"),
         ("timefield.py", "return cells.max(axis + 1)", "return cells.min(axis + 1)", "timefield"),
         ("timefield.py", "jnp.where(where, index + k, index)", "jnp.where(where, index, index)", "timefield guidance"),
+        # latents
+        ("pretrained/autoencoders.py", "jnp.where(mask > 0.5, 0.0, images)", "images", "autoencoders"),
+        ("pretrained/autoencoders.py", "x / scale + shift", "x * scale + shift", "autoencoders"),
+        ("data/encoded.py", "apart**2 * count * part.count / total", "apart**2 * part.count / total", "encoded"),
+        ("data/encoded.py", "(copies.astype(np.float32) - self.shift)", "copies.astype(np.float32)", "encoded"),
+        ("data/encoded.py", "_sidecar(path).exists() and path.exists()", "path.exists()", "encoded"),
+        (
+            "data/dataset.py",
+            'record["mirrored"] if "mirrored" in record else record["image"][:, ::-1]',
+            'record["image"][:, ::-1]',
+            "encoded",
+        ),
         # schedules
         (
             "sampling/schedules/curves.py",

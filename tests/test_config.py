@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from launch import train
-from launch.shared import build, cli, datasets, plans, programs
+from launch.shared import autoencoders, build, cli, datasets, plans, programs
 from launch.shared.meanings import meanings
-from tests import mains
+from tests import mains, tiny_autoencoder
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(
@@ -48,14 +48,26 @@ def test_a_config_opens_with_its_command_and_everything_builds(name):
     assert f"    python -m launch.train --config=configs/{name}.py" in text.split('"""')[1]
     config = load(name)
     network = build.model(config, 10)
-    assert config.data.size % network.multiple == 0
+    assert build.field_grid(config)[0] % network.multiple == 0
     process = build.process(config)
     build.solver(config, process)
     assert len(build.grid(config, config.sample.steps, process)) == config.sample.steps + 1
-    assert build.field_grid(config) == (config.data.size,) * 2
+    assert build.field_grid(config) == (config.data.size // (config.data.factor or 1),) * 2
     build.loss(config, network)
     build.optimizer(config)
     build.kind(config)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    return tiny_autoencoder.folder(tmp_path_factory.mktemp("vae") / "vae", channels=3)
+
+
+def online(config, vae):
+    """In the latents of a tiny autoencoder, if in any."""
+    if config.data.latents:
+        config.data.update({"autoencoder": str(vae), "latents": "online", "factor": None, "latent_channels": None})
+    return config
 
 
 @pytest.fixture
@@ -79,8 +91,9 @@ def smokes():
 # one of each network, through all that training does; below, the step of every one is traced as it stands
 @pytest.mark.usefixtures("unoptimized")
 @pytest.mark.parametrize("name", ["digits", "imagenet256_dit_xl2"])
-def test_smoke_trains(name, tmp_path, monkeypatch):
-    config = load(name, "smoke")
+def test_smoke_trains(name, vae, tmp_path, monkeypatch):
+    config = online(load(name, "smoke"), vae)
+    monkeypatch.setattr(autoencoders, "_MEASURED", 32)
     config.workdir = str(tmp_path / "run")
     config.train.update({"steps": 2, "checkpoint_every": 2, "sample_every": 0})
     mains.begin_with_drawn_parameters(monkeypatch)
@@ -93,22 +106,26 @@ def test_smoke_trains(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", smokes())
-def test_the_step_of_a_smoke_run_fits_its_network_and_its_images(name, images):
+def test_the_step_of_a_smoke_run_fits_its_network_and_its_images(name, images, vae, monkeypatch):
     """A program that can be traced for the batches that come, and that gives back a state like its own, can train."""
-    config = load(name, "smoke")
+    monkeypatch.setattr(autoencoders, "_MEASURED", 32)
+    config = online(load(name, "smoke"), vae)
     if name == "folder":
         config.data.path = str(images)
-    data, mesh = datasets.dataset(config), build.mesh(config)
-    program = programs.training(config, build.untrained(config, data), mesh)
+    mesh = build.mesh(config)
+    source, coder = datasets.dataset(config), autoencoders.chosen(config, mesh)
+    data, coder = autoencoders.measured(config, source, coder, None)
+    network = build.untrained(config, data)._replace(autoencoder=coder)
+    program = programs.training(config, network, mesh)
     train.check(config, program)
     state, asked, _ = program.args
     made, metrics = jax.eval_shape(program.fn, *program.args)
     typed = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
     assert typed(made) == typed(state)
     assert metrics["loss"].shape == ()
-    batch = next(train.stream(config, data, mesh))
-    assert typed(batch) == typed(asked)
+    batch = next(train.stream(config, source, mesh))
     assert -1 <= batch["image"].min() < batch["image"].max() <= 1
+    assert typed(train.seen(network, batch)) == typed(asked)
 
 
 def test_a_smoke_run_has_a_folder_of_its_own():

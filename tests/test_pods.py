@@ -106,6 +106,9 @@ def test_what_is_missing_is_named(script):
     )
     assert "expected a command of launch/" in script("vm", "--dry-run", "start", "fly", "--out=gs://b/o", **PLACE)[2]
     assert "--out=gs://" in script("vm", "--dry-run", "start", "text2image", "--out=o", **PLACE)[2]
+    there = "--config.data.latents=gs://b/l"
+    assert script("vm", "--dry-run", "start", "encode", there, **PLACE)[0] == 0
+    assert "--out=gs://" in script("vm", "--dry-run", "start", there, "--config.workdir=runs/a", **PLACE)[2]
     assert "number of the job" in script("slurm", "--dry-run", "stop")[2]
 
 

@@ -7,17 +7,19 @@ have their JSON file: who was stopped goes on with the next one.
 """
 
 import json
-import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Shaped
-from msgspec import Meta, Struct, to_builtins
+from msgspec import Meta, Struct, structs, to_builtins
 
 from asyncpatch_jax import files, schema
 from asyncpatch_jax.data.dataset import Dataset, Latents, hashed
@@ -90,23 +92,28 @@ def places(images: int, count: int) -> Shaped[np.ndarray, "n"]:
     return np.linspace(0, images - 1, count or images).round().astype(int)
 
 
-def _moments(latents: Shaped[np.ndarray, "n h w z"], sha256: str = "") -> _Moments:
+def _moments(latents: Shaped[np.ndarray, "n h w z"]) -> _Moments:
     flat = latents.astype(np.float64).reshape(-1, latents.shape[-1])
     mean = flat.mean(0)
-    return _Moments(len(flat), tuple(mean.tolist()), tuple(((flat - mean) ** 2).sum(0).tolist()), sha256)
+    return _Moments(len(flat), tuple(mean.tolist()), tuple(((flat - mean) ** 2).sum(0).tolist()), "")
 
 
-def _measured(parts: list[_Moments]) -> Measured:
+def _joined(parts: list[_Moments], sha256: str = "") -> _Moments:
     """The moments of all, put together in the order of the parts (Chan et al. 1979)."""
     count, mean, squares = 0, np.zeros(len(parts[0].mean)), np.zeros(len(parts[0].mean))
     for part in parts:
         total, apart = count + part.count, np.array(part.mean) - mean
         squares = squares + np.array(part.squares) + apart**2 * count * part.count / total
         mean, count = mean + apart * part.count / total, total
-    deviation = np.sqrt(squares / count)
+    return _Moments(count, tuple(mean.tolist()), tuple(squares.tolist()), sha256)
+
+
+def _measured(parts: list[_Moments]) -> Measured:
+    count, mean, squares, _ = structs.astuple(_joined(parts))
+    deviation = np.sqrt(np.array(squares) / count)
     if not deviation.all() or not np.isfinite(deviation).all():
         raise ValueError(f"expected latents that differ from image to image, got deviations of {deviation}")
-    return Measured(mean.astype(np.float32), (1 / deviation).astype(np.float32))
+    return Measured(np.array(mean, np.float32), (1 / deviation).astype(np.float32))
 
 
 def measure(dataset: Dataset, encode: Encode, *, count: int, batch: int, flips: bool = False) -> Measured:
@@ -140,22 +147,22 @@ def _encoded(
     return found[0], found[1] if flips else None, [int(record["label"]) for record in records[: len(chosen)]]
 
 
-def shard_path(folder: str | os.PathLike[str], about: About, number: int) -> Path:
+def shard_path(folder: epath.PathLike, about: About, number: int) -> epath.Path:
     """The file of one shard."""
-    return Path(folder) / f"latents-{number:05d}-of-{about.shards:05d}.array_record"
+    return epath.Path(folder) / f"latents-{number:05d}-of-{about.shards:05d}.array_record"
 
 
-def _sidecar(path: Path) -> Path:
+def _sidecar(path: epath.Path) -> epath.Path:
     return path.with_suffix(".json")
 
 
-def begin(folder: str | os.PathLike[str], about: About) -> None:
+def begin(folder: epath.PathLike, about: About) -> None:
     """Refuse a folder that holds, whole or in part, latents of anything else.
 
     Raises:
         ValueError: it does; says what differs.
     """
-    folder = Path(folder)
+    folder = epath.Path(folder)
     begun = folder / "begun.json"
     if begun.exists():
         there = schema.read(begun, About)
@@ -175,7 +182,7 @@ def begin(folder: str | os.PathLike[str], about: About) -> None:
 
 
 def write(
-    folder: str | os.PathLike[str],
+    folder: epath.PathLike,
     about: About,
     dataset: Dataset,
     encode: Encode,
@@ -207,46 +214,52 @@ def write(
 
 
 def _write_shard(
-    path: Path, about: About, dataset: Dataset, encode: Encode, own: Shaped[np.ndarray, "n"], batch: int
+    path: epath.Path, about: About, dataset: Dataset, encode: Encode, own: Shaped[np.ndarray, "n"], batch: int
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    files.tidy(path.parent)
-    part, dtype, seen = files.aside(path, "part"), DTYPES[about.dtype], []
-    # a group of one record is read alone, which a shuffle asks for
-    writer = ArrayRecordWriter(str(part), "group_size:1")
-    try:
-        for some in _batches(own, batch):
-            latents, flipped, labels = _encoded(dataset, encode, some, batch, about.flips)
-            if latents.shape[1:] != about.shape:
-                raise ValueError(f"expected latents of {about.shape} of {about.pixels}, got {latents.shape[1:]}")
-            with np.errstate(over="ignore"):  # what that does is told below
-                copies = np.stack([latents, *([] if flipped is None else [flipped])], 1).astype(dtype)
-            if not np.isfinite(copies.astype(np.float32)).all():
-                raise ValueError(f"expected latents that are finite in {about.dtype}, got some that are not")
-            for label, record in zip(labels, copies, strict=True):
-                writer.write(int(label).to_bytes(4, "little") + record.tobytes())
-            # those of mirrored images are as likely to be seen
-            seen.append(copies.reshape(-1, *about.shape))
-        writer.close()
-        part.replace(path)
-    except BaseException:
-        if writer.is_open():
+    dtype, seen = DTYPES[about.dtype], []
+    with _local(path) as part:
+        # a group of one record is read alone, which a shuffle asks for
+        writer = ArrayRecordWriter(str(part), "group_size:1")
+        try:
+            for some in _batches(own, batch):
+                latents, flipped, labels = _encoded(dataset, encode, some, batch, about.flips)
+                if latents.shape[1:] != about.shape:
+                    raise ValueError(f"expected latents of {about.shape} of {about.pixels}, got {latents.shape[1:]}")
+                with np.errstate(over="ignore"):  # what that does is told below
+                    copies = np.stack([latents, *([] if flipped is None else [flipped])], 1).astype(dtype)
+                if not np.isfinite(copies.astype(np.float32)).all():
+                    raise ValueError(f"expected latents that are finite in {about.dtype}, got some that are not")
+                for label, record in zip(labels, copies, strict=True):
+                    writer.write(int(label).to_bytes(4, "little") + record.tobytes())
+                # those of mirrored images are as likely to be seen
+                seen.append(_moments(copies.reshape(-1, *about.shape)))
+        finally:
             writer.close()
+        moments = _joined(seen, files.sha256(part))
+    with _local(_sidecar(path)) as part:
+        part.write_text(json.dumps(to_builtins(moments)))
+
+
+@contextmanager
+def _local(path: epath.Path) -> Iterator[Path]:
+    """A file on a disk that becomes `path` once the block ends well, as this process alone writes it."""
+    if "://" in str(path):  # in a bucket, a file that is not finished is not there
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            path.write_bytes((Path(folder) / path.name).read_bytes())
+        return
+    files.tidy(path.parent)
+    part = Path(files.aside(path, "part"))
+    try:
+        yield part
+        part.replace(path)
+    finally:
         part.unlink(missing_ok=True)
-        raise
-    moments = _moments(np.concatenate(seen), files.sha256(path))
-    _write_own(_sidecar(path), to_builtins(moments))
 
 
-def _write_own(path: Path, content: Any) -> None:
-    """JSON that this process alone writes."""
-    part = files.aside(path, "part")
-    part.write_text(json.dumps(content))
-    part.replace(path)
-
-
-def finish(folder: str | os.PathLike[str], about: About) -> Measured:
+def finish(folder: epath.PathLike, about: About) -> Measured:
     """Measure shift and scale over all shards, and say by latents.json that all is there.
 
     Raises:
@@ -257,7 +270,7 @@ def finish(folder: str | os.PathLike[str], about: About) -> Measured:
         raise ValueError(f"expected {len(sides)} shards in {folder}, got none for {', '.join(missing[:5])}")
     found = _measured([schema.read(side, _Moments) for side in sides])
     whole = {"about": to_builtins(about), "shift": found.shift.tolist(), "scale": found.scale.tolist()}
-    files.write_json(Path(folder) / NAME, whole, overwrite=True)
+    files.write_json(epath.Path(folder) / NAME, whole, overwrite=True)
     return found
 
 
@@ -279,7 +292,7 @@ class _Records:
         return {"image": copies[0], "label": int.from_bytes(raw[:4], "little"), **mirrored}
 
 
-def read_about(folder: str | os.PathLike[str]) -> About:
+def read_about(folder: epath.PathLike) -> About:
     """What the latents of a folder are of.
 
     Raises:
@@ -288,15 +301,15 @@ def read_about(folder: str | os.PathLike[str]) -> About:
     return _whole(folder).about
 
 
-def _whole(folder: str | os.PathLike[str]) -> _Whole:
-    folder = Path(folder).expanduser()
+def _whole(folder: epath.PathLike) -> _Whole:
+    folder = epath.Path(folder).expanduser()
     if not (folder / NAME).is_file():
         hint = "not all of them are there yet: the same launch.encode goes on" if folder.is_dir() else "no such folder"
         raise ValueError(f"expected latents of launch.encode in {folder}, got no {NAME} ({hint})")
     return schema.read(folder / NAME, _Whole)
 
 
-def latents(folder: str | os.PathLike[str]) -> Dataset:
+def latents(folder: epath.PathLike) -> Dataset:
     """The latents of a folder, shifted and scaled, float32 [h, w, z]; a record's "mirrored" are of the mirrored image.
 
     Raises:
@@ -304,8 +317,8 @@ def latents(folder: str | os.PathLike[str]) -> Dataset:
     """
     whole = _whole(folder)
     about = whole.about
-    paths = [shard_path(Path(folder).expanduser(), about, number) for number in range(about.shards)]
-    if missing := [path.name for path in paths if not path.is_file()]:
+    paths = [shard_path(epath.Path(folder).expanduser(), about, number) for number in range(about.shards)]
+    if missing := [path.name for path in paths if not path.exists()]:
         raise ValueError(f"expected {len(paths)} shards in {folder}, got no {', '.join(missing[:5])}")
     import grain
 

@@ -54,6 +54,7 @@ check_job() {
   for arg in "$@"; do
     case $arg in
       --config.workdir="$prefix"?* | --workdir="$prefix"?* | --out="$prefix"?*) return 0 ;;
+      --config.data.latents="$prefix"?*) [[ ${job[1]} != launch.encode ]] || return 0 ;;
     esac
   done
   fail "expected --config.workdir=$prefix..., --workdir=$prefix... or --out=$prefix... among the arguments, got: $*"
