@@ -1,7 +1,7 @@
 """What a data set is, and the endless, reproducible batches drawn from it."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -69,12 +69,30 @@ def _with_mask(
     record: dict[str, Any], rng: np.random.Generator, *, kinds: Sequence[str], whole: float, factor: int
 ) -> Any:
     """With a mask that is drawn on pixels; a cell of latents with anything of a hole in it is all hole."""
-    h, w = (side * factor for side in record["image"].shape[:2])
+    shape = _pixels(record, factor)
     if rng.random() < whole:
-        mask = np.ones((h, w, 1), np.float32)
-    else:
-        mask = masks_lib.draw_one(kinds[int(rng.integers(len(kinds)))], rng, (h, w))
-    return {**record, "mask": mask.reshape(h // factor, factor, w // factor, factor, 1).max((1, 3))}
+        return {**record, "mask": _cells(np.ones((*shape, 1), np.float32), factor)}
+    return {**record, "mask": _cells(masks_lib.draw_one(kinds[int(rng.integers(len(kinds)))], rng, shape), factor)}
+
+
+def _with_share(record: dict[str, Any], rng: np.random.Generator, *, shares: Mapping[str, float], factor: int) -> Any:
+    """The same by shares of kinds; what they leave has no hole."""
+    draw, shape = rng.random(), _pixels(record, factor)
+    for kind, share in shares.items():
+        if draw < share:
+            return {**record, "mask": _cells(masks_lib.draw_one(kind, rng, shape), factor)}
+        draw -= share
+    return {**record, "mask": _cells(np.zeros((*shape, 1), np.float32), factor)}
+
+
+def _pixels(record: dict[str, Any], factor: int) -> tuple[int, int]:
+    h, w = record["image"].shape[:2]
+    return h * factor, w * factor
+
+
+def _cells(mask: np.ndarray, factor: int) -> np.ndarray:
+    h, w = mask.shape[0] // factor, mask.shape[1] // factor
+    return mask.reshape(h, factor, w, factor, 1).max((1, 3))
 
 
 def _without_mirrored(record: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +115,7 @@ def batches(
     seed: int,
     shard: tuple[int, int] = (0, 1),
     augment: Augment = "none",
-    masks: Sequence[str] = (),
+    masks: Sequence[str] | Mapping[str, float] = (),
     whole: float = 0.0,
     start: int = 0,
     threads: int = 4,
@@ -107,7 +125,8 @@ def batches(
     Latents come as their source has them. Flips of them are those that were encoded.
 
     With `masks`, each record also has a "mask" [h, w, 1], 1 in the hole, of a kind that is drawn out of these
-    (`masks.MASKS`); a share `whole` of them is all hole.
+    (`masks.MASKS`); a share `whole` of them is all hole. Given as {kind: share}, kinds are drawn by their shares, and
+    what these leave to 1 has a mask of zeros.
 
     Every epoch is a new permutation of the data, and epochs follow each other without a gap. All hosts together go
     through one stream: with shard=(index, count) a host gets its block of every `count * batch` consecutive records,
@@ -138,13 +157,20 @@ def batches(
     for name in masks:
         masks_lib.draw(name, 0, 1, (dataset.shape[0] * factor, dataset.shape[1] * factor))
     checks.number("whole (the share of masks that are all hole)", whole, 0, 1)
+    if isinstance(masks, Mapping):
+        for name, share in masks.items():
+            checks.number(f"the share of {name!r} masks", share, 0, 1)
+        if (total := sum(masks.values())) > 1 + 1e-6 or whole:
+            raise ValueError(f"expected shares of masks of 1 at most, and whole = 0, got {total:g} and {whole}")
     import grain
 
     records = grain.MapDataset.source(dataset.source).seed(seed).shuffle()
     if augment == "flip":
         # before the split into hosts: here a record's generator is that of its place in the common stream
         records = records.random_map(_flip)
-    if masks:
+    if isinstance(masks, Mapping):
+        records = records.random_map(partial(_with_share, shares=dict(masks), factor=factor))
+    elif masks:
         records = records.random_map(partial(_with_mask, kinds=tuple(masks), whole=whole, factor=factor))
     if dataset.latents:
         records = records.map(_without_mirrored)

@@ -7,6 +7,7 @@ from . import (
     inception as inception,
     influence as influence,
     intervals as intervals,
+    leakage as leakage,
     lpips as lpips,
     lpips_files as lpips_files,
     moments as moments,

@@ -6,12 +6,11 @@ learn by gradient (the codebook loss) or as running means of the vectors that ch
 the paper's appendix A.1). A code that hardly any vector chooses begins again at one of the batch's vectors.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from asyncpatch_jax import checks, sharding
@@ -111,15 +110,17 @@ def nearest(vectors: Float[Array, "b h w z"], codebook: Codebook) -> Int[Array, 
     return jnp.moveaxis(jax.lax.map(choose, rows), 0, 1).reshape(b, h, w)
 
 
-@struct.dataclass
-class Usage:
+class Usage(NamedTuple):
     """How much each code is used: running means over the steps. Shares are in units of 1 / k, a code's fair one.
 
     Before the first step all codes count as never used, so that they begin at vectors of the first batch.
+
+    share: of vectors that chose a code [k].
+    sums: of these vectors [k, z], in the same units: their mean is sums / share.
     """
 
-    share: Any  # Float[Array, "k"]: of vectors that chose it
-    sums: Any  # Float[Array, "k z"]: of these vectors, in the same units: their mean is sums / share
+    share: Float[Array, "k"]
+    sums: Float[Array, "k z"]
 
 
 def unused(codes: int, width: int) -> Usage:
