@@ -8,12 +8,12 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parent
 GROUPS = {
-    "Train": ("launch.train", "launch.encode", "launch.train_tpm"),
+    "Train": ("launch.train", "launch.train_autoencoder", "launch.encode", "launch.train_tpm"),
     "Make images with a run": ("launch.sample", "launch.inpaint", "launch.texture"),
     "Make images with a public checkpoint": ("launch.text2image", "launch.check_checkpoint"),
     "Measure": (
         *("launch.score", "launch.judge", "launch.elbo", "launch.evaluate"),
-        *("launch.convert_metric", "launch.convert_pickle"),
+        *("launch.leakage", "launch.convert_metric", "launch.convert_pickle"),
     ),
     "Before you train": ("launch.times", "launch.benchmark", "launch.compile"),
 }

@@ -18,7 +18,9 @@ from tests import mains, tiny_autoencoder
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(
-    path.stem for path in (ROOT / "configs").glob("[!_]*.py") if path.stem != "base" and "tpm" not in path.stem
+    path.stem
+    for path in (ROOT / "configs").glob("[!_]*.py")
+    if path.stem != "base" and not path.stem.startswith(("tpm", "autoencoder"))
 )
 
 
@@ -361,7 +363,7 @@ def test_help_shows_the_configuration_that_was_asked_for_from_any_folder(monkeyp
     assert "train.steps = 8" in out
 
 
-@pytest.mark.parametrize("name", ["base", "tpm_base"])
+@pytest.mark.parametrize("name", ["base", "tpm_base", "autoencoder_base"])
 def test_help_says_of_every_setting_what_it_means(name):
     module = cli._module(str(ROOT / "configs" / f"{name}.py"))
     found = meanings(module)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import base, tpm_base
+from configs import autoencoder_base, base, tpm_base
 from launch import __main__ as contents
 from launch.shared import cli
 from tests import mains
@@ -18,7 +18,7 @@ FILES = sorted(
     path for folder in ("launch", "asyncpatch_jax") for path in (ROOT / folder).rglob("*.py") if "tpu" not in path.parts
 )
 COMMANDS = [name for names in contents.GROUPS.values() for name in names]
-SETTINGS = {*cli.names(base.settings()), *cli.names(tpm_base.settings())}
+SETTINGS = {name for kind in (base, tpm_base, autoencoder_base) for name in cli.names(kind.settings())}
 # what messages name in general
 LETTERS = {"NAME", "name", "config.NAME", "config", "help", "debug"}
 

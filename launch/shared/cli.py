@@ -22,7 +22,11 @@ from launch.shared.meanings import meanings
 
 DEFAULT = "configs/digits.py"
 # configurations are of as many kinds as there are commands that begin something: which one takes which, by an example
-_KINDS = {"launch.train": DEFAULT, "launch.train_tpm": "configs/tpm_digits.py"}
+_KINDS = {
+    "launch.train": DEFAULT,
+    "launch.train_tpm": "configs/tpm_digits.py",
+    "launch.train_autoencoder": "configs/autoencoder_fashion.py",
+}
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, flags.Error)
 
 

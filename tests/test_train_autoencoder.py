@@ -1,0 +1,126 @@
+"""`launch.train_autoencoder` and `launch.leakage`: a run goes on bit for bit; what it writes is read and measured."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from asyncpatch_jax.models import autoencoder
+from asyncpatch_jax.pretrained.networks.autoencoder import AutoencoderKL
+from asyncpatch_jax.training import autoencoding
+from launch import train_autoencoder
+from launch.autoencoding import coders, parts
+from launch.shared import cli
+from tests import drawn, mains
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("autoencoder_*.py") if p.stem != "autoencoder_base")
+SMALL = {
+    "data.size": 16,
+    "model.base": 4,
+    "model.multipliers": (1, 2),
+    "model.windows": (3, 1),
+    "model.codes": 8,
+    "discriminator.width": 4,
+    "discriminator.layers": 1,
+    "loss.start": 1,
+    "optim.schedule": "constant",
+    "train.batch": 4,
+    "train.checkpoint_every": 2,
+    "train.sample_every": 4,
+    "train.held_out": 4,
+}
+
+
+def load(name, arg=""):
+    return cli.load(f"{ROOT}/configs/{name}.py" + (f":{arg}" if arg else ""))
+
+
+def small(workdir, **more):
+    config = load("autoencoder_fashion", "smoke")
+    config.update_from_flattened_dict({**SMALL, "workdir": str(workdir), **more})
+    return config
+
+
+def drawn_state(config, made, mesh, like):
+    """The first state without a program that draws it."""
+    params, judged = drawn.params_like(made.params), drawn.params_like(made.judge)
+    state = autoencoding.create(params, judged, made.step.optimizer)
+    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, like))
+
+
+def test_a_run_goes_on_bit_for_bit_and_its_folder_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_autoencoder, "first", drawn_state)
+    train_autoencoder.run(small(tmp_path / "once", **{"train.steps": 4}))
+    # as if it had been killed after its second step
+    shutil.copytree(tmp_path / "once" / "checkpoints" / "2", tmp_path / "twice" / "checkpoints" / "2")
+    train_autoencoder.run(small(tmp_path / "twice", **{"train.steps": 4, "train.sample_every": 0}))
+    (module, once), (_, twice) = (autoencoder.load(tmp_path / name / "autoencoder") for name in ("once", "twice"))
+    jax.tree.map(np.testing.assert_array_equal, once, twice)
+    assert (module.channels, module.factor, module.codes) == (1, 2, 8)
+    assert "continuing" in capsys.readouterr().out
+    samples = tmp_path / "once" / "samples" / "0000004"
+    found = json.loads((samples / "measures.json").read_text())
+    assert {"psnr_hole", "psnr_known", "ssim_hole", "ssim_known", "latents", "pixels"} <= set(found)
+    assert found["latents"][0]["moved"] > 0
+    # a cell of 2 pixels sees 3 pixels further: two cells
+    assert [ring["moved"] for ring in found["latents"][2:]] == [0.0] * len(found["latents"][2:])
+    assert Image.open(samples / "autoencoder.png").size[1] > 4 * 64
+    with pytest.raises(ValueError, match=r"loss\.commitment: 0\.25 -> 0\.5"):
+        train_autoencoder.run(small(tmp_path / "once", **{"train.steps": 8, "loss.commitment": 0.5}))
+    # the same folder by the command
+    out = tmp_path / "leakage.json"
+    folder = tmp_path / "once" / "autoencoder"
+    arguments = [folder, "--data=digits", "--size=16", "--num=4", "--mask=square", f"--out={out}"]
+    code, said, _ = mains.command(monkeypatch, capsys)("leakage", *arguments)
+    assert code == 0
+    assert "sees 3 pixels beyond its own" in said
+    rings = json.loads(out.read_text())[str(folder)]["latents"]
+    assert rings[0]["moved"] > rings[-1]["moved"] == 0.0
+    assert f"| {rings[0]['moved']:.4f} |" in said
+
+
+def test_of_an_autoencoder_kl_the_means_are_measured_with_grey_holes():
+    module = AutoencoderKL(1, 2, (4, 4), 1, 2, True, True, False, 1.0, 0.0)
+    images = drawn.uniform(1, 8, 8, 1, low=-1)
+    params = drawn.params(module, images)
+    hole = jnp.zeros((1, 8, 8, 1)).at[:, :4].set(1)
+    coder = coders.of_module(module, params)
+    assert (coder.index, coder.factor) == (None, 2)
+    mean, _ = jax.jit(lambda x: module.apply({"params": params}, x, method="encode"))(images * (1 - hole))
+    np.testing.assert_allclose(coder.encode(images, hole), mean, rtol=1e-5, atol=1e-6)
+    assert coder.decode(mean, hole).shape == images.shape
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_opens_with_its_command_and_everything_builds(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    assert f"    python -m launch.train_autoencoder --config=configs/{name}.py" in text.split('"""')[1]
+    for arg in ("", "smoke"):
+        config = load(name, arg)
+        model = parts.model(config)
+        parts.optimizer(config)
+        assert model.reach <= model.factor
+        assert abs(sum(parts.masks(config).values()) - 0.75) < 1e-6
+    assert "smoke" in config.workdir
+
+
+def test_mistakes_are_said_before_anything_is_read(tmp_path):
+    for changes, message in (
+        ({"masks.thin": 0.9}, "1 at most in all"),
+        ({"masks.thin": -0.1}, "0 or more"),
+        ({"model.preset": "f3"}, "config.model.preset out of tiny, f4, f8"),
+        ({"data.size": 15}, "config.data.size to be a multiple of 2"),
+        ({"discriminator.layers": 4}, "48 pixels a side or more for 4 layers"),
+        ({"train.held_out": 1}, "held_out of 2 images"),
+        ({"loss.lpips": str(tmp_path / "none")}, "cannot read LPIPS"),
+        ({"optim.ema": 1.0}, "config.optim.ema"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_autoencoder.run(small(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
