@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image, PngImagePlugin
 
 from asyncpatch_jax.metrics import bootstrap, frechet
@@ -14,6 +15,7 @@ from asyncpatch_jax.metrics.features import INCEPTION, Features
 from asyncpatch_jax.metrics.paired import Weights
 from launch.scoring import images as images_lib
 from launch.scoring import measures, passes, report
+from launch.shared import replacing
 from tests import mains
 
 SIDE, COUNT = 16, 6
@@ -338,3 +340,14 @@ def test_images_that_a_command_wrote_are_its_images(tmp_path):
     Image.fromarray(pictures(0)[0]).save(made / "grid.png")
     folder(made / "images", pictures(0))
     assert images_lib.open_images(str(made)).names == tuple(f"{i:02d}" for i in range(COUNT))
+
+
+def test_a_record_beside_images_is_none_of_them(tmp_path):
+    """So that what `launch.inpaint` makes of a folder can be scored."""
+    folder(tmp_path / "filled", pictures(0))
+    names = [f"{i:02d}.png" for i in range(COUNT)]
+    replacing.write(epath.Path(tmp_path / "filled"), "launch.inpaint", {}, dict.fromkeys(names))
+    assert images_lib.open_images(str(tmp_path / "filled")).names == tuple(f"{i:02d}" for i in range(COUNT))
+    (tmp_path / "filled" / names[1]).unlink()
+    with pytest.raises(ValueError, match=r"what its made.json lists, got no 01.png"):
+        images_lib.open_images(str(tmp_path / "filled"))

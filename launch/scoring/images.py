@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -44,7 +45,7 @@ class Images(NamedTuple):
 
 
 def open_images(place: str, max_pixels: int = MAX_PIXELS, *, size: int | None = None) -> Images:
-    """The images of a folder at any depth, or of an `.npz` with `arr_0`; of a command's folder, its `images/`.
+    """The images of a folder at any depth, or of an `.npz` with `arr_0`; of a command's folder, what it made.
 
     Args:
         size: makes them centre squares of so many pixels a side (`data.resize`).
@@ -69,7 +70,12 @@ def _opened(place: str, max_pixels: int, size: int | None) -> Images:
     root = Path(place).expanduser()
     if (root / replacing.RECORD).is_file() and (root / "images").is_dir():
         root = root / "images"
-    files = scan_folder(root, channels=3, max_pixels=max_pixels).files
+    if (root / replacing.RECORD).is_file():  # it lies beside what launch.inpaint makes of a folder
+        files = tuple(sorted(root / name for name in replacing.read(epath.Path(root)).files))
+        if gone := [file.name for file in files if not file.is_file()]:
+            raise ValueError(f"expected in {root} what its {replacing.RECORD} lists, got no {_listed(gone)}")
+    else:
+        files = scan_folder(root, channels=3, max_pixels=max_pixels).files
     names = [composed(file.relative_to(root).with_suffix("").as_posix()) for file in files]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"expected images of different names in {root}, got several of {_listed(twice)}")
