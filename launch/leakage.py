@@ -21,6 +21,7 @@ from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.data.decoding import MAX_PIXELS
 from asyncpatch_jax.files import refuse_existing, write_json
 from asyncpatch_jax.metrics.leakage import Leakage, leakage
+from asyncpatch_jax.pretrained.autoencoders import read_autoencoder
 from launch.autoencoding import coders, pages
 from launch.shared import cli, datasets, markdown, seeding
 
@@ -57,16 +58,16 @@ def main(*folders: str) -> None:
     table: list[list[str]] = []
     content: dict[str, Any] = {"data": name, "mask": values.mask, "size": values.size, "seed": values.seed}
     for folder in folders:
-        module, params = coders.read(folder)
+        module = (found := read_autoencoder(folder)).module
         data = images(name, values.images, values.size, module.channels)
         if data.shape[0] % module.factor:
             raise ValueError(f"expected --size to be a multiple of {module.factor} for {folder}, got {values.size}")
         pictures, holes = pages.held_out(data, values.num, [values.mask], values.seed)
         batch = min(values.batch, len(pictures))
-        found = leakage(coders.of_module(module, params), pictures, holes, batch=batch)
+        leaks = leakage(coders.coder(found), pictures, holes, batch=batch)
         print(f"{folder}: a cell of {module.factor}x{module.factor} pixels sees {_reach(module)} beyond its own")
-        table += rows(folder, found)
-        content[folder] = {**pages.told(found), "images": len(pictures)}
+        table += rows(folder, leaks)
+        content[folder] = {**pages.told(leaks), "images": len(pictures)}
     head = ["autoencoder", "cells away", "cells", "latents moved", "the furthest", "codes kept", "pixels moved"]
     print(markdown.table(head, table))
     print("latents: root mean square, in standard deviations; pixels: in levels of 255, when the hole's latents change")

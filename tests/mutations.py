@@ -114,6 +114,8 @@ MUTATIONS = [
             "supervised",
         ),
         ("denoiser.py", "there = mask <= 0.5", "there = mask >= 0.5", "supervised"),
+        ("training/autoencoding.py", "jnp.where(hole, whole, masked)", "masked", "autoencoding"),
+        ("training/autoencoding.py", "share = active * self", "share = self", "autoencoding"),
         ("training/grpo.py", "jnp.clip(ratio, 1.0 - clip, 1.0 + clip)", "jnp.clip(ratio, 1.0 - clip, 1.0)", "grpo"),
         ("training/grpo.py", "off / (std + least), 0.0", "off / (std - least), 0.0", "grpo"),
         # data
@@ -127,6 +129,9 @@ MUTATIONS = [
         ),
         ("models/dit.py", "shift, scale = jnp.split", "scale, shift = jnp.split", "models level_times"),
         ("models/unet.py", 'f"up_{level}")(x, times[level - 1]', 'f"up_{level}")(x, times[level]', "models"),
+        ("models/quantiser.py", "hold(codes) + (vectors - hold(vectors))", "codes", "quantiser"),
+        ("models/quantiser.py", "sums / jnp.maximum(share, 1e-6)[:, None]", "sums", "quantiser"),
+        ("models/coders.py", "Conv(self.out, (1, 1)", "Conv(self.out, (3, 3)", "autoencoder"),
         ("models/times.py", "timefield.coarsen(timefield.dense(t), grid)", "timefield.dense(t)", "level_times"),
         ("pretrained/networks/transformer2d.py", "NORM_EPS = 1e-6", "NORM_EPS = 1e-5", "pretrained_unet"),
         ("pretrained/networks/transformer2d.py", "LAYER_EPS = 1e-5", "LAYER_EPS = 1e-6", "pretrained_unet"),
@@ -154,6 +159,8 @@ MUTATIONS = [
         ("metrics/influence.py", "np.sqrt(np.maximum(stretches, 0))", "np.maximum(stretches, 0)", "influence"),
         ("metrics/clip.py", "2.5 * positive", "100 * positive", "clip_score"),
         ("metrics/similarity.py", "_K1, _K2 = 0.01, 0.03", "_K1, _K2 = 0.01, 0.01", "similarity"),
+        ("metrics/leakage.py", ".any((2, 4))", ".all((2, 4))", "leakage"),
+        ("metrics/leakage.py", "(moved[~known] ** 2)", "(moved[known] ** 2)", "leakage"),
         ("metrics/text.py", "cosines.max(1)[candidate", "cosines.mean(1)[candidate", "text_scores"),
         ("pretrained/networks/lpips.py", "if pool.ceil else 0)", "if not pool.ceil else 0)", "lpips"),
     )

@@ -5,18 +5,18 @@ import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from asyncpatch_jax.metrics.leakage import leakage
 from asyncpatch_jax.models import autoencoder
-from asyncpatch_jax.pretrained.networks.autoencoder import AutoencoderKL
+from asyncpatch_jax.pretrained.autoencoders import read_autoencoder
 from asyncpatch_jax.training import autoencoding
 from launch import train_autoencoder
 from launch.autoencoding import coders, parts
 from launch.shared import cli
-from tests import drawn, mains
+from tests import drawn, mains, tiny_autoencoder
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("autoencoder_*.py") if p.stem != "autoencoder_base")
@@ -56,6 +56,8 @@ def drawn_state(config, made, mesh, like):
 
 def test_a_run_goes_on_bit_for_bit_and_its_folder_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_autoencoder, "first", drawn_state)
+    training, made = train_autoencoder.training, {}  # one program serves both
+    monkeypatch.setattr(train_autoencoder, "training", lambda *args: made.get(0) or made.setdefault(0, training(*args)))
     train_autoencoder.run(small(tmp_path / "once", **{"train.steps": 4}))
     # as if it had been killed after its second step
     shutil.copytree(tmp_path / "once" / "checkpoints" / "2", tmp_path / "twice" / "checkpoints" / "2")
@@ -85,16 +87,19 @@ def test_a_run_goes_on_bit_for_bit_and_its_folder_is_measured(tmp_path, monkeypa
     assert f"| {rings[0]['moved']:.4f} |" in said
 
 
-def test_of_an_autoencoder_kl_the_means_are_measured_with_grey_holes():
-    module = AutoencoderKL(1, 2, (4, 4), 1, 2, True, True, False, 1.0, 0.0)
-    images = drawn.uniform(1, 8, 8, 1, low=-1)
-    params = drawn.params(module, images)
-    hole = jnp.zeros((1, 8, 8, 1)).at[:, :4].set(1)
-    coder = coders.of_module(module, params)
+def test_of_diffusers_autoencoder_latents_are_compared_with_grey_holes(tmp_path):
+    found = read_autoencoder(tiny_autoencoder.folder(tmp_path))
+    coder = coders.coder(found)
     assert (coder.index, coder.factor) == (None, 2)
-    mean, _ = jax.jit(lambda x: module.apply({"params": params}, x, method="encode"))(images * (1 - hole))
-    np.testing.assert_allclose(coder.encode(images, hole), mean, rtol=1e-5, atol=1e-6)
-    assert coder.decode(mean, hole).shape == images.shape
+    images = np.array(drawn.uniform(2, 8, 8, 1, low=-1))
+    hole = np.zeros((2, 8, 8, 1), np.float32)
+    hole[:, :2] = 1
+    leaks = leakage(coder, images, hole, batch=2, longest=3)
+    whole, grey = (np.asarray(found.encode(x)) for x in (images, images * (1 - hole)))
+    moved = np.sqrt((((grey - whole) / whole.std((0, 1, 2))) ** 2).mean(-1))
+    np.testing.assert_allclose([ring.largest for ring in leaks.latents], moved[:, 1:].max((0, 2)), rtol=1e-4)
+    # its group norms see the whole image
+    assert leaks.latents[-1].moved > 1e-3
 
 
 @pytest.mark.parametrize("name", CONFIGS)

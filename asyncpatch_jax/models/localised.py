@@ -2,8 +2,8 @@
 
 A mask is a field of two times, 0 where an image is known and 1 in its hole. So encoder and decoder are told it as a
 UNet is told noise levels: embedded, and by scale and shift (FiLM) in every residual block. Three more things keep known
-latents where they are (measured one by one in docs/autoencoder.md): norms of single positions (RMS), no attention over
-the image, and an encoder that looks no further than one cell beyond its own (`windows`).
+latents where they are, which `launch.studies.leakage` measures one by one: norms of single positions (RMS), no
+attention over the image, and an encoder that looks no further than one cell beyond its own (`windows`).
 
 Its folders are read and written by `autoencoder.load` and `autoencoder.save`.
 """

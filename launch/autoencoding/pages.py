@@ -13,7 +13,7 @@ from asyncpatch_jax.data import masks
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.files import write_json
 from asyncpatch_jax.metrics import PSNR, SSIM
-from asyncpatch_jax.metrics.leakage import Coder, Leakage, away, leakage
+from asyncpatch_jax.metrics.leakage import LONGEST, Coder, Leakage, away, leakage
 from asyncpatch_jax.metrics.paired import Paired
 from asyncpatch_jax.metrics.similarity import SIDE
 
@@ -51,7 +51,13 @@ def _each(function: Any, batch: int, *arrays: np.ndarray) -> np.ndarray:
 
 
 def measures(
-    coder: Coder, images: Images, holes: Holes, made: Images, lpips: Paired | None, batch: int
+    coder: Coder,
+    images: Images,
+    holes: Holes,
+    made: Images,
+    lpips: Paired | None,
+    batch: int,
+    longest: int = LONGEST,
 ) -> dict[str, Any]:
     """Likeness to the originals inside and outside of the holes, and leakage, by name.
 
@@ -66,7 +72,7 @@ def measures(
             found[f"ssim_{part}"] = float(SSIM(pasted[part], images).mean())
         if lpips is not None:
             found[f"{lpips.name} {part}"] = float(lpips(pasted[part], images).mean())
-    return {**found, **told(leakage(coder, images, holes, batch=batch))}
+    return {**found, **told(leakage(coder, images, holes, batch=batch, longest=longest))}
 
 
 def told(found: Leakage) -> dict[str, Any]:
