@@ -4,8 +4,6 @@ A folder is one of diffusers' `AutoencoderKL` (the `vae/` of a pipeline, or the 
 `LocalisedAutoencoder`, or of any other kind that `READERS` has a line for.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,14 +20,13 @@ from jaxtyping import Array, Float, Shaped
 
 from asyncpatch_jax import schema, sharding, timefield
 from asyncpatch_jax.models import autoencoder as localised
-from asyncpatch_jax.pretrained.folders import loading, tensors
+from asyncpatch_jax.pretrained.folders import digests, loading
 from asyncpatch_jax.types import Image
 
 Mask = Float[Array, "b _h _w 1"] | Float[np.ndarray, "b _h _w 1"]
 Coded = Float[Array, "b _h2 _w2 _c2"]
 # pixels that a device codes at once: a decoder holds some thousand bytes for each
 _AT_ONCE = 2**20
-_BLOCK = 2**26  # bytes
 
 
 class Reader(NamedTuple):
@@ -229,20 +226,9 @@ def _inside(folder: str | os.PathLike) -> Path:
 
 
 def digest(folder: str | os.PathLike) -> str:
-    """A hash of an autoencoder's settings and weights: the same for the same network in files cut otherwise.
+    """`digests.digest` of an autoencoder's folder, or of the one in a pipeline's.
 
     Raises:
         ValueError: as `read_autoencoder`.
     """
-    folder = _inside(folder)
-    config = schema.read_json(folder / "config.json")
-    # what else begins so are notes of the program that wrote it
-    config = {name: value for name, value in config.items() if not name.startswith("_") or name == "_class_name"}
-    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.find(folder).items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        with tensor.file.open("rb") as stream:
-            stream.seek(tensor.offset)
-            for start in range(0, tensor.nbytes, _BLOCK):
-                found.update(stream.read(min(_BLOCK, tensor.nbytes - start)))
-    return found.hexdigest()[:16]
+    return digests.digest(_inside(folder))
