@@ -39,8 +39,11 @@ def settings(arg: str = "", known: tuple[str, ...] = ("smoke",)) -> ConfigDict:
     config = common(arg, "runs/run", known)
 
     config.data = data = ConfigDict()
-    data.name = "digits"  # digits, photos, mnist_digits, fashion_mnist, idx, folder, tfds
-    data.path = ""  # folder, fashion_mnist, idx: the directory; tfds: its data_dir
+    data.name = "digits"  # digits, photos, mnist_digits, fashion_mnist, idx, folder, tfds, captions, scenes
+    data.path = ""  # folder, fashion_mnist, idx: the directory; tfds: its data_dir; captions: folder, table, archive
+    data.text = ""  # captions: the column of texts, if several may be; tfds: the feature of texts
+    data.image = ""  # captions: the column of pictures, if several may be
+    data.images = ""  # captions: the folder that a table's paths begin in; the table's own
     data.dataset = ""  # tfds: e.g. imagenet2012; idx: what its files' names begin with, e.g. emnist-letters-
     data.split = "train"  # which part of the data set; a folder has no other
     data.size = 8  # side of the images in pixels
@@ -75,6 +78,13 @@ def settings(arg: str = "", known: tuple[str, ...] = ("smoke",)) -> ConfigDict:
     model.heads = placeholder(int)  # dit: of attention
     model.mlp_ratio = placeholder(int)  # dit: width of the hidden layers, in widths
 
+    config.text = text = ConfigDict()  # a network that is told what an image shows
+    text.encoder = ""  # folder of CLIP's, T5's or BERT's, which reads the texts and does not learn; none: no texts
+    text.tokenizer = ""  # its folder, if it lies neither in the encoder's nor beside it
+    text.length = placeholder(int)  # tokens of a text; as many as the encoder takes
+    text.width = placeholder(int)  # of its vectors; the encoder's
+    text.digest = placeholder(str)  # hash of its weights; the encoder's
+
     config.supervised = supervised = ConfigDict()  # a network that is shown what is known of an image, and fills holes
     supervised.masks = placeholder(str)  # holes to learn from, such as square,thin,wide; none: an ordinary network
     supervised.whole = placeholder(float)  # share of images that are all hole, so that it makes whole ones too; .1
@@ -98,7 +108,7 @@ def settings(arg: str = "", known: tuple[str, ...] = ("smoke",)) -> ConfigDict:
     loss.weight = "sid2"  # uniform, sid2
     loss.bias = 0.0  # sid2: a larger bias weighs cleaner cells more
     loss.uncertainty = 0.01  # weight of the log-variance head's likelihood
-    loss.label_dropout = 0.1  # share of images trained without their class, for classifier-free guidance
+    loss.label_dropout = 0.1  # share of images trained without their class or text, for classifier-free guidance
 
     config.optim = optim = ConfigDict()
     optim.learning_rate = 1e-3  # after the warm-up, of Adam

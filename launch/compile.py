@@ -44,6 +44,8 @@ def classes(config: ConfigDict) -> int:
         except (tensorflow_datasets.core.DatasetNotFoundError, OSError) as error:
             raise ValueError(f"expected --classes=N, since TFDS does not know {data.dataset!r}") from error
         return getattr(features.get("label"), "num_classes", 1)
+    if data.name == "captions":
+        return 1
     if data.name == "folder" and not data.path:
         raise ValueError("expected --config.data.path=DIRECTORY to count its classes, or --classes=N")
     return datasets.dataset(config).num_classes

@@ -209,6 +209,7 @@ def write_raw(
 
 if __name__ == "__main__":
     trained.define_flags("solver", "eta", "steps", "grid", "guidance", "input_guidance")
+    trained.define_prompts()
     flags.DEFINE_string(
         "method",
         "",

@@ -132,6 +132,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     trained.define_flags("solver", "eta", "steps", "grid", "guidance")
+    trained.define_prompts()
     flags.DEFINE_enum("schedule", "sync", PLANS, "When each cell is denoised.")
     flags.DEFINE_string("tpm", None, "Folder of launch.train_tpm: a policy for the times that the network is told.")
     flags.DEFINE_float("gamma", 1.0, "Factor of the policy's deviations.", lower_bound=0.0)

@@ -148,6 +148,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     trained.define_flags("solver", "eta", "steps", "grid", "guidance", "input_guidance")
+    trained.define_prompts()
     flags.DEFINE_string("image", None, "Image file, or the name of a photograph: " + ", ".join(PHOTOS) + ".")
     masks.define_max_pixels()
     flags.DEFINE_integer("crop", 0, "Take the image's centre square of so many pixels; all of it unless given.")

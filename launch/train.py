@@ -22,16 +22,18 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.data import dataset
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.keys import of_seed
+from asyncpatch_jax.pretrained.text.encoder import TextEncoder
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.records import differences, shortened, summary
 from asyncpatch_jax.training.step import TrainState, create
 from asyncpatch_jax.training.stored import listed
-from launch.shared import autoencoders, build, cli, datasets, fitting, pictures, programs, records
+from launch.shared import autoencoders, build, cli, datasets, fitting, pictures, programs, records, texts
 
 # what may change between two starts of a run, since it does not change what is learned; what the data is, is compared
 # in place of where it lies
 _FREE = (
     *("workdir", "mesh", "sample", "model.remat", "model.scan", "data.path", "data.on_error", "data.max_pixels"),
+    *("text.encoder", "text.tokenizer", "data.images"),
     *("data.autoencoder", "data.latents", "data.factor", "data.latent_channels"),
     *("train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep", "train.fall_back"),
 )
@@ -51,14 +53,19 @@ def run(config: ConfigDict) -> None:
         records.record_of(config.train.init, fall_back=config.train.fall_back)
     mesh = build.mesh(config)
     autoencoder = autoencoders.chosen(config, mesh)
-    source = autoencoders.training_data(config, autoencoder)
+    encoder = texts.chosen(config, mesh)
+    source = texts.with_texts(config, autoencoders.training_data(config, autoencoder))
     there = records.trained(config.workdir, config.train.fall_back) or {}
     data, autoencoder = autoencoders.measured(config, source, autoencoder, there.get("data"))
-    network = build.untrained(config, data)._replace(mesh=mesh, autoencoder=autoencoder)
-    shown = datasets.dataset(config, "test") if config.data.name in datasets.HELD_OUT else source
+    network = build.untrained(config, data)._replace(mesh=mesh, autoencoder=autoencoder, encoder=encoder)
+    shown = source
+    if config.data.name in datasets.HELD_OUT:
+        shown = texts.with_texts(config, datasets.dataset(config, "test"))
+    if encoder:
+        network = network.told(pictures.some_texts(shown))
     program = programs.training(config, network, mesh)
     like = program.args[0]
-    batches = stream(config, source, mesh)
+    batches = stream(config, source, mesh, encoder)
     check(config, program)
     workdir = epath.Path(config.workdir)
     record, settings = records.record(config, data), config.train
@@ -153,20 +160,26 @@ def _write_pages(folder: epath.Path, run: build.Run, shown: Dataset, key: jax.Ar
 
 
 def seen(network: build.Run, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """A batch as the step takes it: images that are not encoded yet become latents, on the devices that they are on."""
+    """A batch as the step takes it: texts become vectors, and images that are not encoded yet latents, on the devices
+    that they are on.
+    """
+    if network.encoder is not None:
+        vectors = network.encoder.vectors(batch["ids"], batch["counted"], whole=False)
+        batch = {**{name: leaf for name, leaf in batch.items() if name != "ids"}, "tokens": vectors}
     if batch["image"].shape[1:] == network.shape:
         return batch
     masks = {"mask": network.unknown(batch["mask"])} if "mask" in batch else {}
     return {**batch, **masks, "image": network.encoded(batch["image"], whole=False)}
 
 
-def stream(config: ConfigDict, data: Dataset, mesh: Mesh) -> Any:
+def stream(config: ConfigDict, data: Dataset, mesh: Mesh, encoder: TextEncoder | None = None) -> Any:
     """This process's part of endless batches. Raises ValueError if the data cannot fill one."""
     shard = sharding.process_shard(mesh)
     size = config.train.batch // shard[1]
     holes = datasets.holes(config)
-    masks = holes._asdict() if holes else {}
-    return dataset.batches(data, batch=size, seed=config.seed, shard=shard, augment=config.data.augment, **masks)
+    more = holes._asdict() if holes else {}
+    more |= {"tokens": encoder.one} if encoder else {}
+    return dataset.batches(data, batch=size, seed=config.seed, shard=shard, augment=config.data.augment, **more)
 
 
 def check_same(config: ConfigDict, data: Dataset | None = None) -> None:
@@ -182,6 +195,8 @@ def check_same(config: ConfigDict, data: Dataset | None = None) -> None:
         return
     # a decay that ends with the run makes its length part of what is learned
     free = _FREE if config.optim.schedule == "cosine" else (*_FREE, "train.steps")
+    if data is None:  # sizes that are written into the configuration when the text encoder is read
+        free = (*free, "text.width", "text.length", "text.digest")
     known = there.get("data", {})
     if "names" in known:
         free = (*free, "data.dataset")

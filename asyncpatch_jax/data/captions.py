@@ -127,7 +127,9 @@ def captioned(
         warnings.warn(f"left out {len(wrong)} of {len(found)}:\n{_listing(wrong)}", stacklevel=2)
     base = root if root.is_dir() else root.parent
     names = hashed(json.dumps([_relative(entry.picture, base), *entry.texts]) for entry in entries)
-    return Dataset(_Records(entries, size, channels, max_pixels), 1, (root.stem,), (size, size, channels), names)
+    return Dataset(
+        _Records(entries, size, channels, max_pixels), 1, (root.stem,), (size, size, channels), names, texts=True
+    )
 
 
 class _Keys(NamedTuple):

@@ -1,7 +1,7 @@
 """What a data set is, and the endless, reproducible batches drawn from it."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -12,6 +12,8 @@ from asyncpatch_jax.data import masks as masks_lib
 from asyncpatch_jax.texts import composed
 
 Augment = Literal["none", "flip"]
+# of a text its ids [l], and which of them count
+Tokens = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 
 @runtime_checkable
@@ -51,6 +53,7 @@ class Dataset(NamedTuple):
     shape: tuple[int, int, int]  # h, w, c of every image
     names: str = ""  # `hashed` names of its records, which tell it from others wherever it lies; "": nobody knows
     latents: Latents | None = None  # None: images are pixels
+    texts: bool = False  # whether records have "texts" (str, ...), of which any one says what the image shows
 
 
 def hashed(names: Iterable[str]) -> str:
@@ -95,8 +98,15 @@ def _cells(mask: np.ndarray, factor: int) -> np.ndarray:
     return mask.reshape(h, factor, w, factor, 1).max((1, 3))
 
 
-def _without_mirrored(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name != "mirrored"}
+def _without(record: dict[str, Any], *, name: str) -> dict[str, Any]:
+    return {other: value for other, value in record.items() if other != name}
+
+
+def _with_text(record: dict[str, Any], rng: np.random.Generator, *, tokens: Tokens) -> dict[str, Any]:
+    """With one of its texts, as tokens, in the place of all."""
+    texts = record["texts"]
+    ids, counted = tokens(texts[int(rng.integers(len(texts)))])
+    return {**_without(record, name="texts"), "ids": ids, "counted": counted}
 
 
 def _to_floats(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -117,12 +127,16 @@ def batches(
     augment: Augment = "none",
     masks: Sequence[str] | Mapping[str, float] = (),
     whole: float = 0.0,
+    tokens: Tokens | None = None,
     start: int = 0,
     threads: int = 4,
 ) -> Any:
     """An endless Grain iterator of {"image": float32 [batch, h, w, c] in [-1, 1], "label": int32 [batch]}.
 
     Latents come as their source has them. Flips of them are those that were encoded.
+
+    With `tokens`, each record also has the "ids" [l] of one of its texts, drawn anew each time, and which of them are
+    "counted".
 
     With `masks`, each record also has a "mask" [h, w, 1], 1 in the hole, of a kind that is drawn out of these
     (`masks.MASKS`); a share `whole` of them is all hole. Given as {kind: share}, kinds are drawn by their shares, and
@@ -137,9 +151,9 @@ def batches(
     The iterator has `get_state()` and `set_state(state)`, and Grain's checkpoint handlers take it.
 
     Raises:
-        ValueError: more images per step (all hosts) than the data set has, unknown augment or mask, flips of latents
-            that have none, shard outside 0 <= index < count, batch < 1, seed, start or threads < 0, whole outside of
-            0 ... 1.
+        ValueError: tokens of data without texts, more images per step (all hosts) than the data set has, unknown
+            augment or mask, flips of latents that have none, shard outside of 0 <= index < count, batch < 1, seed,
+            start or threads < 0, whole outside of 0 ... 1.
     """
     index, count = shard
     images = len(dataset.source)
@@ -147,6 +161,8 @@ def batches(
         raise ValueError(f"expected shard = (index, count) with 0 <= index < count, got {shard}")
     if not 1 <= batch <= images // count:
         raise ValueError(f"expected a batch of 1 ... {images // count} ({images} images, {count} hosts), got {batch}")
+    if tokens is not None and not dataset.texts:
+        raise ValueError("expected data with texts to make tokens of, got data without")
     if augment not in ("none", "flip"):
         raise ValueError(f"expected augment = 'none' or 'flip', got {augment!r}")
     factor = dataset.latents.factor if dataset.latents else 1
@@ -173,7 +189,11 @@ def batches(
     elif masks:
         records = records.random_map(partial(_with_mask, kinds=tuple(masks), whole=whole, factor=factor))
     if dataset.latents:
-        records = records.map(_without_mirrored)
+        records = records.map(partial(_without, name="mirrored"))
+    if tokens is not None:
+        records = records.random_map(partial(_with_text, tokens=tokens))
+    elif dataset.texts:
+        records = records.map(partial(_without, name="texts"))
     steps = records.repeat().batch(batch, drop_remainder=True)[index::count].map(_to_floats)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterator = iter(steps.to_iter_dataset(options))

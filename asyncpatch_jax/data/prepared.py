@@ -94,7 +94,8 @@ def tfds(
     records = _Records(_examples(builder, name, split), parse, where, len(names), size, channels, max_pixels, text)
     if len(records):
         records[0]  # what is wrong with all of them shall show now
-    return Dataset(records, len(names), names, (size, size, channels), hashed([f"{builder.info.full_name} {split}"]))
+    known = hashed([f"{builder.info.full_name} {split}"])
+    return Dataset(records, len(names), names, (size, size, channels), known, texts=bool(text))
 
 
 def _check_text(text: str, features: Mapping[str, Any], where: str) -> None:

@@ -91,6 +91,27 @@ def drop_labels(key: Key[Array, "..."], cond: Condition, rate: float, null: int)
     return cond._replace(label=jnp.where(drop, null, cond.label))
 
 
+def drop_texts(key: Key[Array, "..."], cond: Condition, rate: float) -> Condition:
+    """Of each image, with chance `rate`, let no token of its text count: what a network is told without a prompt.
+
+    Args:
+        key: one key, or one per image.
+        cond: with tokens [b, l, d].
+        rate: in [0, 1].
+
+    Raises:
+        ValueError: no tokens, or a rate outside of [0, 1].
+    """
+    checks.instance("cond", cond, Condition, "Condition(tokens=tokens)")
+    if cond.tokens is None:
+        raise ValueError("expected a condition with tokens, got none: there are no texts to drop")
+    checks.number("rate", rate, 0, 1)
+    keys = keys_lib.fold_in(keys_lib.per_image(key, cond.tokens.shape[0]), _LABELS)
+    keep = jax.vmap(lambda k: ~jax.random.bernoulli(k, rate))(keys)[:, None]
+    counted = jnp.ones(cond.tokens.shape[:2], bool) if cond.mask is None else cond.mask
+    return cond._replace(mask=counted & keep)
+
+
 def loss(
     params: Any,
     key: Key[Array, "..."],

@@ -1,7 +1,7 @@
 """From a configuration to the library's objects, and from a run's folder back to a network that samples."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.models import DiT, UNet, dit, unet
 from asyncpatch_jax.pretrained.autoencoders import Autoencoder, unknown_cells
+from asyncpatch_jax.pretrained.text.encoder import TextEncoder
 from asyncpatch_jax.process import KINDS, Cosine, Discrete, Kind, Process, RectifiedFlow
 from asyncpatch_jax.sampling import solvers
 from asyncpatch_jax.sampling.schedules import grids
@@ -28,7 +29,7 @@ from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.step import LossFn, adam, learning_rate
 from asyncpatch_jax.training.supervised import supervised_loss
 from asyncpatch_jax.types import Condition
-from launch.shared import autoencoders, datasets
+from launch.shared import autoencoders, datasets, texts
 from launch.shared.records import record_of
 
 PROCESSES = {"rectified_flow": RectifiedFlow, "cosine": Cosine, "discrete": Discrete}
@@ -83,7 +84,9 @@ def model(config: ConfigDict, num_classes: int) -> nn.Module:
     preset = settings.pop("preset")
     shape = _choose("config.model.preset", preset, presets) if preset else {}
     settings["dtype"] = _choose("config.model.dtype", settings["dtype"], DTYPES)
-    settings["num_classes"] = num_classes if num_classes > 1 else 0
+    width = text_width(config)
+    settings["num_classes"] = num_classes if num_classes > 1 and not width else 0
+    settings["context_dim"] = width
     if datasets.holes(config):
         settings["reference"] = (config.data.get("latent_channels") or config.data.channels) + 1
     for name in ("base", "multipliers", "blocks", "head_dim", "patch", "width", "depth", "heads", "mlp_ratio"):
@@ -93,6 +96,11 @@ def model(config: ConfigDict, num_classes: int) -> nn.Module:
         if value is not None and np.min(value) < 1:
             raise ValueError(f"expected config.model.{name} of at least 1, got {value}")
     return network(**{**shape, **_given("model", network, settings)})
+
+
+def text_width(config: ConfigDict) -> int:
+    """Of the vectors of texts that a network learns from; 0: from none."""
+    return (config.get("text") or {}).get("width") or 0  # runs of before have no such settings
 
 
 def process(config: ConfigDict) -> Process:
@@ -165,10 +173,12 @@ def loss(config: ConfigDict, model: nn.Module, sampler: times_lib.TimeSampler | 
         "uncertainty": uncertainty,
     }
     supervised, grid = datasets.holes(config), field_grid(config)
-    rate, null = settings.label_dropout, model.num_classes
+    rate, null, told = settings.label_dropout, model.num_classes, bool(text_width(config))
 
     def loss_fn(params: Any, keys: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         cond = losses.drop_labels(keys, Condition(label=batch["label"]), rate, null) if null else None
+        if told:
+            cond = losses.drop_texts(keys, Condition(tokens=batch["tokens"], mask=batch["counted"]), rate)
         params = sharding.gather(params, model.logical_axes(params), model.dtype)
         if supervised:
             return supervised_loss(params, keys, batch["image"], batch["mask"], cond, **static)
@@ -220,6 +230,8 @@ class Run(NamedTuple):
     shape: tuple[int, int, int]  # h, w, c of the images, or of their latents: what the network is shown
     mesh: Mesh | None = None  # devices that batches are spread over; None: the default device
     autoencoder: Autoencoder | None = None  # what lies between pixels and the network; None: nothing does
+    encoder: TextEncoder | None = None  # what reads texts for the network; None: it has none, or nobody asked
+    prompts: texts.Prompts | None = None  # what labels are the indices of; None: of classes
 
     @property
     def pixels(self) -> tuple[int, int, int]:
@@ -242,6 +254,19 @@ class Run(NamedTuple):
     def decoded(self, x: Float[Any, "b _h _w _c"]) -> Float[Any, "b h w c"]:
         """Images in about [-1, 1] of what the network makes."""
         return x if self.autoencoder is None else self.autoencoder.decode(x)
+
+    def told(self, prompts: Sequence[str]) -> "Run":
+        """The same, whose labels are the indices of these texts. Raises ValueError for a run without an encoder."""
+        if self.encoder is None:
+            raise ValueError("expected a run with a text encoder for prompts, got one without")
+        return self._replace(prompts=texts.prompts(self.encoder, prompts))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What labels stand for: prompts, or classes; () for a network that is told neither."""
+        if self.prompts is not None:
+            return self.prompts.texts
+        return self.class_names if self.num_classes else ()
 
     def unknown(self, mask: Float[Any, "b h w 1"]) -> Float[Any, "b _h _w 1"]:
         """A mask of pixels on what the network is shown: a cell of latents with anything unknown is unknown."""

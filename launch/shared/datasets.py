@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from asyncpatch_jax.data import MASKS, mnist, prepared, sources
+from asyncpatch_jax.data import MASKS, captions, mnist, prepared, scenes, sources
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.data.decoding import MAX_PIXELS
 
 _GREY = ("digits", "mnist_digits", "fashion_mnist", "idx")
 HELD_OUT = (*_GREY, "photos")  # data sets with a part that no run is trained on
-DATA = (*HELD_OUT, "folder", "tfds")
+DATA = (*HELD_OUT, "scenes", "folder", "tfds", "captions")
 
 
 def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
@@ -25,9 +25,9 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
         raise ValueError(f"expected config.data.name out of {', '.join(DATA)}, got {data.name!r}")
     if data.channels not in (1, 3):
         raise ValueError(f"expected config.data.channels = 1 (grey) or 3 (RGB), got {data.channels}")
-    if data.name in _GREY and data.channels != 1:
+    if data.name in (*_GREY, "scenes") and data.channels != 1:
         raise ValueError(f"expected config.data.channels = 1 for {data.name}, got {data.channels}")
-    if data.name in ("idx", "folder", "tfds") and not data.path:
+    if data.name in ("idx", "folder", "tfds", "captions") and not data.path:
         raise ValueError(f"expected --config.data.path=DIRECTORY for the data set {data.name!r}, got none")
     if data.name == "digits":
         return sources.digits(split, data.size)
@@ -41,12 +41,18 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
         return mnist.idx(data.path, split, data.size, prefix=data.dataset)
     most = data.get("max_pixels", MAX_PIXELS)  # runs of before have none
     if data.name == "tfds":
-        return prepared.tfds(data.dataset, data.path, split, data.size, data.channels, most)
+        text = data.get("text") or ""
+        return prepared.tfds(data.dataset, data.path, split, data.size, data.channels, most, text=text)
+    if data.name == "scenes":
+        return scenes.scenes(split, data.size)
     if split != "train":
         raise ValueError(
             f"expected the split train of a folder, which has no other, got {split!r}; for images that were not "
             "trained on give another folder as config.data.path"
         )
+    if data.name == "captions":
+        named = {"images": data.images, "image": data.image, "text": data.text, "on_error": data.on_error}
+        return captions.captioned(data.path, data.size, data.channels, **named, max_pixels=most)
     return sources.folder(data.path, data.size, data.channels, data.on_error, most)
 
 

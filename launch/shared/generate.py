@@ -40,6 +40,8 @@ class Inputs(NamedTuple):
     keys: ImageKeys
     known: Image  # zeros where nothing is known
     label: Any = None  # Int[Array, "b"]
+    tokens: Any = None  # Float[Array, "b l d"]: vectors of a text
+    counted: Any = None  # Bool[Array, "b l"]: which of them count
     guidance: Any = None  # classifier-free scale
     input_guidance: Any = None  # scale of the hint
     hint: Any = None  # Float[Array, "b gh gw 1"]: 0 where the image is known; also what a supervised network is shown
@@ -69,17 +71,17 @@ def denoiser(net: Net, params: Any, inputs: Inputs) -> Denoiser:
         hole = timefield.resize(inputs.hint, timefield.grid_of(inputs.known))
         reference = reference_of(inputs.known, jnp.broadcast_to(hole, (*inputs.known.shape[:3], 1)))
 
-    def conditioned(label: Any) -> Denoiser:
-        none = label is None and reference is None
-        cond = None if none else Condition(label=label, reference=reference)
+    def conditioned(label: Any, tokens: Any = None, counted: Any = None) -> Denoiser:
+        none = label is None and reference is None and tokens is None
+        cond = None if none else Condition(label=label, tokens=tokens, mask=counted, reference=reference)
         bound = bind(net.model, params, net.process, net.kind, cond)
         return one_time(bound) if supervised else bound
 
-    denoise = conditioned(inputs.label)
+    denoise = conditioned(inputs.label, inputs.tokens, inputs.counted)
     if inputs.guidance is not None:
-        if inputs.label is None:
-            raise ValueError("expected a model with classes for classifier-free guidance, got one without")
-        null = jnp.full((batch,), net.model.num_classes, jnp.int32)
+        if inputs.label is None and inputs.tokens is None:
+            raise ValueError("expected a model with classes, or texts, for classifier-free guidance, got neither")
+        null = None if inputs.label is None else jnp.full((batch,), net.model.num_classes, jnp.int32)
         denoise = classifier_free(two_calls(denoise, conditioned(null)), inputs.guidance)
     if inputs.input_guidance is not None:
         if inputs.hint is None:

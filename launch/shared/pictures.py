@@ -36,19 +36,28 @@ def net(run: build.Run) -> Net:
 
 
 def inputs(run: build.Run, key: Key[Array, "..."], known: Float[np.ndarray, "b h w c"], label: np.ndarray) -> Inputs:
-    """A batch with the run's classifier-free guidance; labels of a model without classes are dropped."""
-    scale = run.config.sample.guidance
+    """A batch with the run's classifier-free guidance; labels of a model without classes and prompts are dropped."""
+    scale, told = run.config.sample.guidance, {}
+    if run.prompts is not None:
+        told = {"tokens": jnp.asarray(run.prompts.vectors[label]), "counted": jnp.asarray(run.prompts.counted[label])}
     return Inputs(
         keys=keys_lib.per_image(key, len(known)),
         known=jnp.asarray(known, jnp.float32),
         label=jnp.asarray(label, jnp.int32) if run.num_classes else None,
-        guidance=jnp.full(len(known), scale, jnp.float32) if run.num_classes and scale != 1.0 else None,
+        guidance=jnp.full(len(known), scale, jnp.float32) if run.kinds and scale != 1.0 else None,
+        **told,
     )
 
 
 def cycled_labels(run: build.Run, count: int) -> Int[np.ndarray, "b"]:
-    """0, 1, 2, ... over the classes, again and again; zeros for a model without classes."""
-    return np.arange(count, dtype=np.int32) % max(run.num_classes, 1)
+    """0, 1, 2, ... over the classes or prompts, again and again; zeros for a model without."""
+    return np.arange(count, dtype=np.int32) % max(len(run.kinds), 1)
+
+
+def some_texts(dataset: Dataset) -> list[str]:
+    """Texts of a data set for the rows of a page, at even distances."""
+    places = np.linspace(0, len(dataset.source) - 1, min(_CLASSES, len(dataset.source))).astype(int)
+    return [dataset.source[int(place)]["texts"][0] for place in places]
 
 
 def watched(run: build.Run, name: str, key: Key[Array, "..."], count: int) -> Result:
@@ -59,14 +68,14 @@ def watched(run: build.Run, name: str, key: Key[Array, "..."], count: int) -> Re
 
 
 def samples(run: build.Run, key: Key[Array, "..."]) -> UInt8[np.ndarray, "_h _w 3"]:
-    """Synchronous samples, a row for each class (the first ten); ten rows of anything without classes."""
-    rows = min(run.num_classes, _CLASSES) or _CLASSES
+    """Synchronous samples, a row for each class or prompt (the first ten); ten rows of anything without."""
+    rows = min(len(run.kinds), _CLASSES) or _CLASSES
     label = np.repeat(np.arange(rows, dtype=np.int32), _SAMPLES)
     schedule, num_steps, _ = plan("sync", run)
     batch = inputs(run, key, np.zeros((len(label), *run.shape), np.float32), label)
     images = run.decoded(generate(net(run), run.params, schedule, batch, num_steps=num_steps).images)
     tiles = viz.tiles(images).reshape(rows, _SAMPLES, *viz.visible(run.pixels[:2]), 3)
-    return viz.page(tiles, row_names=run.class_names[:rows] if run.num_classes else ())
+    return viz.page(tiles, row_names=run.kinds[:rows])
 
 
 def inpaintings(run: build.Run, dataset: Dataset, key: Key[Array, "..."]) -> UInt8[np.ndarray, "_h _w 3"]:
@@ -77,6 +86,8 @@ def inpaintings(run: build.Run, dataset: Dataset, key: Key[Array, "..."]) -> UIn
     if dataset.latents:  # all that there is: their images are the originals
         original = viz.to_uint8(run.decoded(original))
     label = np.array([record["label"] for record in records], np.int32)
+    if run.encoder is not None:
+        run, label = run.told([record["texts"][0] for record in records]), np.arange(len(records), dtype=np.int32)
     mask = np.concatenate([masks.draw(name, 0, _INPAINTED, run.pixels[:2]) for name in _MASKS])
     known = original.astype(np.float32) / 127.5 - 1
 

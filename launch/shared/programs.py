@@ -61,6 +61,10 @@ def training(config: ConfigDict, run: build.Run, mesh: Mesh) -> Program:
     }
     if datasets.holes(config):
         images["mask"] = jax.ShapeDtypeStruct((size, *run.shape[:2], 1), jnp.float32)
+    if width := build.text_width(config):
+        length = config.text.length
+        images["tokens"] = jax.ShapeDtypeStruct((size, length, width), jnp.float32)
+        images["counted"] = jax.ShapeDtypeStruct((size, length), jnp.bool_)
     key = jax.eval_shape(lambda: jax.random.key(0))
     args = (
         sharding.abstract(state, layout),

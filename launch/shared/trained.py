@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from asyncpatch_jax.sampling.schedules.tpm import TPMSchedule
 from asyncpatch_jax.texts import composed
 from asyncpatch_jax.training import policies
-from launch.shared import build, seeding
+from launch.shared import build, seeding, texts
 
 flags.disclaim_key_flags()  # they belong to the main that asks for them, and show in its --help
 
@@ -45,8 +45,16 @@ def define_flags(*settings: str) -> None:
         define(name, None, f"{about}; the run's own unless given.")
 
 
+def define_prompts() -> None:
+    """Define --prompt and --text_encoder, for mains that make images of a run that learned from texts."""
+    flags.DEFINE_multi_string("prompt", [], "Of a run with texts: what to show; several, in turn.")
+    flags.DEFINE_string("text_encoder", None, "Of a run with texts: where its encoder lies now, if it was moved.")
+
+
 def load() -> build.Run:
     """The run of the flags, its sampling settings replaced by those that were given; sets --workdir if it was not.
+
+    With --prompt, where a main has it, what the run's labels are the indices of.
 
     Raises:
         ValueError: a setting that does not exist.
@@ -60,13 +68,18 @@ def load() -> build.Run:
     run.config.update_from_flattened_dict({name: v for name, v in overrides.items() if name.startswith("sample.")})
     given = values.flag_values_dict()
     run.config.sample.update({name: given[name] for name in _SETTINGS if given.get(name) is not None})
+    if given.get("prompt"):
+        run = run._replace(encoder=texts.of_run(run.config, run.mesh, given["text_encoder"])).told(given["prompt"])
+    elif build.text_width(run.config) and given.get("guidance") is None:
+        run.config.sample.guidance = 1.0  # without a prompt the run's own guidance has no direction
     check(run)
     return run
 
 
 def settings(run: build.Run) -> dict[str, Any]:
     """What the images of a run depend on, beside their own flags: for the record of what was made."""
-    return {"workdir": str(flags.FLAGS.workdir), "checkpoint": run.step, "sample": run.config.sample.to_dict()}
+    found = {"workdir": str(flags.FLAGS.workdir), "checkpoint": run.step, "sample": run.config.sample.to_dict()}
+    return {**found, "prompts": run.prompts.texts} if run.prompts else found
 
 
 def follow(folder: str | None, mesh: Mesh | None, gamma: float) -> Callable[..., TPMSchedule] | None:
@@ -89,8 +102,9 @@ def check(run: build.Run) -> None:
     settings = run.config.sample
     build.solver(run.config, run.process)
     build.grid(run.config, settings.steps, run.process)
-    if settings.guidance != 1.0 and not run.num_classes:
-        raise ValueError(f"expected --guidance=1 for a model without classes, got {settings.guidance}")
+    if settings.guidance != 1.0 and not run.kinds:
+        what = "without a --prompt" if build.text_width(run.config) else "for a model without classes"
+        raise ValueError(f"expected --guidance=1 {what}, got {settings.guidance}")
 
 
 def labels(run: build.Run, names: list[str]) -> list[int]:
@@ -111,11 +125,15 @@ def labels(run: build.Run, names: list[str]) -> list[int]:
 
 
 def label(run: build.Run, name: str | None) -> int:
-    """One class, or the index of "no class"; without a class the run's own classifier-free guidance has no direction.
+    """The only prompt; or one class, or the index of "no class", where the run's own guidance has no direction.
 
     Raises:
         ValueError: as `labels`; or --guidance towards no class.
     """
+    if run.prompts is not None:
+        if len(run.prompts.texts) > 1 or name is not None:
+            raise ValueError(f"expected one --prompt and no --label, got {len(run.prompts.texts)} and {name}")
+        return 0
     if name is not None:
         return labels(run, [name])[0]
     if flags.FLAGS["guidance"].value not in (None, 1.0):

@@ -52,6 +52,11 @@ class TextEncoder:
         """Ids of texts, and which of them count; see `Tokenizer.encode`, whose errors it raises."""
         return self.tokenizer.encode(texts)
 
+    def one(self, text: str) -> tuple[Int[np.ndarray, "l"], Bool[np.ndarray, "l"]]:
+        """`tokens` of one text [l], as `data.batches` asks for them; what does not fit is cut without a word."""
+        found = self.tokenizer.encode([text], quiet=True)
+        return found.ids[0], found.mask[0]
+
     def vectors(self, ids: Ids, mask: Counted, *, whole: bool = True) -> Vectors:
         """Of each token its vector, [b, l, width]; of padding anything finite. Compiled once for each shape.
 

@@ -56,8 +56,8 @@ class Tokenizer:
         """One more than its largest id."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
-    def encode(self, texts: Sequence[str]) -> Tokens:
-        """Ids of texts; a text that is too long loses its end, with a warning that says what was cut.
+    def encode(self, texts: Sequence[str], *, quiet: bool = False) -> Tokens:
+        """Ids of texts; a text that is too long loses its end, with a warning that says what was cut (unless `quiet`).
 
         Raises:
             ValueError: something that is no text, half of a character, or one text in the place of a list.
@@ -76,7 +76,7 @@ class Tokenizer:
             ids[row, kept - 1] = tokens.ids[-1]  # the text's end is told, also where it was cut
             mask[row, :kept] = True
             cut.append(text[tokens.offsets[kept - 1][0] :].strip() if kept < len(tokens.ids) else "")
-            if cut[-1]:
+            if cut[-1] and not quiet:
                 warnings.warn(f"{self.name} takes {self.length} tokens; cut from a prompt: {cut[-1]!r}", stacklevel=2)
         return Tokens(ids, mask, tuple(cut))
 
