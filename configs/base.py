@@ -42,8 +42,8 @@ def settings(arg: str = "", known: tuple[str, ...] = ("smoke",)) -> ConfigDict:
     data.name = "digits"  # digits, photos, mnist_digits, fashion_mnist, idx, folder, tfds, captions, scenes
     data.path = ""  # folder, fashion_mnist, idx: the directory; tfds: its data_dir; captions: folder, table, archive
     data.text = ""  # captions: the column of texts, if several may be; tfds: the feature of texts
-    data.image = ""  # captions: the column of pictures, if several may be
-    data.images = ""  # captions: the folder that a table's paths begin in; the table's own
+    data.picture = ""  # captions: the column of pictures, if several may be
+    data.root = ""  # captions: the folder that a table's paths begin in; the table's own
     data.dataset = ""  # tfds: e.g. imagenet2012; idx: what its files' names begin with, e.g. emnist-letters-
     data.split = "train"  # which part of the data set; a folder has no other
     data.size = 8  # side of the images in pixels

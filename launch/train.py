@@ -22,7 +22,7 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.data import dataset
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.keys import of_seed
-from asyncpatch_jax.pretrained.text.encoder import TextEncoder
+from asyncpatch_jax.pretrained.text_encoder import TextEncoder
 from asyncpatch_jax.training.checkpoints import Checkpoints
 from asyncpatch_jax.training.records import differences, shortened, summary
 from asyncpatch_jax.training.step import TrainState, create
@@ -33,10 +33,12 @@ from launch.shared import autoencoders, build, cli, datasets, fitting, pictures,
 # in place of where it lies
 _FREE = (
     *("workdir", "mesh", "sample", "model.remat", "model.scan", "data.path", "data.on_error", "data.max_pixels"),
-    *("text.encoder", "text.tokenizer", "data.images"),
+    *("text.encoder", "text.tokenizer", "data.root"),
     *("data.autoencoder", "data.latents", "data.factor", "data.latent_channels"),
     *("train.checkpoint_every", "train.log_every", "train.sample_every", "train.keep", "train.fall_back"),
 )
+
+_SEEN = ("image", "label", "mask", "tokens", "counted")  # of a record, what a step looks at
 
 
 def run(config: ConfigDict) -> None:
@@ -165,7 +167,8 @@ def seen(network: build.Run, batch: dict[str, jax.Array]) -> dict[str, jax.Array
     """
     if network.encoder is not None:
         vectors = network.encoder.vectors(batch["ids"], batch["counted"], whole=False)
-        batch = {**{name: leaf for name, leaf in batch.items() if name != "ids"}, "tokens": vectors}
+        batch = {**batch, "tokens": vectors}
+    batch = {name: batch[name] for name in _SEEN if name in batch}
     if batch["image"].shape[1:] == network.shape:
         return batch
     masks = {"mask": network.unknown(batch["mask"])} if "mask" in batch else {}

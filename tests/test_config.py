@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from launch import train
-from launch.shared import autoencoders, build, cli, datasets, plans, programs
+from launch.shared import autoencoders, build, cli, datasets, plans, programs, texts
 from launch.shared.meanings import meanings
 from tests import mains, tiny_autoencoder
 
@@ -108,16 +108,21 @@ def test_smoke_trains(name, vae, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", smokes())
-def test_the_step_of_a_smoke_run_fits_its_network_and_its_images(name, images, vae, monkeypatch):
+def test_the_step_of_a_smoke_run_fits_its_network_and_its_images(name, images, vae, tmp_path, monkeypatch):
     """A program that can be traced for the batches that come, and that gives back a state like its own, can train."""
     monkeypatch.setattr(autoencoders, "_MEASURED", 32)
     config = online(load(name, "smoke"), vae)
     if name == "folder":
         config.data.path = str(images)
+    if name == "captions":
+        from tests.test_text_encoder import bert
+
+        config.text.update({"encoder": str(bert(tmp_path)[1]), "length": 8})
     mesh = build.mesh(config)
-    source, coder = datasets.dataset(config), autoencoders.chosen(config, mesh)
+    encoder, coder = texts.chosen(config, mesh), autoencoders.chosen(config, mesh)
+    source = texts.with_texts(config, datasets.dataset(config))
     data, coder = autoencoders.measured(config, source, coder, None)
-    network = build.untrained(config, data)._replace(autoencoder=coder)
+    network = build.untrained(config, data)._replace(autoencoder=coder, encoder=encoder)
     program = programs.training(config, network, mesh)
     train.check(config, program)
     state, asked, _ = program.args
@@ -125,7 +130,7 @@ def test_the_step_of_a_smoke_run_fits_its_network_and_its_images(name, images, v
     typed = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
     assert typed(made) == typed(state)
     assert metrics["loss"].shape == ()
-    batch = next(train.stream(config, source, mesh))
+    batch = next(train.stream(config, source, mesh, encoder))
     assert -1 <= batch["image"].min() < batch["image"].max() <= 1
     assert typed(train.seen(network, batch)) == typed(asked)
 

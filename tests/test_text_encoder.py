@@ -7,7 +7,7 @@ import torch
 import transformers
 from tokenizers import models, pre_tokenizers, processors
 
-from asyncpatch_jax.pretrained.text.encoder import read_text_encoder
+from asyncpatch_jax.pretrained.text_encoder import read_text_encoder
 from tests import tiny
 
 TEXTS = ["a red dog", "two cats on the street and a dog", ""]

@@ -18,7 +18,7 @@ from asyncpatch_jax import sharding
 from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.models import DiT, UNet, dit, unet
 from asyncpatch_jax.pretrained.autoencoders import Autoencoder, unknown_cells
-from asyncpatch_jax.pretrained.text.encoder import TextEncoder
+from asyncpatch_jax.pretrained.text_encoder import TextEncoder
 from asyncpatch_jax.process import KINDS, Cosine, Discrete, Kind, Process, RectifiedFlow
 from asyncpatch_jax.sampling import solvers
 from asyncpatch_jax.sampling.schedules import grids

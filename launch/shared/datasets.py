@@ -51,7 +51,7 @@ def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
             "trained on give another folder as config.data.path"
         )
     if data.name == "captions":
-        named = {"images": data.images, "image": data.image, "text": data.text, "on_error": data.on_error}
+        named = {"images": data.root, "image": data.picture, "text": data.text, "on_error": data.on_error}
         return captions.captioned(data.path, data.size, data.channels, **named, max_pixels=most)
     return sources.folder(data.path, data.size, data.channels, data.on_error, most)
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from asyncpatch_jax.data.dataset import Dataset, Source
-from asyncpatch_jax.pretrained.text.encoder import TextEncoder, read_text_encoder
+from asyncpatch_jax.pretrained.text_encoder import TextEncoder, read_text_encoder
 
 
 class Prompts(NamedTuple):
