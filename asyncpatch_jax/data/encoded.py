@@ -18,13 +18,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import ml_dtypes
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Shaped
+from jaxtyping import Array, Float, Shaped
 from msgspec import Meta, Struct, structs, to_builtins
 
 from asyncpatch_jax import files, schema
 from asyncpatch_jax.data.dataset import Dataset, Latents, hashed
 
-Encode = Callable[[Float[np.ndarray, "b h w c"]], Float[np.ndarray, "b h2 w2 z"]]
+Encode = Callable[[Float[np.ndarray, "b h w c"]], Float[np.ndarray | Array, "b h2 w2 z"]]
 DTYPES: dict[str, Any] = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 NAME = "latents.json"
 _THREADS = 8

@@ -81,6 +81,14 @@ def picture(results: Results) -> viz.Picture:
     return viz.page(np.stack(rows), row_names=names, column_names=columns)
 
 
+def _latents(config: ConfigDict) -> str:
+    data = config.data
+    if not data.get("latents"):
+        return ""
+    side = data.size // data.factor
+    return f" in latents of {side}x{side}x{data.latent_channels} ({data.autoencoder})"
+
+
 def text(command: str, results: Results) -> str:
     """The page."""
     config, how = results.config, results.config.sample
@@ -98,7 +106,7 @@ Written by this command, which trains what is missing and measures all of it; wh
 Networks of {count} seed{"s" * (count > 1)} each, alike in all but what they were trained for
 ([training times](training_times.md)), fill the same holes: the one of synchronous times by methods for ordinary
 networks ([inpainting](inpainting.md)), the others by their own. Numbers are mean ± standard deviation over the seeds.
-Data: {config.data.name}, {config.data.size}x{config.data.size}, {len(results.images)} images (hash
+Data: {config.data.name}, {config.data.size}x{config.data.size}{_latents(config)}, {len(results.images)} images (hash
 {digest(results.images)}) {seen}; sets are compared with {results.reference:,} real ones of these.
 Training: {config.train.steps:,} steps of {config.train.batch}. Sampling: {how.solver} with eta {how.eta}, {how.steps}
 steps, guidance {how.guidance}; methods with settings of their own use those.
