@@ -24,7 +24,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = settings(arg)
     config.workdir = "runs/captions"
     config.data.update({"name": "captions", "size": 64, "channels": 3})
-    config.text.length = 64
     config.model.update(
         {"base": 64, "multipliers": (1, 2, 3), "blocks": 2, "attention": (1, 2), "head_dim": 64, "dropout": 0.1}
     )
@@ -33,6 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sample.update({"steps": 100, "guidance": 3.0})
     if arg == "smoke":
         config.data.update({"name": "scenes", "size": 24, "channels": 1})
-        config.text.update({"encoder": "runs/scenes_smoke/pipeline/text_encoder", "length": 16})
-        shrink(config)
+        config.text.encoder = "runs/scenes_smoke/pipeline/text_encoder"
+        return shrink(config)
+    config.text.length = 64
     return config
