@@ -5,6 +5,7 @@
   python -m launch.compile --config=configs/imagenet64_600m.py --topology=v5e:4x4 --slices=2 --config.mesh.data=2
   python -m launch.compile --config=configs/imagenet64_60m.py --program=train --against=times.name=synchronous
   python -m launch.compile --config=configs/imagenet64_60m.py --program=sample --against=configs/imagenet64_600m.py
+  python -m launch.compile --config=configs/autoencoder_f8.py --topology=v6e:4x4       # of an autoencoder: its training
 
 Prints for each chip: memory against what it has, FLOPs and bytes, what is sent to other chips, and the bounds on time
 that follow from the chip's peak rates. They are bounds by the compiler's numbers, no measurements; docs/performance.md
@@ -27,6 +28,7 @@ from launch.shared import cli, datasets, outputs, records
 
 EFFORTS = ("O0", "O1", "O2", "O3", "default")
 _DOES_NOT_FIT, _FAILED = 2, 3
+_AUTOENCODER = "configs/autoencoder_fashion.py"
 
 
 def classes(config: ConfigDict) -> int:
@@ -96,22 +98,29 @@ def compiled(config: ConfigDict, program: str) -> dict[str, Any] | None:
         config = config.copy_and_resolve_references()
         config.sample.steps = values.steps
     batch = values.batch or config.train.batch
+    coder = is_autoencoder(config)
     asked = request(
         config,
         program,
         where,
-        classes=values.classes or classes(config),
+        classes=1 if coder else values.classes or classes(config),
         effort=None if values.effort == "default" else f"EFFORT_{values.effort}",
         batch=batch,
     )
     title = "training step" if program == "train" else f"sampler of {config.sample.steps} steps"
     print(f"\n{title}: {config.workdir.removeprefix('runs/')} on {where}, {_mesh(config, where)}", flush=True)
-    answer = aot.ahead(asked, values.timeout)
+    module = "launch.compiler.autoencoder_programs" if coder else "launch.compiler.aot"
+    answer = aot.ahead(asked, values.timeout, module)
     if "failed" in answer:
         print("\n".join([f"the compiler failed: {answer['failed']}; its last words:", *answer["stderr"]]))
         return None
     print(report.text(answer, where, asked["config"], program))
     return answer
+
+
+def is_autoencoder(config: ConfigDict) -> bool:
+    """Whether it is a configuration of `launch.train_autoencoder`."""
+    return cli.is_kind(cli.names(config), _AUTOENCODER)
 
 
 def _mesh(config: ConfigDict, where: topology.Topology) -> str:
@@ -151,7 +160,12 @@ def main(config: ConfigDict) -> None:
         outputs.refuse_existing(values.out, values.overwrite)
         check_writable(values.out)
     print(f"compiled at effort {values.effort}; a run at the compiler's own effort may take less memory and time")
-    programs = ("train", "sample") if values.program == "both" else (values.program,)
+    if is_autoencoder(config):
+        if values.program == "sample":
+            raise ValueError("expected --program=train for an autoencoder, which has no sampler, got sample")
+        programs: tuple[str, ...] = ("train",)
+    else:
+        programs = ("train", "sample") if values.program == "both" else (values.program,)
     answers, code = compare(config, programs, values.against)
     if values.out:
         write_json(values.out, answers, overwrite=values.overwrite)
@@ -171,4 +185,4 @@ if __name__ == "__main__":
     flags.DEFINE_float("timeout", 3600.0, "Seconds that compiling a program may take.")
     flags.DEFINE_string("out", None, "JSON file to write.")
     flags.DEFINE_bool("overwrite", False, "Replace --out.")
-    cli.main(main, __doc__)
+    cli.main(main, __doc__, others=(_AUTOENCODER,))

@@ -15,6 +15,7 @@ from asyncpatch_jax.pretrained.autoencoders import read_autoencoder
 from asyncpatch_jax.training import autoencoding
 from launch import train_autoencoder
 from launch.autoencoding import coders, parts
+from launch.compiler import aot, autoencoder_programs
 from launch.shared import cli
 from tests import drawn, mains, tiny_autoencoder
 
@@ -113,6 +114,36 @@ def test_a_config_opens_with_its_command_and_everything_builds(name):
         assert model.reach <= model.factor
         assert abs(sum(parts.masks(config).values()) - 0.75) < 1e-6
     assert "smoke" in config.workdir
+
+
+def test_its_step_is_what_launch_compile_asks_the_compiler_about(monkeypatch, capsys):
+    asked = []
+
+    def ahead(request, timeout, module):
+        asked.append((request, module))
+        return {"failed": "it was never asked", "stderr": []}
+
+    monkeypatch.setattr(aot, "ahead", ahead)
+    call = mains.command(monkeypatch, capsys)
+    code, out, _ = call("compile", "--config=configs/autoencoder_f4.py:smoke", "--topology=v6e:2x2")
+    assert (code, "it was never asked" in out) == (3, True)
+    ((request, module),) = asked
+    assert module == "launch.compiler.autoencoder_programs"
+    assert (request["program"], request["classes"]) == ("train", 1)
+    code, _, err = call("compile", "--config=configs/autoencoder_f4.py", "--program=sample")
+    assert (code, "has no sampler" in err) == (1, True)
+    # of what is compiled, in this process
+    compiled = []
+    monkeypatch.setattr(aot, "compiled", lambda program, chips, effort: compiled.append((program, chips)) or {})
+    monkeypatch.setattr(autoencoder_programs.Topology, "devices", lambda self: jax.devices())
+    config = small("unused", **{"loss.adversarial": 0.0, "model.remat": "blocks"})
+    found = autoencoder_programs.answer({**request, "config": config.to_dict()})
+    ((program, chips),) = compiled
+    assert (found["images"], chips, program.args[2]["image"].shape) == (4, 1, (4, 16, 16, 1))
+    count = sum(leaf.size for leaf in jax.tree.leaves(program.args[0].ema))
+    assert found["parameters"] == count
+    # more than twice the products of one pass, and no more than is there
+    assert found["model_flops"] > 2 * 4 * 16 * 16 * 9 * 4 * 4
 
 
 def test_mistakes_are_said_before_anything_is_read(tmp_path):

@@ -155,11 +155,11 @@ def advice(answer: dict[str, Any], where: Topology, config: dict[str, Any], prog
                 "--config.model.remat=blocks: compute blocks again in the backward pass, a third more arithmetic "
                 "(products: only what is between convolutions and matrix products, which saves less)"
             )
-        parts = config["optim"]["accumulate"]
+        parts = config["optim"].get("accumulate", 1)
         most = answer["images"] // (parts * chips)
         room = hbm - arguments
         wanted = 2 ** math.ceil(math.log2(max(rest / room, 2))) if rest and room > 0 else 2
-        if most > 1 and arguments < hbm:
+        if most > 1 and arguments < hbm and "accumulate" in config["optim"]:  # an autoencoder's batch is never split
             accumulated.append(
                 f"--config.optim.accumulate={parts * min(wanted, most)}: the same batch in more parts, about "
                 f"1/{min(wanted, most)} of the temporaries"

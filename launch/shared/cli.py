@@ -30,7 +30,9 @@ _KINDS = {
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, flags.Error)
 
 
-def main(run: Callable[[ConfigDict], None], description: str, *, default: str = DEFAULT) -> None:
+def main(
+    run: Callable[[ConfigDict], None], description: str, *, default: str = DEFAULT, others: Sequence[str] = ()
+) -> None:
     """Parse the command line and call `run(config)`; never returns.
 
     A mistake of the user's (ValueError, OSError, ...) ends with its message and exit code 1; `--debug` shows the
@@ -39,10 +41,11 @@ def main(run: Callable[[ConfigDict], None], description: str, *, default: str = 
     Args:
         description: what the command does and examples, for `--help`.
         default: the configuration when there is no `--config`.
+        others: configurations of other kinds that the command takes too.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
-        return _parse(_with_default(list(argv), default), description, default)
+        return _parse(_with_default(list(argv), default), description, default, others=others)
 
     _start(lambda: run(flags.FLAGS.config), parse)
 
@@ -124,11 +127,14 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
     return any(arg in ("-h", "-help", "--help") for arg in argv[1:])
 
 
-def _parse(argv: list[str], description: str, example: str, only: tuple[str, ...] = ("",)) -> list[str]:
+def _parse(
+    argv: list[str], description: str, example: str, only: tuple[str, ...] = ("",), others: Sequence[str] = ()
+) -> list[str]:
     """Define `--config` and parse all flags; settings can be changed whose names begin with one of `only`.
 
     Args:
         example: a configuration of the kind that is wanted.
+        others: of kinds that are taken too.
     """
     if _asks_for_help(argv):
         print("\n".join([*_help(description), *_settings(argv, only)]))
@@ -137,7 +143,8 @@ def _parse(argv: list[str], description: str, example: str, only: tuple[str, ...
     argv[1] = f"--config={resolve(given)}"
     config = load(argv[1].split("=", 1)[1])
     known = names(config)
-    check_kind(given, known, example)
+    if not any(is_kind(known, other) for other in others):
+        check_kind(given, known, example)
     for arg in argv[2:]:
         if arg.startswith(("--config.", "-config.")):
             name = arg.lstrip("-").split("=", 1)[0].removeprefix("config.")
@@ -173,6 +180,11 @@ def _known(argv: list[str], more: Sequence[str]) -> list[str]:
     return rest
 
 
+def is_kind(known: Sequence[str], example: str) -> bool:
+    """Whether settings of these names are all that a configuration like `example` has."""
+    return set(names(load(resolve(example)))) <= set(known)
+
+
 def check_kind(given: str, known: Sequence[str], example: str) -> None:
     """Refuse a configuration of another kind than `example`, by the names of its settings.
 
@@ -182,7 +194,7 @@ def check_kind(given: str, known: Sequence[str], example: str) -> None:
     missing = [name for name in names(load(resolve(example))) if name not in known]
     if not missing:
         return
-    takers = [command for command, other in _KINDS.items() if set(names(load(resolve(other)))) <= set(known)]
+    takers = [command for command, other in _KINDS.items() if is_kind(known, other)]
     hint = f"; it is one for python -m {takers[0]} --config={given}" if takers else ""
     raise ValueError(
         f"expected a configuration such as {example}, got {given}, which lacks {', '.join(missing[:3])}"
