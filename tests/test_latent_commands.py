@@ -11,7 +11,7 @@ from PIL import Image
 from asyncpatch_jax import viz
 from asyncpatch_jax.data import masks
 from asyncpatch_jax.data.dataset import Latents
-from asyncpatch_jax.pretrained.autoencoders import read_autoencoder
+from asyncpatch_jax.pretrained.autoencoders import Autoencoder, read_autoencoder
 from asyncpatch_jax.training import elbo as elbo_lib
 from asyncpatch_jax.training.elbo import Elbo
 from configs import digits
@@ -114,6 +114,23 @@ def test_a_hole_does_not_show_through_the_autoencoder(run, name):
     assert made.shape == (2, 8, 8, 1)
     other = inpainting.inpaint(own, keys, 255 - images, hole, label, batch=2, method=how)
     assert (other[0] != made[0]).any()
+
+
+def test_a_decoder_is_told_the_hole_that_the_encoder_was(run, monkeypatch):
+    masks_told, decode = [], Autoencoder.decode
+
+    def spied(self, latents, mask=None):
+        masks_told.append(mask)
+        return decode(self, latents, mask)
+
+    monkeypatch.setattr(Autoencoder, "decode", spied)
+    hole = np.ones((2, 8, 8, 1), np.float32)
+    hole[0, :, :4] = 0
+    label = np.full(2, run.num_classes, np.int32)
+    images, how = np.stack([digit()] * 2), inpainters.method(run, "asyncpatch")
+    inpainting.inpaint(run, image_keys(0, 2), images, hole, label, batch=2, method=how)
+    # of the second nothing is known: it is made whole, and decoded as what is
+    np.testing.assert_array_equal(masks_told, [hole * np.array([1, 0]).reshape(2, 1, 1, 1)])
 
 
 def test_a_texture_is_painted_in_windows_of_pixels(command, tmp_path):

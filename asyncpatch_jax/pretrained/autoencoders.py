@@ -138,7 +138,7 @@ class Autoencoder:
 
         Args:
             latents: as `encode` makes them.
-            mask: of pixels: where the decoder is not to trust its latents, if it knows masks.
+            mask: the one that known cells were encoded with, for a decoder that is told masks.
 
         Raises:
             ValueError: latents of other channels.

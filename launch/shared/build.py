@@ -251,9 +251,13 @@ class Run(NamedTuple):
         """
         return images if self.autoencoder is None else self.autoencoder.encode(images, mask, whole=whole)
 
-    def decoded(self, x: Float[Any, "b _h _w _c"]) -> Float[Any, "b h w c"]:
-        """Images in about [-1, 1] of what the network makes."""
-        return x if self.autoencoder is None else self.autoencoder.decode(x)
+    def decoded(self, x: Float[Any, "b _h _w _c"], mask: Float[Any, "b h w 1"] | None = None) -> Float[Any, "b h w c"]:
+        """Images in about [-1, 1] of what the network makes.
+
+        Args:
+            mask: the one that what is known was encoded with.
+        """
+        return x if self.autoencoder is None else self.autoencoder.decode(x, mask)
 
     def told(self, prompts: Sequence[str]) -> "Run":
         """The same, whose labels are the indices of these texts. Raises ValueError for a run without an encoder."""

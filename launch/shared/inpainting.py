@@ -87,22 +87,26 @@ def inpaint(
     if isinstance(method, Supervised) and ((strengths > 0) & (strengths < most)).any():
         raise ValueError("expected one strength in an image for a supervised run, which is told one time, got several")
 
-    def call(part: tuple[Inputs, TimeField, Image]) -> Image:
-        inputs, level, hole = part
+    # what changes in part is seen: it begins as what it is
+    hidden = (strengths >= 1).astype(np.float32)
+    # an image of which nothing is known is decoded as one that is made whole
+    told = hidden * (hidden.min((1, 2, 3), keepdims=True) == 0)
+
+    def call(part: tuple[Inputs, TimeField, Image, Image]) -> Image:
+        inputs, level, hole, mask = part
         if graded:
             made = generate(net, run.params, Graded(level, grid), inputs, num_steps=len(grid) - 1).images
         else:
             made = fill(net, run.params, method, inputs, hole, grid)
-        return run.decoded(made)
+        return run.decoded(made, mask)
 
-    # what changes in part is seen: it begins as what it is
-    known = coded(run, images.astype(np.float32) / 127.5 - 1, (strengths >= 1).astype(np.float32), batch=batch)
+    known = coded(run, images.astype(np.float32) / 127.5 - 1, hidden, batch=batch)
     inputs = pictures.inputs(run, keys, known, label)
     if scale or graded:  # in part, a supervised network changes pixels by a schedule and no method
         inputs = inputs._replace(hint=(levels > 0).astype(jnp.float32))
     if scale:
         inputs = inputs._replace(input_guidance=jnp.full(len(images), scale, jnp.float32))
-    made = np.concatenate(batched(call, (inputs, levels, holes), batch=batch))
+    made = np.concatenate(batched(call, (inputs, levels, holes, told), batch=batch))
     return viz.to_uint8(made[: len(images)])
 
 

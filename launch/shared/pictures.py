@@ -97,7 +97,7 @@ def inpaintings(run: build.Run, dataset: Dataset, key: Key[Array, "..."]) -> UIn
     if run.model.reference:
         batch = batch._replace(hint=field)
     result = generate(net(run), run.params, Inpaint(field, grid), batch, num_steps=len(grid) - 1)
-    images = viz.to_uint8(paste_back(run.decoded(result.images), jnp.asarray(known), jnp.asarray(mask)))
+    images = viz.to_uint8(paste_back(run.decoded(result.images, mask), jnp.asarray(known), jnp.asarray(mask)))
 
     hidden = viz.hatch(viz.tiles(original), viz.enlarge(mask > 0.5, viz.visible(run.pixels[:2]))[..., 0])
     columns = np.stack([viz.tiles(original), hidden, viz.tiles(images)], 1)  # [masks * images, 3, h, w, 3]
