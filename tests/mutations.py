@@ -160,7 +160,7 @@ MUTATIONS = [
         ("metrics/clip.py", "2.5 * positive", "100 * positive", "clip_score"),
         ("metrics/similarity.py", "_K1, _K2 = 0.01, 0.03", "_K1, _K2 = 0.01, 0.01", "similarity"),
         ("metrics/leakage.py", ".any((2, 4))", ".all((2, 4))", "leakage"),
-        ("metrics/leakage.py", "(moved[~known] ** 2)", "(moved[known] ** 2)", "leakage"),
+        ("metrics/leakage.py", "[..., 0] > 0.5] ** 2)", "[..., 0] < 0.5] ** 2)", "leakage"),
         ("metrics/text.py", "cosines.max(1)[candidate", "cosines.mean(1)[candidate", "text_scores"),
         ("pretrained/networks/lpips.py", "if pool.ceil else 0)", "if not pool.ceil else 0)", "lpips"),
     )

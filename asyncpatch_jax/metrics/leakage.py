@@ -120,11 +120,10 @@ def pixels_moved(
     """
     factor = images.shape[1] // away.shape[1]
     moved = _GREYS * np.sqrt(((np.asarray(images, np.float64) - others) ** 2).mean(-1))
-    known, pixels = np.asarray(holes)[..., 0] <= 0.5, away.repeat(factor, 1).repeat(factor, 2)
-    rings = tuple(
-        _ring(d, moved, known & (pixels == d if d < longest else pixels >= d), None) for d in range(1, longest + 1)
-    )
-    return rings, float(np.sqrt((moved[~known] ** 2).mean()))
+    # all that is a cell or more away from the hole is known
+    pixels = away.repeat(factor, 1).repeat(factor, 2)
+    rings = tuple(_ring(d, moved, pixels == d if d < longest else pixels >= d, None) for d in range(1, longest + 1))
+    return rings, float(np.sqrt((moved[np.asarray(holes)[..., 0] > 0.5] ** 2).mean()))
 
 
 def _ring(

@@ -103,7 +103,7 @@ def page(command: str, config: ConfigDict, found: dict[str, list[dict[str, Any]]
         f"Made by `{command}`.",
         "",
         f"Each row is trained on {config.data.name} at {size}x{size} for {train.steps:,} steps of {train.batch} images "
-        f"{seeds} time{'s' * (seeds > 1)}, with the same data, masks and losses, and measured on {count} test images "
+        f"{'once' if seeds == 1 else f'{seeds} times'}, with the same data, masks and losses, and measured on {count} test images "
         "with holes of all these kinds. Distances are in cells, 1 touches the hole. *Latents moved*: between the whole "
         "image and the one with its hole, root mean square over known cells, in standard deviations of the latents. "
         "*Codes kept*: the share of these cells whose code stayed the same. *Pixels moved*: of known pixels, in levels "
