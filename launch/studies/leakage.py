@@ -97,13 +97,14 @@ def page(command: str, config: ConfigDict, found: dict[str, list[dict[str, Any]]
     head += ["PSNR known", "PSNR hole"]
     train, size = config.train, config.data.size
     seeds = len(next(iter(found.values())))
+    times = "once" if seeds == 1 else f"{seeds} times"
     return "\n".join([
         f"# {TITLE}",
         "",
         f"Made by `{command}`.",
         "",
         f"Each row is trained on {config.data.name} at {size}x{size} for {train.steps:,} steps of {train.batch} images "
-        f"{'once' if seeds == 1 else f'{seeds} times'}, with the same data, masks and losses, and measured on {count} test images "
+        f"{times}, with the same data, masks and losses, and measured on {count} test images "
         "with holes of all these kinds. Distances are in cells, 1 touches the hole. *Latents moved*: between the whole "
         "image and the one with its hole, root mean square over known cells, in standard deviations of the latents. "
         "*Codes kept*: the share of these cells whose code stayed the same. *Pixels moved*: of known pixels, in levels "
