@@ -159,7 +159,7 @@ MUTATIONS = [
         ("metrics/influence.py", "np.sqrt(np.maximum(stretches, 0))", "np.maximum(stretches, 0)", "influence"),
         ("metrics/clip.py", "2.5 * positive", "100 * positive", "clip_score"),
         ("metrics/similarity.py", "_K1, _K2 = 0.01, 0.03", "_K1, _K2 = 0.01, 0.01", "similarity"),
-        ("metrics/leakage.py", ".any((2, 4))", ".all((2, 4))", "leakage"),
+        ("metrics/leakage.py", ".max((2, 4)) > 0.5", ".min((2, 4)) > 0.5", "leakage"),
         ("metrics/leakage.py", "[..., 0] > 0.5] ** 2)", "[..., 0] < 0.5] ** 2)", "leakage"),
         ("metrics/text.py", "cosines.max(1)[candidate", "cosines.mean(1)[candidate", "text_scores"),
         ("pretrained/networks/lpips.py", "if pool.ceil else 0)", "if not pool.ceil else 0)", "lpips"),

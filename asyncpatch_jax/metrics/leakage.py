@@ -75,8 +75,8 @@ def away(holes: Float[np.ndarray, "n h w 1"], factor: int) -> Away:
     n, h, w, _ = holes.shape
     if h % factor or w % factor:
         raise ValueError(f"expected holes whose sides are multiples of {factor}, got {h}x{w}")
-    cells = (holes > 0.5).reshape(n, h // factor, factor, w // factor, factor).any((2, 4))
-    if not cells.any((1, 2)).all():
+    cells = holes.reshape(n, h // factor, factor, w // factor, factor).max((2, 4)) > 0.5
+    if not np.any(cells, axis=(1, 2)).all():
         raise ValueError("expected a hole in each image, got none in some")
     return np.stack([ndimage.distance_transform_cdt(~hole, "chessboard") for hole in cells]).astype(np.int64)
 

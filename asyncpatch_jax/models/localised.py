@@ -138,8 +138,10 @@ class LocalisedAutoencoder(nn.Module):
 
     def _field(self, mask: Mask | None, grid: Grid) -> FewTimes:
         """A mask as times: 0 is known, 1 is the hole."""
-        known = mask is None or not self.told
-        index = jnp.zeros((1, *grid, 1), jnp.int8) if known else (mask > 0.5).astype(jnp.int8)
+        if mask is None or not self.told:
+            index = jnp.zeros((1, *grid, 1), jnp.int8)
+        else:
+            index = jnp.asarray(mask > 0.5, jnp.int8)
         return timefield.assembled(jnp.array([[0.0, 1.0]]), index)
 
     def _check_mask(self, mask: Mask | None, batch: int, grid: Grid) -> None:

@@ -112,6 +112,7 @@ def read_text_encoder(
     """
     folder = loading.resolve(folder)
     config = schema.read_json(folder / "config.json")
+    module: Any
     if config.get("model_type") in ("bert", "roberta"):
         module, params = _read_bert(folder, config)
         width, most, known = module.width, module.positions - module.first, module.vocab

@@ -107,7 +107,7 @@ def drop_texts(key: Key[Array, "..."], cond: Condition, rate: float) -> Conditio
         raise ValueError("expected a condition with tokens, got none: there are no texts to drop")
     checks.number("rate", rate, 0, 1)
     keys = keys_lib.fold_in(keys_lib.per_image(key, cond.tokens.shape[0]), _LABELS)
-    keep = jax.vmap(lambda k: ~jax.random.bernoulli(k, rate))(keys)[:, None]
+    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - rate))(keys)[:, None]
     counted = jnp.ones(cond.tokens.shape[:2], bool) if cond.mask is None else cond.mask
     return cond._replace(mask=counted & keep)
 
