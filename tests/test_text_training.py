@@ -12,9 +12,9 @@ from asyncpatch_jax import data
 from asyncpatch_jax.training import losses
 from asyncpatch_jax.types import Condition, Times
 from launch import train
-from launch.shared import build, cli, datasets, pictures, texts
+from launch.shared import autoencoders, build, cli, datasets, pictures, programs, texts, trained
 from launch.shared.generate import denoiser
-from tests import drawn, mains
+from tests import drawn, mains, tiny_autoencoder
 from tests.test_text_encoder import bert
 
 SMALL = {
@@ -175,6 +175,33 @@ def test_commands_take_prompts(run, encoder, tmp_path, monkeypatch, capsys):
     assert (code, "expected --guidance=1 without a --prompt, got 2.0" in err) == (1, True)
     code, _, err = call("sample", f"--workdir={run}", "--prompt=x", "--text_encoder=/none", f"--out={tmp_path / 'b'}")
     assert (code, "say by --text_encoder=FOLDER" in err) == (1, True)
+
+
+def test_latents_may_be_encoded_on_the_way(encoder, pictures_with_texts, tmp_path, monkeypatch):
+    """A batch of pictures and texts becomes what the program of a network in latents takes."""
+    monkeypatch.setattr(autoencoders, "_MEASURED", 8)
+    vae = tiny_autoencoder.folder(tmp_path / "vae")
+    more = {"data.name": "captions", "data.path": str(pictures_with_texts), "data.size": 16}
+    more |= {"data.autoencoder": str(vae), "data.latents": "online", "model.patch": 1}
+    config = configured(encoder, tmp_path / "run", **more)
+    mesh = build.mesh(config)
+    reader, coder = texts.chosen(config, mesh), autoencoders.chosen(config, mesh)
+    source = texts.with_texts(config, autoencoders.training_data(config, coder))
+    seen, coder = autoencoders.measured(config, source, coder, None)
+    network = build.untrained(config, seen)._replace(mesh=mesh, autoencoder=coder, encoder=reader)
+    asked = programs.training(config, network, mesh).args[1]
+    batch = train.seen(network, next(train.stream(config, source, mesh, reader)))
+    assert {name: leaf.shape for name, leaf in batch.items()} == {name: leaf.shape for name, leaf in asked.items()}
+    assert batch["image"].shape[1:] == network.shape != source.shape
+
+
+def test_one_prompt_is_what_photos_are_told(run, encoder):
+    made = build.load_run(run)
+    made = made._replace(encoder=texts.of_run(made.config, made.mesh, str(encoder)))
+    assert trained.label(made.told(["a red dog"]), None) == 0
+    for prompts, name in ((["a red dog", "two cats"], None), (["a red dog"], "3")):
+        with pytest.raises(ValueError, match="expected one --prompt and no --label, got"):
+            trained.label(made.told(prompts), name)
 
 
 def test_names_of_classes_are_texts_and_other_data_have_none(encoder, tmp_path):

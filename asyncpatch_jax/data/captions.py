@@ -18,7 +18,7 @@ from asyncpatch_jax.data import archives
 from asyncpatch_jax.data.archives import Cell, Member, Picture
 from asyncpatch_jax.data.dataset import Dataset, hashed
 from asyncpatch_jax.data.decoding import MAX_PIXELS, check_max_pixels, decoded, reason, shown
-from asyncpatch_jax.data.folders import OnError
+from asyncpatch_jax.data.folders import OnError, listing
 from asyncpatch_jax.data.images import check_settings, read_image
 from asyncpatch_jax.data.tables import COLUMNS, header_of
 from asyncpatch_jax.texts import check_whole, read_text
@@ -114,17 +114,17 @@ def captioned(
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda one: _decoded(one, max_pixels), found))
     entries = tuple(one for one in found if isinstance(one, Captioned))
-    wrong = [one for one in found if isinstance(one, _Wrong)]
+    wrong = [f"{one.name} ({one.problem})" for one in found if isinstance(one, _Wrong)]
     if wrong and (on_error == "raise" or not entries):
         hint = " (on_error='skip' leaves them out, --config.data.on_error=skip in commands)" if entries else ""
         raise ValueError(
             f"expected only readable pictures with a text in {shown(root)}, got {len(wrong)} others of "
-            f"{len(found)}{hint}:\n{_listing(wrong)}"
+            f"{len(found)}{hint}:\n{listing(wrong)}"
         )
     if not entries:
         raise ValueError(f"expected captioned pictures in {shown(root)}, got none")
     if wrong:
-        warnings.warn(f"left out {len(wrong)} of {len(found)}:\n{_listing(wrong)}", stacklevel=2)
+        warnings.warn(f"left out {len(wrong)} of {len(found)}:\n{listing(wrong)}", stacklevel=2)
     base = root if root.is_dir() else root.parent
     names = hashed(json.dumps([_relative(entry.picture, base), *entry.texts]) for entry in entries)
     return Dataset(
@@ -324,8 +324,3 @@ def _relative(picture: Picture, base: Path) -> str:
     if not isinstance(picture, Path):
         return str(picture)
     return os.path.relpath(picture, base).replace(os.sep, "/")
-
-
-def _listing(wrong: Sequence[_Wrong], most: int = 10) -> str:
-    rest = [f"  ... and {len(wrong) - most} more"] if len(wrong) > most else []
-    return "\n".join([*(f"  {one.name} ({one.problem})" for one in wrong[:most]), *rest])

@@ -80,14 +80,14 @@ def scan_folder(
         wanted = "only readable images" if classes else "images"
         raise ValueError(
             f"expected {wanted} in {shown(root)}, got {len(skipped)} others of {len(problems)}{hint}:\n"
-            + _listing(skipped)
+            + listing(skipped)
         )
     if not classes:
         raise ValueError(f"expected images in {shown(root)}, got none")
     if skipped:
         gone = [shown(name) for name, files in good.items() if not files]
         lost = f"; nothing is left of {', '.join(gone)}" if gone and not loose else ""
-        warnings.warn(f"left out {len(skipped)} of {len(problems)}{lost}:\n{_listing(skipped)}", stacklevel=2)
+        warnings.warn(f"left out {len(skipped)} of {len(problems)}{lost}:\n{listing(skipped)}", stacklevel=2)
     return Folder(
         files=tuple(file for members in classes.values() for file in members),
         labels=tuple(label for label, members in enumerate(classes.values()) for _ in members),
@@ -159,6 +159,7 @@ def _problem(entry: _Entry, channels: int, max_pixels: int) -> str | None:
     return None
 
 
-def _listing(lines: Sequence[str], most: int = 10) -> str:
+def listing(lines: Sequence[str], most: int = 10) -> str:
+    """Lines of a message, the first few of them, and how many more there are."""
     rest = [f"  ... and {len(lines) - most} more"] if len(lines) > most else []
     return "\n".join([*(f"  {line}" for line in lines[:most]), *rest])

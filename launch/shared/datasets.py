@@ -9,8 +9,8 @@ from asyncpatch_jax.data.dataset import Dataset
 from asyncpatch_jax.data.decoding import MAX_PIXELS
 
 _GREY = ("digits", "mnist_digits", "fashion_mnist", "idx")
-HELD_OUT = (*_GREY, "photos")  # data sets with a part that no run is trained on
-DATA = (*HELD_OUT, "scenes", "folder", "tfds", "captions")
+HELD_OUT = (*_GREY, "scenes", "photos")  # data sets with a part that no run is trained on
+DATA = (*HELD_OUT, "folder", "tfds", "captions")
 
 
 def dataset(config: ConfigDict, split: str | None = None) -> Dataset:
