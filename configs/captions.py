@@ -2,7 +2,7 @@
 
     python -m launch.train --config=configs/captions.py --config.data.path=DIRECTORY --config.text.encoder=FOLDER
     python -m launch.sample --workdir=runs/captions --prompt="a red square" --guidance=4
-    python -m launch.inpaint photo.png mask.png --workdir=runs/captions --prompt="a red square" --out=made
+    python -m launch.inpaint --workdir=runs/captions --image=a.png --mask=m.png --prompt="a red square" --out=b.png
 
 docs/data.md says what captioned pictures may look like; the encoder is a folder of CLIP's, T5's or BERT's (MiniLM),
 with its tokenizer in it or beside it, and does not learn. Made for a GPU.
